@@ -1,0 +1,299 @@
+"""The configuration of a run: one YAML a scenario, every field described here.
+
+Importable without torch, Ray or vLLM, so that a config can be checked anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stepwiser.config.prompts import PromptConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors: a misspelled key must never be ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Where problems with a known final answer come from."""
+
+    source: str = Field(
+        "embedded",
+        description="`embedded`, a .jsonl/.json/.parquet file, or a dataset name on the Hub.",
+    )
+    subset: str | None = Field(None, description="Configuration name of a Hub dataset.")
+    split: str = Field("train", description="Split of a Hub dataset.")
+    problem_column: str = Field("problem", description="Column that holds the problem text.")
+    answer_column: str = Field("answer", description="Column that holds the reference answer.")
+    answer_delimiter: str | None = Field(
+        None, description="Keep only what follows the last such string (GSM8K: `####`)."
+    )
+    limit: Positive = Field(1000, description="How many problems to take, after shuffling.")
+    offset: int = Field(0, ge=0, description="Problems to skip after shuffling.")
+    seed: int = Field(0, description="Seed of the shuffle, or of the embedded generator.")
+
+
+class EngineConfig(Section):
+    """vLLM engines that generate: how many, how big, with what."""
+
+    count: Positive = Field(1, description="Engines of a pool.")
+    cpus: float = Field(1.0, gt=0, description="Ray CPUs of one engine.")
+    gpus: float = Field(0.0, ge=0, description="Ray GPUs of one engine; below 1 they share one.")
+    dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="Weights' type.")
+    max_model_len: Positive = Field(4096, description="Tokens of prompt and response together.")
+    max_num_seqs: Positive = Field(256, description="Sequences decoded at once.")
+    kv_cache_mb: Positive | None = Field(
+        None, description="KV cache in MiB; needed on CPU, where vLLM else takes most of the RAM."
+    )
+    gpu_memory_utilization: Fraction | None = Field(
+        None, description="Share of the GPU's memory for one engine."
+    )
+    tensor_parallel_size: Positive = Field(1, description="GPUs that hold one engine.")
+    enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
+    multiprocess: bool = Field(
+        True, description="Run the engine core in its own process (in-process on a laptop)."
+    )
+    start_timeout_s: Positive = Field(900, description="Give up on an engine after so long.")
+
+
+class LearnerConfig(Section):
+    """Ray Train workers with DeepSpeed."""
+
+    workers: Positive = Field(1, description="Ray Train workers, one rank each.")
+    cpus: Positive = Field(1, description="Ray CPUs, and threads, of one worker.")
+    gpus: float = Field(0.0, ge=0, description="Ray GPUs of one worker; below 1 it shares one.")
+    zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Forward type.")
+    max_tokens_per_microbatch: Positive = Field(16384, description="Token budget of one forward.")
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    max_failures: int = Field(2, ge=-1, description="Worker-group restarts before giving up.")
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning (METHOD: lr 1e-5, packed to 8192, batch 32)."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    batch_size: Positive = Field(32, description="Examples of one optimizer step, all ranks.")
+    steps: Positive | None = Field(None, description="Optimizer steps; else `epochs`.")
+    epochs: Positive = Field(1)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class SegmentConfig(Section):
+    """Chunks-of-thought: self-segmentation and the SFT that teaches it (paper section 3.1)."""
+
+    problems: Positive = Field(20000, description="Prompts asked.")
+    responses: Positive = Field(16, description="Base responses of one prompt.")
+    keep_per_problem: Positive = Field(4, description="Right responses kept of one prompt.")
+    segmenter: Literal["rule", "engine", "openai"] = Field(
+        "engine", description="Rule-based teacher, prompted vLLM engine, or OpenAI-compatible URL."
+    )
+    segmenter_model: str | None = Field(
+        None, description="Model directory or name of the segmenter; the policy itself if unset."
+    )
+    segmenter_url: str | None = Field(None, description="Base URL for `openai`.")
+    attempts: Positive = Field(8, description="Segmentations of one response; exact ones count.")
+    evaluation_problems: Positive = Field(200, description="Problems of the before/after table.")
+    max_tokens: Positive = Field(8192)
+    sft: SFTConfig = SFTConfig()
+
+
+class AnnotateConfig(Section):
+    """Monte-Carlo values of every chunk (paper section 3.2)."""
+
+    responses: Positive = Field(16, description="Responses per problem for the difficulty filter.")
+    trajectories_per_problem: Positive = Field(
+        16, description="Responses of a kept problem whose chunks are valued."
+    )
+    rollouts: Positive = Field(16, description="M: completions of every chunk prefix.")
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: Positive = Field(8192)
+    max_chunks: Positive = Field(64, description="Longer responses are dropped and counted.")
+    stop_below: Fraction = Field(
+        0.0, description="Chunks after one valued below this are not annotated; 0 annotates all."
+    )
+    engines: Positive | None = Field(
+        None, description="Engines of this stage, which has all GPUs to itself; else engine.count."
+    )
+    problems_per_unit: Positive = Field(8, description="Problems of one unit of work.")
+    concurrent_units: Positive = Field(4, description="Units in flight for each engine.")
+
+
+class LabelConfig(Section):
+    """From values to balanced judge prompts (paper sections 3.2 and 3.3)."""
+
+    rule: Literal["abs_q", "rel_effective", "rel_ratio"] = "rel_effective"
+    alpha: float = Field(0.8, gt=0, description="Weight of the value's change (Rel-Effective).")
+    gamma: float = Field(0.7, gt=0, description="Threshold of the value's ratio (Rel-Ratio).")
+    best_of: Positive = Field(4, description="n of the best-of-n policy (Rel-Effective).")
+    minimum_previous_value: Fraction = Field(
+        0.0, description="Skip chunks that follow a prefix valued below this."
+    )
+    max_prompt_tokens: Positive = Field(3096, description="Longer judge prompts are dropped.")
+    balance: bool = Field(True, description="Downsample the majority class to one half.")
+    heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")
+
+
+class TrainConfig(Section):
+    """GRPO of the generative judge (paper section 3.3)."""
+
+    steps: Positive = 800
+    prompts_per_step: Positive = 1024
+    minibatch_prompts: Positive = 256
+    group_size: Positive = 4
+    max_response_tokens: Positive = 3096
+    temperature: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.28, gt=0, description="Clip-higher keeps exploration alive.")
+    normalize_advantages: bool = Field(True, description="Divide by the group's deviation.")
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+    importance_cap: float | None = Field(2.0, description="Truncated engine/learner correction.")
+    kl_coefficient: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint_every: Positive = 50
+    evaluate_every: Positive | None = Field(None, description="Held-out labels, in steps.")
+    publish_timeout_s: Positive = 600
+    logprob_tolerance: float = Field(
+        0.05, gt=0, description="Largest mean engine/learner log-prob gap before training stops."
+    )
+
+
+class DiscriminativeConfig(Section):
+    """The discriminative baseline: multi-turn `+` / `-` after every chunk."""
+
+    enabled: bool = True
+    sft: SFTConfig = SFTConfig()
+
+
+class EvaluateConfig(Section):
+    """ProcessBench and calibration (paper section 4)."""
+
+    source: str = Field("embedded", description="`embedded`, or a ProcessBench-format JSON file.")
+    name: str = Field("embedded", description="What tables call this set.")
+    wrong: Positive = Field(200, description="Wrong solutions wanted of the embedded set.")
+    right: Positive = Field(200, description="Right solutions wanted of the embedded set.")
+    limit: Positive | None = Field(None, description="Items of a file that are used.")
+    votes: Positive = Field(8, description="Judgments of a step: Maj@votes and their mean.")
+    temperature: float = Field(1.0, ge=0)
+    calibration_trajectories: int = Field(
+        100, ge=0, description="Held-out annotated trajectories for calibration against values."
+    )
+    bins: Positive = 10
+    forced_prefix: str = Field(
+        "",
+        description="Also score the start made to begin so: what a style alone is worth.",
+    )
+
+
+class SolveConfig(Section):
+    """Chunk-reset search beside plain sampling and majority vote (paper section 5.1)."""
+
+    problems: Positive = 500
+    max_attempts: Positive = 5
+    max_chunks: Positive = 64
+    max_tokens: Positive = 8192
+    temperature: float = Field(1.0, ge=0)
+    judge_temperature: float = Field(1.0, ge=0)
+    plain_samples: Positive = Field(8, description="Samples of a problem for pass@1 and votes.")
+    concurrent_problems: Positive = 128
+
+
+class SelectConfig(Section):
+    """Choosing training data by mean chunk score (paper section 5.2)."""
+
+    problems: Positive = 1000
+    responses: Positive = 8
+    votes: Positive = Field(1, description="Judgments of a chunk whose mean is its score.")
+    judge_temperature: float = Field(1.0, ge=0)
+
+
+class FinetuneConfig(Section):
+    """SFT of the policy on each pick, and greedy or sampled evaluation."""
+
+    sft: SFTConfig = SFTConfig()
+    evaluation_problems: Positive = 500
+    evaluation_samples: Positive = Field(4, description="Samples of a problem.")
+    evaluation_temperature: float = Field(1.0, ge=0)
+
+
+class ServeConfig(Section):
+    """The judge over HTTP."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    replicas: Positive = 1
+    votes: Positive = 1
+    max_ongoing_requests: Positive = 64
+
+
+class ClusterConfig(Section):
+    """What the run expects of Ray."""
+
+    address: str | None = Field(None, description="`auto` joins a running cluster; else local.")
+    cpus: float | None = Field(None, description="Logical CPUs of a local Ray; else the machine's.")
+    expected_gpus: int = Field(0, ge=0, description="GPUs that `--plan` holds the plan against.")
+    wait_for_nodes_s: int = Field(
+        0, ge=0, description="How long the autoscaler may take to bring what the plan needs."
+    )
+    object_store_mb: Positive = Field(512, description="Object store of a local Ray.")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = "embedded"
+    seed: int = 0
+    run_dir: str = Field(
+        "runs/embedded", description="Folder of the run; on a cluster one that every node sees."
+    )
+    policy_model: str = Field(
+        "embedded", description="Hugging Face directory or name; `embedded` is the packaged one."
+    )
+    judge_model: str | None = Field(
+        None, description="Where the judge starts; the chunk-tuned policy if unset (as the paper)."
+    )
+    answer_checker: Literal["exact", "math_verify"] = "math_verify"
+    check_timeout_s: float = Field(5.0, gt=0, description="Longest check of one answer.")
+    judge_max_tokens: Positive = Field(3096, description="Longest analysis and verdict.")
+    prompts: PromptConfig = PromptConfig()
+    data: DataConfig = DataConfig()
+    evaluation_data: DataConfig = DataConfig(seed=1_000_003)
+    cluster: ClusterConfig = ClusterConfig()
+    engine: EngineConfig = EngineConfig()
+    learner: LearnerConfig = LearnerConfig()
+    segment: SegmentConfig = SegmentConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
+    label: LabelConfig = LabelConfig()
+    train: TrainConfig = TrainConfig()
+    discriminative: DiscriminativeConfig = DiscriminativeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    solve: SolveConfig = SolveConfig()
+    select: SelectConfig = SelectConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> RunConfig:
+        if self.train.minibatch_prompts > self.train.prompts_per_step:
+            raise ValueError(
+                f"train.minibatch_prompts={self.train.minibatch_prompts} is above "
+                f"train.prompts_per_step={self.train.prompts_per_step}: lower the former"
+            )
+        return self
+
+
+OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_dir"})
+"""Where and how fast a run happens, not what it computes: may change between two starts."""

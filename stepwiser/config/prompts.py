@@ -1,0 +1,102 @@
+"""The prompts of the method, as configuration.
+
+The defaults are for instruction-tuned LLMs. Each template is the content of one user message; the
+model's own chat template does the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+PLAIN = """Solve the problem below. Work through it step by step and put the final answer in \
+\\boxed{{}}.
+
+{problem}"""
+
+POLICY = """Solve the problem below. Reason step by step and write every coherent piece of \
+reasoning inside its own <chunk> and </chunk> tags: one purpose a chunk, and a new chunk whenever \
+the focus changes. Put the final answer in \\boxed{{}}.
+
+{problem}"""
+
+SEGMENT = """Below is a solution. Mark its reasoning units by inserting <chunk> before and \
+</chunk> after each of them.
+
+A unit has a single purpose (setting something up, one calculation, one case, one check). It is \
+not interrupted: where the focus moves to something new, a new unit begins. Going from solving to \
+verifying, or into a side remark, also begins a new unit.
+
+Copy the solution character for character, mistakes and blank lines included. Insert nothing but \
+the tags, leave no text outside them, and say nothing else.
+
+{response}"""
+
+JUDGE = """You check one step of a solution at a time.
+
+### Problem
+{problem}
+
+### Reasoning so far
+{history}
+
+### New step
+{chunk}
+
+Decide whether the new step is a sound move towards the right answer. First say what the step is \
+trying to do. Then check its logic, its method and every calculation against the problem and the \
+reasoning so far. End with \\boxed{{Positive}} if the step holds, or \\boxed{{Negative}} if it \
+does not."""
+
+DISCRIMINATIVE_FIRST = """{problem}
+
+{chunk}"""
+
+_FIELDS = {
+    "plain": {"problem"},
+    "policy": {"problem"},
+    "segment": {"response"},
+    "judge": {"problem", "history", "chunk"},
+    "discriminative_first": {"problem", "chunk"},
+    "discriminative_next": {"chunk"},
+}
+
+
+class PromptConfig(BaseModel):
+    """Templates in `str.format` notation; a literal brace is doubled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    steps: Literal["chunks", "paragraphs"] = Field(
+        "chunks",
+        description="What a step is: self-segmented chunks, or paragraphs (the usual baseline,"
+        " which needs no segment stage).",
+    )
+    plain: str = Field(PLAIN, description="Asks the base policy for a solution.")
+    policy: str = Field(POLICY, description="Asks the chunk-tuned policy for a solution.")
+    segment: str = Field(SEGMENT, description="Asks the segmenter to insert chunk tags.")
+    judge: str = Field(JUDGE, description="Asks the judge about one chunk.")
+    discriminative_first: str = Field(
+        DISCRIMINATIVE_FIRST, description="First user turn of the discriminative judge."
+    )
+    discriminative_next: str = Field("{chunk}", description="Every further user turn.")
+    empty_history: str = Field("(none)", description="Stands for the history of the first chunk.")
+    history_separator: str = Field("\n\n", description="Between the chunks of the history.")
+
+    @field_validator(*_FIELDS)
+    @classmethod
+    def _has_its_fields(cls, template: str, info: object) -> str:
+        name = info.field_name  # type: ignore[attr-defined]
+        values = dict.fromkeys(_FIELDS[name], "x")
+        try:
+            template.format(**values)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"template is not valid: {error!r}; it may use {sorted(values)} in single braces,"
+                " and every other brace is doubled"
+            ) from error
+        missing = [field for field in values if "{" + field + "}" not in template]
+        if missing:
+            raise ValueError(f"template lacks {missing}; write each as {{name}}")
+        return template

@@ -1,0 +1,83 @@
+"""What a stage needs of the cluster, computed before anything is placed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stepwiser.config import RunConfig
+
+STAGES_WITH_ENGINES = ("segment", "annotate", "train", "evaluate", "solve", "select", "finetune")
+STAGES_WITH_LEARNERS = ("segment", "train", "finetune")
+
+
+@dataclass(frozen=True)
+class Need:
+    """`count` equal bundles for one role; `share` says whom it takes turns with, if anyone."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+
+    @property
+    def total(self) -> dict[str, float]:
+        return {"CPU": self.count * self.cpus, "GPU": self.count * self.gpus}
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """Everything a stage holds at the same time."""
+
+    stage: str
+    needs: tuple[Need, ...]
+
+    @property
+    def total(self) -> dict[str, float]:
+        sums = {"CPU": 0.0, "GPU": 0.0}
+        for need in self.needs:
+            for name, amount in need.total.items():
+                sums[name] += amount
+        return sums
+
+    def shortfalls(self, available: Mapping[str, float]) -> list[str]:
+        """What is missing, in words; empty where the plan fits."""
+        words = []
+        for name, needed in self.total.items():
+            there = available.get(name, 0.0)
+            if needed > there + 1e-9:
+                parts = ", ".join(
+                    f"{n.count} {n.role} x {n.total[name] / n.count:g}"
+                    for n in self.needs
+                    if n.total[name]
+                )
+                words.append(
+                    f"{self.stage} needs {needed:g} {name} ({parts}) but only {there:g} are there:"
+                    f" {needed - there:g} short"
+                )
+        return words
+
+
+def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
+    """Engines and learners of one stage.
+
+    Segment and finetune use engines and learners one after the other, but the engines stay up, so
+    both are counted. Solve holds a policy and a judge pool of half the engines each.
+    """
+    needs: list[Need] = []
+    engine, learner = config.engine, config.learner
+    if stage in STAGES_WITH_ENGINES:
+        count = max(2, engine.count) if stage == "solve" else engine.count
+        if stage == "annotate":
+            count = config.annotate.engines or engine.count
+        needs.append(Need("engine", count, engine.cpus, engine.gpus))
+    if stage in STAGES_WITH_LEARNERS:
+        needs.append(Need("learner", learner.workers, learner.cpus, learner.gpus))
+    if stage == "serve":
+        needs.append(Need("replica", config.serve.replicas, engine.cpus, engine.gpus))
+    return ResourcePlan(stage, tuple(needs))
+
+
+def plan_run(config: RunConfig, stages: Sequence[str]) -> list[ResourcePlan]:
+    """One plan a stage."""
+    return [plan_stage(config, stage) for stage in stages]

@@ -1,0 +1,134 @@
+"""Problems, final answers, and checking them without blocking or hanging.
+
+Math-Verify guards itself with signals, which only work on a main thread; and a hostile expression
+can keep SymPy busy for minutes. So checks run in worker processes, where each has a main thread to
+itself, under a deadline that ends the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
+from typing import Literal, Protocol
+
+
+def boxed_answer(response: str) -> str | None:
+    """Content of the last complete `\\boxed{...}`, braces inside it balanced; None without one."""
+    for match in reversed(list(re.finditer(r"\\boxed\s*\{", response))):
+        depth = 1
+        for i in range(match.end(), len(response)):
+            depth += {"{": 1, "}": -1}.get(response[i], 0)
+            if depth == 0:
+                return response[match.end() : i].strip()
+    return None
+
+
+class AnswerChecker(Protocol):
+    """Says whether a response's final answer is the reference; None where it cannot tell."""
+
+    def check(self, answer: str | None, reference: str) -> bool | None: ...
+
+    def close(self) -> None: ...
+
+
+class ExactChecker:
+    """String equality after trimming: enough where answers are plain integers."""
+
+    def check(self, answer: str | None, reference: str) -> bool | None:
+        return answer is not None and answer.strip() == reference.strip()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MathVerifyChecker:
+    """Math-Verify in one worker process, each check bounded in time.
+
+    The same (answer, reference) pair is checked once: rollouts of one problem mostly agree.
+    """
+
+    def __init__(self, timeout_s: float = 5.0) -> None:
+        self.timeout_s = timeout_s
+        self._pool: ProcessPoolExecutor | None = None
+        self._known: dict[tuple[str, str], bool | None] = {}
+        self._one_at_a_time = threading.Lock()  # a queued check must not eat another's deadline
+
+    def check(self, answer: str | None, reference: str) -> bool | None:
+        """True, False, or None where the answer could not be parsed or checked in time."""
+        if answer is None:
+            return False
+        if answer == reference:
+            return True
+        key = (answer, reference)
+        if key not in self._known:
+            self._known[key] = self._ask(answer, reference)
+        return self._known[key]
+
+    def verifies(self, reference: str) -> bool:
+        """Whether a reference answer can be checked at all: it must equal itself."""
+        return self._ask(reference, reference) is True
+
+    def _ask(self, answer: str, reference: str) -> bool | None:
+        with self._one_at_a_time:
+            return self._ask_worker(answer, reference)
+
+    def _ask_worker(self, answer: str, reference: str) -> bool | None:
+        if self._pool is None:
+            # Spawned, not forked: the caller may hold threads and a Ray worker's sockets.
+            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            self._pool.submit(_verify, "1", "1", 30).result(60)  # import cost is not a check's
+        try:
+            return self._pool.submit(_verify, answer, reference, self.timeout_s).result(
+                self.timeout_s + 5
+            )
+        except (FutureTimeout, BrokenProcessPool):
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """End the worker, also one that hangs."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            with contextlib.suppress(OSError):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _verify(answer: str, reference: str, timeout_s: float) -> bool | None:
+    from math_verify import parse, verify
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    seconds = max(1, round(timeout_s))
+    gold = parse(f"\\boxed{{{reference}}}", parsing_timeout=seconds)
+    given = parse(f"\\boxed{{{answer}}}", parsing_timeout=seconds)
+    if not gold:
+        return None
+    if not given:
+        return False
+    return bool(verify(gold, given, timeout_seconds=seconds))
+
+
+def make_checker(
+    kind: Literal["exact", "math_verify"], timeout_s: float
+) -> ExactChecker | MathVerifyChecker:
+    """The checker a config asks for."""
+    return ExactChecker() if kind == "exact" else MathVerifyChecker(timeout_s)
+
+
+def unverifiable(checker: ExactChecker | MathVerifyChecker, references: Sequence[str]) -> list[int]:
+    """Indices of reference answers that no response could ever be checked against."""
+    if isinstance(checker, ExactChecker):
+        return [i for i, reference in enumerate(references) if not reference.strip()]
+    return [
+        i
+        for i, reference in enumerate(references)
+        if not reference.strip() or not checker.verifies(reference)
+    ]

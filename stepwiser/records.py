@@ -1,0 +1,228 @@
+"""What the stages hand each other: one frozen dataclass and one Arrow schema each.
+
+A list of rows becomes an Arrow table with `to_table` and comes back with `from_table`; the schema
+is written down here and not inferred, so that an empty unit has the same columns as a full one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def content_id(*parts: object) -> str:
+    """Name a thing by what it is: 16 hexadecimal digits of the hash of its parts."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode())
+    return digest.hexdigest()[:16]
+
+
+class Row:
+    """A record that goes to Parquet; `types` gives the Arrow type of each field by name."""
+
+    types: ClassVar[dict[str, str]]
+
+    @classmethod
+    def schema(cls) -> pa.Schema:
+        """Arrow schema, fields in declaration order."""
+        import pyarrow as pa
+
+        kinds = {
+            "string": pa.string(),
+            "int": pa.int64(),
+            "float": pa.float64(),
+            "bool": pa.bool_(),
+            "ints": pa.list_(pa.int32()),
+            "counts": pa.list_(pa.int64()),
+            "floats": pa.list_(pa.float64()),
+            "strings": pa.list_(pa.string()),
+            "bools": pa.list_(pa.bool_()),
+        }
+        return pa.schema([(name, kinds[kind]) for name, kind in cls.types.items()])
+
+    @classmethod
+    def to_table(cls, rows: Iterable[Self]) -> pa.Table:
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([asdict(row) for row in rows], schema=cls.schema())  # type: ignore[call-overload]
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> list[Self]:
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        return [cls(**row) for row in table.select(names).to_pylist()]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem with its reference answer."""
+
+    problem_id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Trajectory(Row):
+    """One response of the policy in chunks (paper section 3.1)."""
+
+    types: ClassVar[dict[str, str]] = {
+        "trajectory_id": "string",
+        "problem_id": "string",
+        "question": "string",
+        "answer": "string",
+        "response_ids": "ints",
+        "chunks": "strings",
+        "chunk_ends": "ints",
+        "final_answer": "string",
+        "correct": "bool",
+        "problem_successes": "int",
+        "problem_trials": "int",
+    }
+
+    trajectory_id: str
+    problem_id: str
+    question: str
+    answer: str
+    response_ids: list[int]
+    """Sampled ids; prefixes are cut from these, never rendered again from text."""
+    chunks: list[str]
+    """Texts without tags; what follows the last tag belongs to the last chunk."""
+    chunk_ends: list[int]
+    """For each chunk, how many leading response ids contain it and its closing tag."""
+    final_answer: str | None
+    correct: bool
+    problem_successes: int
+    """Right responses of the same problem, out of `problem_trials`: Q before the first chunk."""
+    problem_trials: int
+
+
+@dataclass(frozen=True)
+class ChunkValue(Row):
+    """Monte-Carlo value of the prefix that ends in one chunk (paper section 3.2)."""
+
+    types: ClassVar[dict[str, str]] = {
+        "trajectory_id": "string",
+        "problem_id": "string",
+        "chunk_index": "int",
+        "successes": "int",
+        "trials": "int",
+        "truncated": "int",
+        "unverifiable": "int",
+        "generated_tokens": "int",
+        "is_outcome": "bool",
+    }
+
+    trajectory_id: str
+    problem_id: str
+    chunk_index: int
+    successes: int
+    trials: int
+    truncated: int
+    """Rollouts cut at the token limit; counted as failures, and here."""
+    unverifiable: int
+    """Rollouts whose answer could not be checked in time; counted as failures, and here."""
+    generated_tokens: int
+    is_outcome: bool
+    """The prefix already holds the final answer: its value is the outcome, no rollouts."""
+
+    @property
+    def mean(self) -> float:
+        return self.successes / self.trials
+
+
+@dataclass(frozen=True)
+class JudgePrompt(Row):
+    """One labelled chunk, ready for training (paper section 3.3)."""
+
+    types: ClassVar[dict[str, str]] = {
+        "prompt_id": "string",
+        "trajectory_id": "string",
+        "problem_id": "string",
+        "question": "string",
+        "history": "strings",
+        "chunk": "string",
+        "chunk_index": "int",
+        "label": "bool",
+        "rule": "string",
+        "value": "float",
+        "previous_value": "float",
+        "trials": "int",
+        "split": "string",
+    }
+
+    prompt_id: str
+    trajectory_id: str
+    problem_id: str
+    question: str
+    history: list[str]
+    chunk: str
+    chunk_index: int
+    label: bool
+    rule: str
+    value: float
+    previous_value: float
+    trials: int
+    split: str
+    """`train`, `heldout`, or `spare` (dropped by balancing, kept for the record)."""
+
+
+@dataclass(frozen=True)
+class StepItem(Row):
+    """A solution in ProcessBench's own format."""
+
+    types: ClassVar[dict[str, str]] = {
+        "id": "string",
+        "problem": "string",
+        "steps": "strings",
+        "label": "int",
+        "final_answer_correct": "bool",
+        "generator": "string",
+    }
+
+    id: str
+    problem: str
+    steps: list[str]
+    label: int
+    """Index of the first wrong step, -1 where every step is right."""
+    final_answer_correct: bool
+    generator: str
+
+
+@dataclass(frozen=True)
+class Judgement(Row):
+    """What a judge said of one step of one item, all votes."""
+
+    types: ClassVar[dict[str, str]] = {
+        "item_id": "string",
+        "judge": "string",
+        "step_index": "int",
+        "votes": "ints",
+        "verdict": "bool",
+        "score": "float",
+        "analysis": "string",
+        "tokens": "int",
+        "truncated": "int",
+    }
+
+    item_id: str
+    judge: str
+    step_index: int
+    votes: list[int]
+    """1 Positive, 0 Negative, -1 no verdict."""
+    verdict: bool | None
+    score: float | None
+    analysis: str
+    tokens: int
+    truncated: int
+
+
+def group_by(rows: Sequence[Any], key: str) -> dict[Any, list[Any]]:
+    """Rows by the value of one attribute, in order of first appearance."""
+    groups: dict[Any, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(getattr(row, key), []).append(row)
+    return groups

@@ -1,0 +1,91 @@
+"""From a run directory to `reports/report.html`."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section, mapping
+from stepwiser.report.charts import swatch
+from stepwiser.report.curves import training
+from stepwiser.report.judges import calibration, processbench
+from stepwiser.report.reading import RunData
+from stepwiser.report.solutions import examples
+from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
+from stepwiser.report.uses import headline, selecting, solving
+from stepwiser.store import RunStore, writing
+
+SECTIONS = (
+    segmentation,
+    annotation,
+    labels,
+    training,
+    processbench,
+    calibration,
+    solving,
+    selecting,
+    examples,
+    base_model,
+    cost,
+)
+
+
+def build_report(store: RunStore) -> Path:
+    """Write the page of a run, from whatever stages have run so far; returns its path.
+
+    The page is one file that loads nothing from anywhere. Same run, same page.
+
+    Raises UserError when the page cannot be written.
+    """
+    data = RunData(store)
+    sections: list[Section] = [made for make in SECTIONS if (made := make(data)) is not None]
+    package = resources.files("stepwiser.report")
+    template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
+    environment = data.environment
+    page = template.render(
+        name=str(data.config.get("name") or store.root.name),
+        facts=_facts(data.config, environment),
+        versions=[(str(k), str(v)) for k, v in mapping(environment, "packages").items()],
+        config=yaml.safe_dump(data.config, sort_keys=False) if data.config else "",
+        headline=headline(data),
+        sections=sections,
+        notices=data.notices,
+        style=Markup((package / "style.css").read_text("utf-8")),
+    )
+    path = store.root / "reports" / "report.html"
+    with writing(path) as temporary:
+        # Text of a model may hold half a surrogate pair, which UTF-8 has no bytes for.
+        temporary.write_text(page, "utf-8", errors="replace")
+    return path
+
+
+def _facts(config: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """The line below the title."""
+    shown = (
+        ("started", str(environment.get("started") or ABSENT).replace("T", " ")),
+        ("seed", config.get("seed")),
+        ("policy", config.get("policy_model")),
+        ("judge starts from", config.get("judge_model") or "the chunk-tuned policy"),
+        ("problems", mapping(config, "data").get("source")),
+        ("Python", environment.get("python")),
+        ("machine", environment.get("platform")),
+        ("CPUs", environment.get("cpus")),
+    )
+    return [(name, str(value)) for name, value in shown if value is not None]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals |= {"swatch": swatch, "ABSENT": ABSENT}
+    environment.tests |= {
+        "bar": lambda cell: isinstance(cell, Bar),
+        "estimate": lambda cell: isinstance(cell, Estimate),
+    }
+    return environment

