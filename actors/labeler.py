@@ -1,0 +1,95 @@
+"""MonteCarloLabeler: a unit of problems in, its trajectories and values on disk.
+
+The engines are not its own: it holds a client of the long-lived pool. It writes a unit itself, and
+whole: both tables first, then the summary whose presence says that the unit is done. So rows never
+pass through the driver, and a death at any moment leaves a unit either finished or to be done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+
+from actors.pool import PoolClient
+from stepwiser.annotation import Annotator, ProblemAnnotation
+from stepwiser.config import PromptConfig
+from stepwiser.config.models import AnnotateConfig
+from stepwiser.errors import UserError
+from stepwiser.problems import make_checker
+from stepwiser.prompts import PromptFormat
+from stepwiser.records import ChunkValue, Problem, Trajectory
+from stepwiser.store import RunStore
+
+ATTEMPTS = 3
+"""Tries of one problem before it is rejected with its reason."""
+
+
+@dataclass(frozen=True)
+class LabelerOptions:
+    """What every labeler of a run needs."""
+
+    model_dir: str
+    prompts: PromptConfig
+    annotate: AnnotateConfig
+    checker: Literal["exact", "math_verify"]
+    check_timeout_s: float
+    seed: int
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=256)
+class MonteCarloLabeler:
+    """Annotates units; several are under way at once, since it waits more than it works."""
+
+    def __init__(self, options: LabelerOptions, pool: PoolClient, root: str) -> None:
+        self._store = RunStore(root)
+        self._annotator = Annotator(
+            generator=pool,
+            prompts=PromptFormat.from_model_dir(options.model_dir, options.prompts),
+            checker=make_checker(options.checker, options.check_timeout_s),
+            config=options.annotate,
+            seed=options.seed,
+        )
+
+    async def annotate(self, unit: str, problems: Sequence[Problem]) -> dict[str, int]:
+        """Annotate and write one unit; returns its counts.
+
+        A problem that keeps failing is listed with its reason in the unit's summary; it is neither
+        scored nor does it hold up the others. A unit that cannot be written raises UserError.
+        """
+        started = time.time()
+        outcomes = await asyncio.gather(*(self._problem(problem) for problem in problems))
+        counts: Counter[str] = Counter()
+        rejects = []
+        trajectories: list[Trajectory] = []
+        values: list[ChunkValue] = []
+        for problem, outcome in zip(problems, outcomes, strict=True):
+            if isinstance(outcome, ProblemAnnotation):
+                counts += outcome.counts
+                trajectories += outcome.trajectories
+                values += outcome.values
+            else:
+                counts["rejected"] += 1
+                rejects.append({"problem_id": problem.problem_id, "reason": str(outcome)})
+        self._store.write_table("trajectories", unit, Trajectory.to_table(trajectories))
+        self._store.write_table("values", unit, ChunkValue.to_table(values))
+        summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}
+        self._store.write_json(f"units/{unit}.json", summary)
+        return dict(counts)
+
+    async def _problem(self, problem: Problem) -> ProblemAnnotation | Exception:
+        """The annotation, or what kept failing."""
+        failure: Exception = RuntimeError("never tried")
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._annotator.annotate(problem)
+            except Exception as error:  # recorded with its reason, never scored
+                failure = error
+                if isinstance(error, UserError):
+                    break  # bad input stays bad
+        return failure

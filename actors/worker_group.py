@@ -1,0 +1,246 @@
+"""The one shape of a Ray Train run here: options, start, progress, and errors a person can read."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.deepspeed_worker import EngineConfig
+from stepwiser.errors import UserError
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Where training runs and how it survives failures."""
+
+    name: str
+    storage_path: str
+    """Shared by all nodes. A second run with the same name and path continues the first."""
+    num_workers: int = 1
+    gpus_per_worker: float = 0.0
+    """Below 1 the worker shares its GPU with engines; 0 trains on the CPU."""
+    cpus_per_worker: float = 1.0
+    zero_stage: Literal[2, 3] = 2
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    max_tokens_per_microbatch: int = 16384
+    """Padded tokens of one forward pass; no sequence may be longer."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint before the run is given up."""
+    collective_timeout_s: int = 1800
+    """A rank that waits longer than this for the others fails, and with it the worker group."""
+
+    @property
+    def use_gpu(self) -> bool:
+        return self.gpus_per_worker > 0
+
+    @property
+    def threads(self) -> int:
+        """Of one worker: as many as it has whole CPUs."""
+        return max(1, int(self.cpus_per_worker))
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise UserError(f"num_workers is {self.num_workers}; at least 1 is needed")
+        if self.zero_stage not in (2, 3):
+            raise UserError(f"zero_stage is {self.zero_stage}; 2 or 3 is supported")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision is {self.precision!r}; choose float32 or bfloat16")
+
+
+def engine_config(
+    group: WorkerGroup, model_dir: str, gradient_clipping: float, weight_decay: float
+) -> EngineConfig:
+    """What one rank of this group needs to know to load a model."""
+    return EngineConfig(
+        model_dir=model_dir,
+        zero_stage=group.zero_stage,
+        precision=group.precision,
+        gradient_checkpointing=group.gradient_checkpointing,
+        gradient_clipping=gradient_clipping,
+        weight_decay=weight_decay,
+        use_gpu=group.use_gpu,
+        threads=group.threads,
+    )
+
+
+class TrainingError(RuntimeError):
+    """A worker failed more often than allowed; the message carries its own error."""
+
+
+def run_worker_group(
+    train_fn: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    group: WorkerGroup,
+    metrics_path: str,
+    kind: str,
+    on_metrics: Callable[[Metrics], None] | None,
+) -> None:
+    """Run ``train_fn(config)`` on every worker of the group; blocks until all are done.
+
+    Lines of ``kind`` that appear in the metrics file meanwhile go to ``on_metrics``.
+
+    Raises UserError where a worker raised one, TrainingError otherwise.
+    """
+    # The controller looks at its workers this often, and takes one report a look: at the default
+    # of 2 s frequent checkpoints would wait for it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    storage = group.storage_path
+    trainer = TorchTrainer(
+        train_fn,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=group.num_workers,
+            use_gpu=group.use_gpu,
+            resources_per_worker={
+                "CPU": group.cpus_per_worker,
+                **({"GPU": group.gpus_per_worker} if group.use_gpu else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name=group.name,
+            storage_path=storage if "://" in storage else str(Path(storage).absolute()),
+            failure_config=FailureConfig(max_failures=group.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": _worker_environment(group)},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if group.use_gpu else "gloo", timeout_s=group.collective_timeout_s
+        ),
+    )
+    with _followed(metrics_path, kind, on_metrics):
+        try:
+            _fit(trainer)
+        except TrainingFailedError as error:
+            raise _readable(group, error) from error
+
+
+def _fit(trainer: Any) -> None:
+    """``trainer.fit()`` off the main thread.
+
+    On the main thread Ray Train takes Ctrl-C over for good: the fit then ends as if it had
+    succeeded, and a Ctrl-C in a later stage exits with code 0.
+    """
+    outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    # A daemon: an interrupted driver does not wait for the training that it gives up.
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    outcome.result()
+
+
+def _worker_environment(group: WorkerGroup) -> dict[str, str]:
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    if not group.use_gpu:
+        environment |= {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(group.threads),
+        }
+    return environment
+
+
+def _readable(group: WorkerGroup, error: Exception) -> Exception:
+    """The first worker's own exception instead of Ray's account of it."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items(), key=lambda item: _is_echo(item[1])):
+        cause: BaseException = failure
+        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+            cause = inner
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
+        return TrainingError(
+            f"training {group.name!r} failed on rank {rank} after {group.max_failures} restarts: "
+            f"{type(cause).__name__}: {cause}"
+        )
+    return TrainingError(f"training {group.name!r} failed: {error}")
+
+
+def _is_echo(failure: Exception) -> bool:
+    """Whether a rank only reports that it lost another one."""
+    text = str(failure)
+    return any(hint in text for hint in ("Connection closed by peer", "Connection reset", "gloo"))
+
+
+def append_metrics(path: str, kind: str, name: str, metrics: Metrics) -> None:
+    """Add one line; safe while other processes append lines of their own to the same file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps({"kind": kind, "name": name, "time": time.time(), **metrics}) + "\n")
+
+
+def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
+    """The training curve of one run, in the order of its steps.
+
+    Steps that were lost with a crash and trained again stand in the file twice: the later line is
+    the one whose update is in the weights.
+    """
+    by_step = {line["step"]: line for line in _Tail(path, kind).read() if line["name"] == name}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+class _Tail:
+    """Reads a growing metrics file from where it stopped the last time."""
+
+    def __init__(self, path: str, kind: str, offset: int = 0) -> None:
+        self._path = Path(path)
+        self._kind = kind
+        self._offset = offset
+
+    def read(self) -> list[Metrics]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        # A line that is still being written is left for the next time.
+        text = text[: text.rfind(b"\n") + 1]
+        self._offset += len(text)
+        lines = (json.loads(line) for line in text.splitlines())
+        return [line for line in lines if line.get("kind") == self._kind]
+
+
+@contextlib.contextmanager
+def _followed(path: str, kind: str, callback: Callable[[Metrics], None] | None) -> Iterator[None]:
+    """Hand new lines to a callback of the driver while the body runs."""
+    if callback is None:
+        yield
+        return
+    tail = _Tail(path, kind, Path(path).stat().st_size if Path(path).exists() else 0)
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            for line in tail.read():
+                callback(line)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    for line in tail.read():
+        callback(line)
