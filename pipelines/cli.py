@@ -1,0 +1,140 @@
+"""The `stepwiser` command. Heavy imports happen inside a command: `--help` stays instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stepwiser.config import RunConfig
+
+STAGES = (
+    "segment",
+    "annotate",
+    "label",
+    "train",
+    "evaluate",
+    "solve",
+    "select",
+    "finetune",
+    "report",
+)
+EPILOG = "Overrides are key=value, e.g. `train.steps=20 run_dir=runs/mine`."
+
+app = typer.Typer(
+    help="Train and use generative judges of reasoning steps, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Scenario; default configs/embedded.yaml.")
+]
+PlanOption = Annotated[bool, typer.Option("--plan", help="Print the resource plan and stop.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides.")]
+
+
+def _configs_dir() -> Path:
+    return Path(__file__).resolve().parent.parent / "configs"
+
+
+def _load(config: Path | None, overrides: list[str] | None) -> RunConfig:
+    from stepwiser.config import load_config
+
+    return load_config(config or _configs_dir() / "embedded.yaml", overrides or [])
+
+
+def _run(
+    stages: tuple[str, ...], config: Path | None, overrides: list[str] | None, plan: bool
+) -> None:
+    """Run stages in one session and turn the ways it can end into exit codes."""
+    from stepwiser.errors import UserError
+
+    try:
+        settings = _load(config, overrides)
+        if plan:
+            from pipelines.planning import print_plan
+
+            raise typer.Exit(0 if print_plan(settings, stages) else 1)
+        from pipelines.session import run_stages
+
+        run_stages(settings, stages)
+    except UserError as error:
+        typer.secho(f"stepwiser: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho(
+            "stepwiser: interrupted; finished work is kept, start the same command to go on",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
+def _add_stage(name: str, summary: str) -> None:
+    def command(
+        config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+    ) -> None:
+        _run((name,), config, overrides, plan)
+
+    app.command(name, help=summary, epilog=EPILOG)(command)
+
+
+for _name, _summary in (
+    ("segment", "Cut the policy's solutions into chunks and teach the policy to do it."),
+    ("annotate", "Value every chunk by Monte-Carlo rollouts."),
+    ("label", "Turn values into balanced, labelled judge prompts."),
+    ("train", "Train the judge with GRPO, and the discriminative baseline by SFT."),
+    ("evaluate", "Score the judges: ProcessBench, Maj@k, calibration."),
+    ("solve", "Solve problems with chunk-reset beside plain sampling and majority vote."),
+    ("select", "Pick training answers by mean chunk score."),
+    ("finetune", "Fine-tune the policy on each pick and compare."),
+    ("report", "Write report.html from what has run so far."),
+):
+    _add_stage(_name, _summary)
+
+
+@app.command(epilog=EPILOG)
+def quickstart(
+    config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+) -> None:
+    """Run the whole method on the embedded task and write its report."""
+    _run(STAGES, config, overrides, plan)
+
+
+@app.command(epilog=EPILOG)
+def serve(
+    config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+) -> None:
+    """Put the trained judge behind HTTP on Ray Serve."""
+    _run(("serve",), config, overrides, plan)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from stepwiser import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point: quiet third parties down before anything imports them."""
+    for key, value in {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }.items():
+        os.environ.setdefault(key, value)
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Values into labels: one rule, a length filter, balance."""
+
+from __future__ import annotations
+
+import os
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from rich.table import Table
+
+from pipelines.session import Session
+from stepwiser.config import PromptConfig
+from stepwiser.config.models import LabelConfig
+from stepwiser.errors import UserError
+from stepwiser.labels import LabelRule, balance, class_shares, label_chunks
+from stepwiser.prompts import PromptFormat, resolve_model
+from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id, group_by
+from stepwiser.store import RunStore
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Labels every valued chunk through Ray Data; writes judge_prompts/."""
+    config = session.config.label
+    store = session.store
+    units = sorted(p.stem for p in store.table_dir("units").glob("*.json"))
+    if not units:
+        raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
+    with session.stage("label"):
+        quiet_ray_data()
+        model = resolve_model(session.config.policy_model)
+        labelled = (
+            ray.data.from_items([{"unit": unit} for unit in units])
+            .map_batches(
+                _label_units,
+                fn_kwargs={
+                    "root": str(store.root),
+                    "model": model,
+                    "prompts": session.config.prompts,
+                    "config": config,
+                },
+                batch_format="pyarrow",
+            )
+            .materialize()
+        )
+        ids = labelled.select_columns(["prompt_id", "problem_id", "label", "split"]).to_pandas()
+        rows = list(ids.itertuples(index=False))
+        splits, metrics = _split(rows, session.config)
+        table_dir = store.table_dir("judge_prompts")
+        for old in table_dir.glob("*.parquet"):
+            old.unlink()  # another rule may have been asked for; labels cost seconds to make again
+        table_dir.mkdir(parents=True, exist_ok=True)
+        labelled.map_batches(
+            _with_split, fn_kwargs={"splits": splits}, batch_format="pyarrow"
+        ).write_parquet(str(table_dir))
+        metrics["rules"] = _compare_rules(session, units)
+    store.write_metrics("label", metrics)
+    _print(session, metrics)
+    return metrics
+
+
+def quiet_ray_data() -> None:
+    """Ray Data announces every execution; the stage has its own words for that."""
+    config = Path(__file__).with_name("ray_data_logging.yaml")
+    os.environ.setdefault("RAY_DATA_LOGGING_CONFIG", str(config))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@lru_cache(maxsize=1)
+def _format(model: str, prompts: PromptConfig) -> PromptFormat:
+    return PromptFormat.from_model_dir(model, prompts)
+
+
+def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, list[ChunkValue]]]:
+    """Trajectories of one finished unit and their values by trajectory."""
+    import pyarrow.parquet as pq
+
+    trajectories = pq.read_table(store.table_dir("trajectories") / f"{unit}.parquet")
+    values = pq.read_table(store.table_dir("values") / f"{unit}.parquet")
+    by_trajectory = group_by(ChunkValue.from_table(values), "trajectory_id")
+    for rows in by_trajectory.values():
+        rows.sort(key=lambda value: value.chunk_index)
+    return Trajectory.from_table(trajectories), by_trajectory
+
+
+def _label_units(
+    batch: pa.Table, root: str, model: str, prompts: PromptConfig, config: LabelConfig
+) -> pa.Table:
+    prompt_format = _format(model, prompts)
+    rows: list[JudgePrompt] = []
+    for unit in batch.column("unit").to_pylist():
+        trajectories, values = read_unit(RunStore(root), unit)
+        for trajectory in trajectories:
+            rows += label_trajectory(
+                trajectory, values.get(trajectory.trajectory_id, []), config, prompt_format
+            )
+    return JudgePrompt.to_table(rows)
+
+
+def label_trajectory(
+    trajectory: Trajectory,
+    values: list[ChunkValue],
+    config: LabelConfig,
+    prompt_format: PromptFormat,
+) -> list[JudgePrompt]:
+    """Judge prompts of one trajectory; a prompt over the length limit has split `long`."""
+    means = [value.mean for value in values]
+    initial = trajectory.problem_successes / trajectory.problem_trials
+    labels = label_chunks(
+        config.rule,
+        means,
+        initial,
+        alpha=config.alpha,
+        gamma=config.gamma,
+        best_of=config.best_of,
+    )
+    rows = []
+    for i, (value, label) in enumerate(zip(values, labels, strict=True)):
+        previous = means[i - 1] if i else initial
+        if previous < config.minimum_previous_value:
+            break
+        history = trajectory.chunks[:i]
+        tokens = len(prompt_format.judge_ids(trajectory.question, history, trajectory.chunks[i]))
+        rows.append(
+            JudgePrompt(
+                prompt_id=content_id(trajectory.trajectory_id, i),
+                trajectory_id=trajectory.trajectory_id,
+                problem_id=trajectory.problem_id,
+                question=trajectory.question,
+                history=history,
+                chunk=trajectory.chunks[i],
+                chunk_index=i,
+                label=label,
+                rule=config.rule,
+                value=means[i],
+                previous_value=previous,
+                trials=value.trials,
+                split="long" if tokens > config.max_prompt_tokens else "all",
+            )
+        )
+    return rows
+
+
+def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Split of every prompt: whole problems are held out, then each split is balanced."""
+    usable = [row for row in rows if row.split != "long"]
+    problems = sorted({row.problem_id for row in usable})
+    random.Random(config.seed).shuffle(problems)
+    heldout = set(problems[: round(config.label.heldout_share * len(problems))])
+    splits: dict[str, str] = {}
+    metrics: dict[str, Any] = {
+        "rule": config.label.rule,
+        "chunks": len(rows),
+        "too_long": len(rows) - len(usable),
+        "problems": len(problems),
+        "heldout_problems": len(heldout),
+    }
+    for name in ("train", "heldout"):
+        part = [row for row in usable if (row.problem_id in heldout) == (name == "heldout")]
+        before = class_shares([row.label for row in part])
+        if config.label.balance and before.positive and before.negative:
+            rng = random.Random(f"{config.seed}/{name}")
+            # Shuffled so that the surplus that goes is not the last problems'.
+            kept = balance(part, [row.label for row in part], rng)
+        else:
+            kept = part
+        splits |= {row.prompt_id: "spare" for row in part}
+        splits |= {row.prompt_id: name for row in kept}
+        after = class_shares([row.label for row in kept])
+        for when, shares in (("before", before), ("after", after)):
+            metrics[f"{name}_{when}"] = {
+                "positive": shares.positive,
+                "negative": shares.negative,
+                "positive_share": shares.positive_share,
+            }
+    if not metrics["train_after"]["positive"] or not metrics["train_after"]["negative"]:
+        raise UserError(
+            f"label.rule={config.label.rule} gives {metrics['train_after']['positive']} positive "
+            f"and {metrics['train_after']['negative']} negative training prompts; a judge needs "
+            "both: annotate more problems or choose another rule"
+        )
+    return splits, metrics
+
+
+def _with_split(batch: pa.Table, splits: dict[str, str]) -> pa.Table:
+    ids = batch.column("prompt_id").to_pylist()
+    column = [splits.get(prompt_id, "long") for prompt_id in ids]
+    index = batch.schema.get_field_index("split")
+    return batch.set_column(index, "split", pa.array(column, pa.string()))
+
+
+def _compare_rules(session: Session, units: list[str]) -> list[dict[str, Any]]:
+    """Class shares of all three rules, and agreement with the oracle where there is one."""
+    config = session.config.label
+    embedded = session.config.data.source == "embedded"
+    counts: dict[str, dict[str, int]] = {
+        rule: {"positive": 0, "total": 0, "agree": 0, "judged": 0} for rule in LabelRule
+    }
+    for unit in units:
+        trajectories, values = read_unit(session.store, unit)
+        for trajectory in trajectories:
+            means = [v.mean for v in values.get(trajectory.trajectory_id, [])]
+            initial = trajectory.problem_successes / trajectory.problem_trials
+            wrong_at = _oracle(trajectory) if embedded else -2
+            for rule, count in counts.items():
+                labels = label_chunks(
+                    rule,
+                    means,
+                    initial,
+                    alpha=config.alpha,
+                    gamma=config.gamma,
+                    best_of=config.best_of,
+                )
+                count["positive"] += sum(labels)
+                count["total"] += len(labels)
+                if wrong_at == -2:
+                    continue
+                upto = labels if wrong_at == -1 else labels[: wrong_at + 1]
+                count["judged"] += len(upto)
+                count["agree"] += sum(y == (i != wrong_at) for i, y in enumerate(upto))
+    return [
+        {
+            "rule": str(rule),
+            "positive_share": count["positive"] / max(1, count["total"]),
+            "oracle_agreement": count["agree"] / count["judged"] if count["judged"] else None,
+        }
+        for rule, count in counts.items()
+    ]
+
+
+def _oracle(trajectory: Trajectory) -> int:
+    from stepwiser.tasks import first_error
+
+    return first_error(trajectory.question, trajectory.chunks)
+
+
+def load_prompts(store: RunStore, split: str) -> list[JudgePrompt]:
+    """Labelled prompts of one split, in a fixed order."""
+    table = store.read_table("judge_prompts", "label")
+    rows = [row for row in JudgePrompt.from_table(table) if row.split == split]
+    return sorted(rows, key=lambda row: row.prompt_id)
+
+
+def _print(session: Session, metrics: dict[str, Any]) -> None:
+    table = Table(title=f"Labels ({metrics['rule']})", title_justify="left")
+    for column in ("split", "positive", "negative", "positive share"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for key in ("train_before", "train_after", "heldout_before", "heldout_after"):
+        row = metrics[key]
+        name = key.replace("_before", ", before balancing").replace("_after", ", after")
+        share = f"{row['positive_share']:.1%}"
+        table.add_row(name, str(row["positive"]), str(row["negative"]), share)
+    session.console.print(table)
+    rules = Table(title="The three rules on the same values", title_justify="left")
+    for column in ("rule", "positive share", "agrees with the oracle up to the first error"):
+        rules.add_column(column, justify="left" if column == "rule" else "right")
+    for row in metrics["rules"]:
+        agree = row["oracle_agreement"]
+        rules.add_row(
+            row["rule"], f"{row['positive_share']:.1%}", "-" if agree is None else f"{agree:.3f}"
+        )
+    session.console.print(rules)

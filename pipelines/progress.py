@@ -1,0 +1,93 @@
+"""Progress with rate and ETA: a live bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Tracker:
+    """Counts what is done; `note` is whatever the stage wants seen beside the bar."""
+
+    def __init__(self, console: Console, title: str, total: int, unit: str, done: int = 0) -> None:
+        self.console = console
+        self.title = title
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self._already = done
+        self._started = time.monotonic()
+        self._spoke = self._started
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(
+                title, total=total, completed=done, unit=unit, rate="", note=""
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            self._say(last=True)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this start, never 0."""
+        return max(1e-6, time.monotonic() - self._started)
+
+    @property
+    def rate(self) -> float:
+        """Units a second since this start."""
+        return (self.done - self._already) / self.elapsed
+
+    def update(self, done: int | None = None, *, advance: int = 0, note: str = "") -> None:
+        self.done = self.done + advance if done is None else done
+        if self._bar:
+            rate = f"{self.rate:.3g}/s"
+            self._bar.update(self._task, completed=self.done, rate=rate, note=note)
+        elif time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._say(note=note)
+
+    def _say(self, note: str = "", last: bool = False) -> None:
+        self._spoke = time.monotonic()
+        elapsed = self._spoke - self._started
+        words = f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s"
+        if self.rate > 0:
+            words += f", {self.rate:.3g}/s"
+            if not last:
+                words += f", ETA {(self.total - self.done) / self.rate:.0f} s"
+        self.console.print(f"{words}  {note}".rstrip(), highlight=False)

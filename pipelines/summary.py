@@ -1,0 +1,80 @@
+"""The result table that `quickstart` ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Row = tuple[str, str, str]
+
+
+def print_summary(console: Console, stages: dict[str, Any]) -> None:
+    """What the judge learned and what it is good for, in one table, and where the report is."""
+    table = Table(title="Results", title_justify="left")
+    for column in ("", "figure", "compare"):
+        table.add_column(column)
+    for row in (*_policy(stages), *_judge(stages), *_use(stages)):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"report: {stages['report']['path']}", soft_wrap=True)
+
+
+def _policy(stages: dict[str, Any]) -> list[Row]:
+    counts = stages["annotate"]["counts"]
+    rate = counts["right_responses"] / counts["responses"]
+    rows = [("policy pass@1", f"{rate:.3f}", f"{counts['responses']} responses")]
+    for rule in stages["label"]["rules"]:
+        if rule["rule"] == stages["label"]["rule"] and rule["oracle_agreement"] is not None:
+            agreement = f"{rule['oracle_agreement']:.3f}"
+            rows.append(("labels agree with the oracle", agreement, f"rule {rule['rule']}"))
+    return rows
+
+
+def _judge(stages: dict[str, Any]) -> list[Row]:
+    judges = {name: row["single"]["official"] for name, row in stages["evaluate"]["judges"].items()}
+    if "judge" not in judges:
+        return []
+    others = [
+        f"{name} {_pm(row['f1'], row['f1_standard_error'])}"
+        for name, row in judges.items()
+        if name != "judge"
+    ]
+    row = judges["judge"]
+    figure = _pm(row["f1"], row["f1_standard_error"])
+    return [("judge F1 (ProcessBench, official)", figure, "\n".join(others))]
+
+
+def _use(stages: dict[str, Any]) -> list[Row]:
+    solve, tuned = stages["solve"], stages["finetune"]["accuracy"]
+    reset = solve["search"].get("judge")
+    rows = []
+    if reset:
+        vote = reset["majority_at_cost"]
+        rows.append(
+            (
+                "solving with chunk-reset",
+                _pm(reset["accuracy"], reset["accuracy_se"]),
+                f"plain {_pm(solve['plain']['accuracy'], solve['plain']['accuracy_se'])}\n"
+                f"majority, same tokens {_pm(vote['accuracy'], vote['accuracy_se'])}",
+            )
+        )
+    for pick, other, title in (
+        ("judge", "random", "fine-tuned on the judge's pick, no answer key"),
+        ("judge_right", "random_right", "fine-tuned on its pick among right answers"),
+    ):
+        rows.append(
+            (
+                title,
+                _pm(tuned[pick]["mean"], tuned[pick]["se"]),
+                f"random {_pm(tuned[other]['mean'], tuned[other]['se'])}",
+            )
+        )
+    return rows
+
+
+def _pm(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")

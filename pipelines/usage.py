@@ -1,0 +1,94 @@
+"""What a stage costs: seconds, tokens, and the memory of every process of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+SECONDS_BETWEEN_SAMPLES = 2.0
+
+
+@dataclass
+class Usage:
+    """Cost of one stage."""
+
+    stage: str
+    seconds: float = 0.0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    trained_tokens: int = 0
+    peak_memory_gb: float = 0.0
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpus * self.seconds / 3600
+
+    def plus(self, earlier: dict[str, Any] | None) -> Usage:
+        """Together with the cost of an earlier start of the same stage, if there was one."""
+        if not earlier:
+            return self
+        return replace(
+            self,
+            seconds=self.seconds + earlier["seconds"],
+            generated_tokens=self.generated_tokens + earlier["generated_tokens"],
+            prompt_tokens=self.prompt_tokens + earlier["prompt_tokens"],
+            trained_tokens=self.trained_tokens + earlier["trained_tokens"],
+            peak_memory_gb=max(self.peak_memory_gb, earlier["peak_memory_gb"]),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"gpu_hours": self.gpu_hours}
+
+
+def memory_of_run() -> int:
+    """Resident bytes of this process and all its descendants, pages they share counted once.
+
+    A local Ray is a child of the driver, so its daemons and workers are among them.
+    """
+    total = shared = 0
+    me = psutil.Process(os.getpid())
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            info = process.memory_info()
+            total += info.rss - info.shared
+            shared = max(shared, info.shared)
+    return total + shared
+
+
+class Meter:
+    """Samples memory in the background while a stage runs."""
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage = usage
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.usage.seconds = time.monotonic() - self._started
+
+    def _sample(self) -> None:
+        while True:
+            self.usage.peak_memory_gb = max(self.usage.peak_memory_gb, memory_of_run() / 1e9)
+            if self._stop.wait(SECONDS_BETWEEN_SAMPLES):
+                return
