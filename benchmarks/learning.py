@@ -1,0 +1,193 @@
+"""Does the judge learn, and does it help? The whole method, the judge over several seeds.
+
+    python -m benchmarks.learning                  three seeds, about 35 minutes on two cores
+    python -m benchmarks.learning --quick          one seed of the quickstart's size
+    python -m benchmarks.learning --fresh-labels   every seed annotates problems of its own
+
+Every seed trains both judges anew (order of prompts, samples, initial batches) and is scored on
+fresh solutions of its own. The first seed also segments, annotates, solves, selects and fine-tunes;
+the others read its labels, unless they are to be fresh. Finished stages are kept, so an interrupted
+benchmark goes on. The last line is one JSON object; the figures behind it are in the run
+directories.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from math import isnan, sqrt
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stepwiser.config import load_config
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
+TRAINING = ("label", "train", "evaluate")
+USE = ("solve", "select", "finetune", "report")
+STAGES = ("segment", "annotate", *TRAINING, *USE)
+SHARED = ("models/policy", "trajectories", "values", "units")
+"""What later seeds take over from the first."""
+FULL = (
+    "data.limit=640",
+    "train.steps=50",
+    "evaluate.wrong=200",
+    "evaluate.right=200",
+    "solve.problems=500",
+    "select.problems=400",
+    "finetune.sft.steps=60",
+    "finetune.evaluation_problems=500",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one seed, quickstart's size")
+    parser.add_argument("--fresh-labels", action="store_true", help="annotate for every seed")
+    parser.add_argument("--out", default="runs/learning", help="folder of the run directories")
+    parser.add_argument("overrides", nargs="*", help="further key=value overrides")
+    args = parser.parse_args()
+    console = Console()
+    count = 1 if args.quick else args.seeds
+    results = [
+        run_seed(seed, args.out, args.quick, args.fresh_labels, args.overrides)
+        for seed in range(count)
+    ]
+    print_table(console, results)
+    print(json.dumps(summarize(results)))
+
+
+def run_seed(
+    seed: int, out: str, quick: bool, fresh_labels: bool, overrides: Sequence[str]
+) -> dict[str, float]:
+    """One seed; returns its figures and their standard errors."""
+    from pipelines.session import run_stages
+
+    folder = Path(out)
+    name = "quick" if quick else "seed"
+    shares = seed > 0 and not fresh_labels
+    config = load_config(
+        CONFIG,
+        [
+            *(() if quick else FULL),
+            f"seed={seed}",
+            f"data.seed={1 if shares else 1000 * seed + 1}",
+            f"evaluation_data.seed={1_000_003 + 1000 * seed}",
+            f"run_dir={folder / f'{name}-{seed}'}",
+            *overrides,
+        ],
+    )
+    if shares:
+        for part in SHARED:
+            shutil.copytree(
+                folder / f"{name}-0" / part, folder / f"{name}-{seed}" / part, dirs_exist_ok=True
+            )
+    return figures_of(run_stages(config, TRAINING if shares else STAGES))
+
+
+def figures_of(stages: dict[str, Any]) -> dict[str, float]:
+    """The figures of one run: `name` and `name_se`."""
+    judges = stages["evaluate"]["judges"]
+    rows = {
+        name: (
+            judges[key]["single"]["official"]["f1"],
+            judges[key]["single"]["official"]["f1_standard_error"],
+        )
+        for name, key in (
+            ("rl_f1", "judge"),
+            ("warm_f1", "start"),
+            ("forced_f1", "start, forced"),
+            ("disc_f1", "judge-discriminative"),
+        )
+    }
+    rows["rl_majority_f1"] = (
+        judges["judge"]["majority"]["official"]["f1"],
+        judges["judge"]["majority"]["official"]["f1_standard_error"],
+    )
+    if "solve" in stages:
+        rows |= _use(stages)
+    figures: dict[str, float] = {}
+    for name, (value, error) in rows.items():
+        figures[name] = float(value)
+        # F1 of two zero accuracies has no derivative; then nothing is known of its error.
+        figures[f"{name}_se"] = float("nan") if error is None else float(error)
+    rules = {row["rule"]: row for row in stages["label"]["rules"]}
+    figures["label_agreement"] = rules[stages["label"]["rule"]]["oracle_agreement"]
+    if "annotate" in stages:
+        counts = stages["annotate"]["counts"]
+        figures["pass_at_1"] = counts["right_responses"] / counts["responses"]
+    return figures
+
+
+def _use(stages: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """What the judge is good for."""
+    solve, finetuned = stages["solve"], stages["finetune"]
+    search = solve["search"]
+    rows = {
+        "plain_acc": _pair(solve["plain"]),
+        "reset_acc": _pair(search["judge"]),
+        "majority_acc": _pair(search["judge"]["majority_at_cost"]),
+        "reset_disc_acc": _pair(search["judge-discriminative"]),
+        "reset_start_acc": _pair(search["start"]),
+    }
+    for name, row in finetuned["accuracy"].items():
+        rows[f"pick_{name}"] = (row["mean"], row["se"])
+    for name, key in (
+        ("pick_gain", "judge - random"),
+        ("pick_gain_right", "judge_right - random_right"),
+    ):
+        row = finetuned["differences"][key]
+        rows[name] = (row["mean"], row["se"])
+    return rows
+
+
+def _pair(row: dict[str, float]) -> tuple[float, float]:
+    return row["accuracy"], row["accuracy_se"]
+
+
+def summarize(results: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean over seeds; the standard error is the larger of what items and what seeds say.
+
+    With three seeds the spread between them is itself uncertain, so it may only widen the error
+    that follows from the number of items.
+    """
+    figures: dict[str, float] = {"seeds": len(results)}
+    for name in results[0]:
+        if name.endswith("_se"):
+            continue
+        rows = [row for row in results if name in row]
+        values = [row[name] for row in rows]
+        mean = sum(values) / len(values)
+        figures[name] = mean
+        if f"{name}_se" in results[0]:
+            errors = [e for row in rows if not isnan(e := row[f"{name}_se"])]
+            within = sqrt(sum(e * e for e in errors)) / len(errors) if errors else 0.0
+            count = len(values)
+            spread = sum((v - mean) ** 2 for v in values) / (count - 1) if count > 1 else 0.0
+            figures[f"{name}_se"] = max(within, sqrt(spread / count))
+    return figures
+
+
+def print_table(console: Console, results: Sequence[dict[str, float]]) -> None:
+    figures = summarize(results)
+    table = Table(title=f"{len(results)} seeds", title_justify="left")
+    table.add_column("figure")
+    table.add_column("mean ± standard error", justify="right")
+    table.add_column("seeds", justify="right")
+    for name in results[0]:
+        if not name.endswith("_se"):
+            error = figures.get(f"{name}_se")
+            text = f"{figures[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+            table.add_row(
+                name, text, "  ".join(f"{row[name]:.3f}" for row in results if name in row)
+            )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What every test shares: a quiet offline environment, a local Ray, the public data sets."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Set before anything imports Ray, vLLM or tokenizers, which read these once; processes they start
+# inherit them. OMP_NUM_THREADS is forced: several engines share two cores in many of the tests.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    VLLM_NO_USAGE_STATS="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+)
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# Ray asks for a token by default; one of our own leaves the user's ~/.ray alone and is the same for
+# the clusters tests start and the clients that talk to them.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if any(character.isspace() for character in sys.executable):
+        raise pytest.UsageError(
+            "Ray cannot start workers with an interpreter whose path has a space"
+            f" ({sys.executable}); run .venv/bin/pytest, which `make setup` gave a path without one"
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu_items:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with gsm8k/, math/ and processbench/; skips where a checkout has none beside it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the public data sets are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def ray_local() -> Iterator[None]:
+    """A Ray of the module's own with four logical CPUs, whatever the machine has."""
+    import ray
+
+    assert not ray.is_initialized(), "an earlier test left its Ray running: it lacks ray.shutdown()"
+    # Ray puts its sockets some 70 characters below this folder, and their paths may have 107.
+    folder = tempfile.mkdtemp(prefix="sw-", dir="/tmp")
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=256 * 2**20,
+        _temp_dir=folder,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

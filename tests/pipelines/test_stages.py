@@ -1,0 +1,221 @@
+"""Every stage for real, small: the command, its files, its report; and what ends it early."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from stepwiser.records import ChunkValue, JudgePrompt, Trajectory
+from stepwiser.store import RunStore
+from tests.pipelines.harness import finish, parquet_files, run, start, wait_for
+from tests.stepwiser.test_config import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    return folder, run("quickstart", f"run_dir={folder}", timeout=1100)
+
+
+def _metrics(folder: Path, stage: str) -> dict:
+    return json.loads((folder / "metrics" / f"{stage}.json").read_text())
+
+
+def test_it_ends_with_the_report(quickstart: tuple[Path, str]) -> None:
+    folder, output = quickstart
+    report = folder / "reports" / "report.html"
+    assert report.is_file()
+    assert str(report) in output.replace("\n", "")
+    html = report.read_text()
+    assert "<script src" not in html and "https://cdn" not in html
+    for stage in ("segment", "annotate", "label", "train", "evaluate", "solve", "finetune"):
+        assert (folder / "metrics" / f"{stage}.json").is_file()
+        cost = json.loads((folder / "metrics" / f"cost-{stage}.json").read_text())
+        assert cost["seconds"] > 0 and cost["peak_memory_gb"] > 0
+
+
+def test_segmentation_teaches_the_format(quickstart: tuple[Path, str]) -> None:
+    metrics = _metrics(quickstart[0], "segment")
+    assert metrics["exact_share"] == 1.0
+    assert metrics["after"]["well_formed"] > 0.8
+    assert metrics["before"]["steps"] > metrics["after"]["steps"]
+
+
+def test_annotation_is_whole_and_consistent(quickstart: tuple[Path, str]) -> None:
+    store = RunStore(quickstart[0])
+    trajectories = Trajectory.from_table(store.read_table("trajectories", "annotate"))
+    values = ChunkValue.from_table(store.read_table("values", "annotate"))
+    assert trajectories and values
+    keys = Counter((v.trajectory_id, v.chunk_index) for v in values)
+    assert max(keys.values()) == 1
+    known = {t.trajectory_id: t for t in trajectories}
+    for value in values:
+        trajectory = known[value.trajectory_id]
+        assert 0 <= value.successes <= value.trials
+        assert value.trials == (1 if value.is_outcome else 8)
+        assert value.is_outcome == (value.chunk_index == len(trajectory.chunks) - 1)
+    for trajectory in trajectories:
+        assert 0 < trajectory.problem_successes < trajectory.problem_trials == 8
+
+
+def test_labels_are_balanced_and_problems_are_not_shared(quickstart: tuple[Path, str]) -> None:
+    store = RunStore(quickstart[0])
+    rows = JudgePrompt.from_table(store.read_table("judge_prompts", "label"))
+    shares = Counter((row.split, row.label) for row in rows)
+    assert shares["train", True] == shares["train", False] > 0
+    problems = {
+        split: {r.problem_id for r in rows if r.split == split} for split in ("train", "heldout")
+    }
+    assert not problems["train"] & problems["heldout"]
+
+
+def test_training_ran_every_step_on_fresh_weights(quickstart: tuple[Path, str]) -> None:
+    folder = quickstart[0]
+    rows = [r for r in RunStore(folder).read_curve("judge") if r["kind"] == "train"]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        assert row["staleness_max"] == 0
+        assert row["logprob_gap"] < 1e-4, "engines and learner agree after every publish"
+    assert any("heldout_balanced" in row for row in rows)
+    for model in ("judge", "judge-discriminative"):
+        assert (folder / "models" / model / "model.safetensors").is_file()
+
+
+def test_every_judge_is_scored(quickstart: tuple[Path, str]) -> None:
+    metrics = _metrics(quickstart[0], "evaluate")
+    assert set(metrics["judges"]) == {"start", "start, forced", "judge", "judge-discriminative"}
+    for row in metrics["judges"].values():
+        assert {"official", "by_final_answer"} <= set(row["single"])
+        assert row["single"]["official"]["n_error"] == 12
+
+
+def test_solve_and_finetune_report_costs(quickstart: tuple[Path, str]) -> None:
+    solve = _metrics(quickstart[0], "solve")
+    for row in solve["search"].values():
+        total = row["accepted_tokens"] + row["rejected_tokens"] + row["judge_tokens"]
+        assert row["total_tokens"] == pytest.approx(total)
+        assert row["majority_at_cost"]["total_tokens"] >= row["total_tokens"] - 1e-6
+    finetune = _metrics(quickstart[0], "finetune")
+    assert set(finetune["accuracy"]) == {"policy", "random", "judge", "random_right", "judge_right"}
+
+
+def test_wandb_kept_an_offline_run(quickstart: tuple[Path, str]) -> None:
+    assert list((quickstart[0] / "wandb").glob("offline-run-*"))
+
+
+def test_another_config_is_refused_with_the_difference(quickstart: tuple[Path, str]) -> None:
+    output = run("label", f"run_dir={quickstart[0]}", "label.alpha=0.5", code=2)
+    assert "label.alpha: 0.8 -> 0.5" in output
+
+
+def _with_models(source: Path, target: Path, *models: str) -> Path:
+    """A new run that already has some models: their stages need not run again."""
+    for model in models:
+        shutil.copytree(source / "models" / model, target / "models" / model)
+    return target
+
+
+def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy")
+    process = start("annotate", f"run_dir={folder}", "data.limit=32", "annotate.concurrent_units=1")
+    units = folder / "units"
+    wait_for(lambda: len(list(units.glob("*.json"))) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
+    assert 0 < len(before) < 8, "killed half-way"
+    output = run("annotate", f"run_dir={folder}", "data.limit=32", "annotate.concurrent_units=1")
+    assert "units are already done" in output
+    after = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
+    assert len(after) == 8
+    assert all(after[name] == stamp for name, stamp in before.items()), "nothing is done twice"
+    names = {Path(name).stem for name in after}
+    for table in ("trajectories", "values"):
+        assert {Path(name).stem for name in parquet_files(folder, table)} == names
+
+
+def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy", "judge-discriminative")
+    shutil.copytree(quickstart[0] / "judge_prompts", folder / "judge_prompts")
+    arguments = (f"run_dir={folder}", "train.steps=8")
+    process = start("train", *arguments)
+    curve = folder / "metrics.jsonl"
+
+    def steps() -> list[int]:
+        lines = curve.read_text().splitlines() if curve.exists() else []
+        return [json.loads(line)["step"] for line in lines]
+
+    wait_for(lambda: 3 in steps(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    seen = steps()
+    assert max(seen) < 7, "killed half-way"
+    run("train", *arguments)
+    resumed = steps()[len(seen) :]
+    assert resumed[0] >= 2, "it went on from a checkpoint"
+    assert sorted(set(seen) | set(resumed)) == list(range(8))
+    assert (folder / "models" / "judge" / "model.safetensors").is_file()
+
+
+def test_ctrl_c_keeps_finished_work_and_leaves_no_process(
+    quickstart: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy")
+    process = start("annotate", f"run_dir={folder}")
+    wait_for(lambda: len(list((folder / "units").glob("*.json"))) >= 2, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, 60)
+    assert process.returncode == 130, output[-3000:]
+    assert "finished work is kept" in output
+    assert "Traceback" not in output
+    deadline = time.monotonic() + 20
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family):
+        assert time.monotonic() < deadline, [p for p in family if p.is_running()]
+        time.sleep(0.5)
+    for path in (folder / "values").glob("*.parquet"):
+        pq.read_table(path)
+
+
+def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = run("label", f"run_dir={tmp_path}/file/run", code=2)
+    assert "cannot write" in output and "run_dir" in output
+
+
+def test_a_stage_without_its_input_names_the_stage_before(tmp_path: Path) -> None:
+    output = run("train", f"run_dir={tmp_path}/run", code=2)
+    assert "stepwiser label" in output.replace("\n", " ")
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    output = run("segment", f"run_dir={tmp_path}/run", "policy_model=./nothing", code=2)
+    assert "nothing does not exist" in output
+
+
+def test_a_plan_that_cannot_fit_fails_before_anything_starts(tmp_path: Path) -> None:
+    output = run("annotate", f"run_dir={tmp_path}/run", "engine.count=40", code=2)
+    assert "40 engine" in output and "short" in output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pipelines.cli", "--help"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stderr
+    names = {line.rpartition("|")[2].strip() for line in loaded.splitlines()}
+    assert not names & {"ray", "torch", "vllm", "transformers", "pydantic", "numpy"}

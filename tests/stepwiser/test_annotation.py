@@ -1,0 +1,136 @@
+"""Annotation's bookkeeping, on a policy that is a table of what it says.
+
+The real engine annotates in tests/pipelines; here every count can be worked out by hand.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stepwiser.annotation import Annotator, ProblemAnnotation
+from stepwiser.config import load_config
+from stepwiser.config.models import AnnotateConfig
+from stepwiser.generation import Sample, Sampling
+from stepwiser.problems import ExactChecker
+from stepwiser.prompts import PromptFormat
+from stepwiser.records import Problem
+from stepwiser.tasks.tokenizer import build_tokenizer
+from tests.stepwiser.test_config import ROOT
+
+PROMPTS = PromptFormat(build_tokenizer(), load_config(ROOT / "configs" / "embedded.yaml").prompts)
+QUESTION = "ana has 64 coins. buys 21. doubles them. how many?"
+PROBLEM = Problem("p", QUESTION, "170")
+RIGHT = "<chunk>buys 64+21=85\n</chunk><chunk>doubles 85*2=170\n\\boxed{170}</chunk>"
+WRONG = "<chunk>buys 64+21=86\n</chunk><chunk>doubles 86*2=172\n\\boxed{172}</chunk>"
+NESTED = "<chunk>buys 64+21=85\n<chunk>doubles 85*2=170\n</chunk>\\boxed{170}</chunk>"
+UNCLOSED = "<chunk>buys 64+21=85\n</chunk><chunk>doubles 85*2=170\n\\boxed{170}"
+
+
+@dataclass
+class Table:
+    """Continues a prompt with the given texts in turn; remembers what it was asked."""
+
+    answers: dict[str, list[str]]
+    asked: list[str] = field(default_factory=list)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, affinity: str | None = None
+    ) -> list[Sample]:
+        prompt = PROMPTS.decode(prompt_ids).removeprefix(QUESTION + "\n")
+        self.asked.append(prompt)
+        texts = self.answers[prompt]
+        return [_sample(texts[i % len(texts)]) for i in range(sampling.n)]
+
+
+def _sample(text: str) -> Sample:
+    return Sample((*PROMPTS.encode(text), PROMPTS.eos_token_id), text, "stop")
+
+
+def _annotate(table: Table, **settings: object) -> ProblemAnnotation:
+    config = AnnotateConfig(
+        responses=4,
+        trajectories_per_problem=4,
+        rollouts=4,
+        max_tokens=100,
+        **settings,  # type: ignore[arg-type]
+    )
+    annotator = Annotator(table, PROMPTS, ExactChecker(), config, seed=0)
+    return asyncio.run(annotator.annotate(PROBLEM))
+
+
+def test_values_of_a_mixed_problem() -> None:
+    first_right, first_wrong = "<chunk>buys 64+21=85\n</chunk>", "<chunk>buys 64+21=86\n</chunk>"
+    rest_right = RIGHT.removeprefix(first_right)
+    rest_wrong = WRONG.removeprefix(first_wrong)
+    table = Table(
+        {
+            "": [RIGHT, WRONG, RIGHT, WRONG],
+            first_right: [rest_right, rest_right, rest_right, rest_wrong],
+            first_wrong: [rest_wrong],
+        }
+    )
+    result = _annotate(table)
+    assert result.counts["mixed_problems"] == 1
+    assert [t.correct for t in result.trajectories] == [False, True], "duplicates go, wrong first"
+    values = {(v.trajectory_id, v.chunk_index): v for v in result.values}
+    wrong, right = result.trajectories
+    assert (right.problem_successes, right.problem_trials) == (2, 4)
+    assert values[right.trajectory_id, 0].successes == 3
+    assert values[wrong.trajectory_id, 0].successes == 0
+    last = values[right.trajectory_id, 1]
+    assert (last.successes, last.trials, last.is_outcome) == (1, 1, True)
+    assert last.generated_tokens == 0, "a prefix that holds the answer needs no rollouts"
+    for trajectory in result.trajectories:
+        cut = trajectory.response_ids[: trajectory.chunk_ends[0]]
+        assert PROMPTS.decode(cut) in (first_right, first_wrong)
+
+
+def test_problems_outside_the_difficulty_band_are_dropped() -> None:
+    for text, reason in ((RIGHT, "all_right"), (WRONG, "all_wrong")):
+        table = Table({"": [text]})
+        result = _annotate(table)
+        assert result.counts[reason] == 1
+        assert not result.trajectories and not result.values
+        assert table.asked == [""], "no rollout is spent on them"
+
+
+def test_malformed_responses_are_counted_by_reason() -> None:
+    table = Table(
+        {"": [NESTED, UNCLOSED, "no chunks \\boxed{170}".replace("no chunks ", ""), WRONG]}
+        | {"<chunk>buys 64+21=86\n</chunk>": [WRONG.partition("</chunk>")[2]]}
+    )
+    result = _annotate(table)
+    assert len(result.trajectories) == 1
+    reasons = [key for key in result.counts if key.startswith("malformed: ")]
+    assert sum(result.counts[key] for key in reasons) == 3
+    assert len(reasons) >= 2
+
+
+def test_a_shared_prefix_is_rolled_out_once() -> None:
+    other = RIGHT.replace("85*2=170\n\\boxed{170}", "85*2=171\n\\boxed{171}")
+    first = "<chunk>buys 64+21=85\n</chunk>"
+    table = Table({"": [RIGHT, other], first: [RIGHT.removeprefix(first)]})
+    result = _annotate(table)
+    assert table.asked.count(first) == 1
+    assert result.counts["shared_prefixes"] == 1
+    firsts = [v for v in result.values if v.chunk_index == 0]
+    assert [v.successes for v in firsts] == [4, 4]
+    assert sorted(v.generated_tokens > 0 for v in firsts) == [False, True]
+
+
+def test_following_stops_below_the_threshold() -> None:
+    three = (
+        "<chunk>buys 64+21=86\n</chunk><chunk>doubles 86*2=172\n</chunk>"
+        "<chunk>doubles 172*2=9\n\\boxed{9}</chunk>"
+    )
+    first = "<chunk>buys 64+21=86\n</chunk>"
+    table = Table(
+        {
+            "": [three, RIGHT],
+            first: [three.removeprefix(first)],
+            "<chunk>buys 64+21=85\n</chunk>": [RIGHT.partition("</chunk>")[2]],
+        }
+    )
+    result = _annotate(table, stop_below=0.2)
+    wrong = next(t for t in result.trajectories if not t.correct)
+    assert [v.chunk_index for v in result.values if v.trajectory_id == wrong.trajectory_id] == [0]

@@ -1,0 +1,76 @@
+"""Configuration: shipped files parse, mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+
+from stepwiser.config import difference, load_config, parse_config
+from stepwiser.errors import UserError
+from stepwiser.plan import plan_run
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+STAGES = ("segment", "annotate", "label", "train", "evaluate", "solve", "select", "finetune")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_config_parses_and_its_plan_fits_what_it_expects(path: Path) -> None:
+    config = load_config(path)
+    available = {"CPU": 96.0, "GPU": float(config.cluster.expected_gpus)}
+    assert [s for plan in plan_run(config, STAGES) for s in plan.shortfalls(available)] == []
+
+
+def test_there_are_configs_for_every_documented_scenario() -> None:
+    assert {p.stem for p in CONFIGS} >= {"embedded", "gsm8k", "paper-1.5b", "paper-7b"}
+
+
+def test_paper_numbers() -> None:
+    for name, alpha, gamma in (("paper-1.5b", 0.4, 0.8), ("paper-7b", 0.8, 0.7)):
+        config = load_config(ROOT / "configs" / f"{name}.yaml")
+        train = config.train
+        assert (train.prompts_per_step, train.minibatch_prompts, train.group_size) == (1024, 256, 4)
+        assert (train.steps, train.learning_rate) == (800, 1e-6)
+        assert (train.clip_low, train.clip_high) == (0.2, 0.28)
+        assert (config.label.max_prompt_tokens, train.max_response_tokens) == (3096, 3096)
+        assert (config.label.alpha, config.label.gamma) == (alpha, gamma)
+        assert (config.annotate.rollouts, config.annotate.responses) == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trian.steps=3", ["trian", "did you mean train"]),
+        ("train.step=3", ["train.step", "did you mean train.steps"]),
+        ("train.steps=many", ["train.steps", "'many'"]),
+        ("train.steps=0", ["train.steps", "greater than 0"]),
+        ("train.steps", ["key=value"]),
+        ("label.rule=best", ["label.rule", "rel_effective"]),
+        ("name.x=1", ["name", "not a section"]),
+        ("prompts.judge=hello", ["prompts.judge", "chunk"]),
+        ("train.minibatch_prompts=4096", ["minibatch_prompts", "prompts_per_step"]),
+    ],
+)
+def test_mistakes_are_named(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(ROOT / "configs" / "embedded.yaml", [override])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="embedded.yaml"):
+        load_config(ROOT / "configs" / "nothing.yaml")
+
+
+def test_overrides_take_yaml_values() -> None:
+    config = load_config(
+        ROOT / "configs" / "embedded.yaml", ["train.learning_rate=1e-5", "segment.sft.steps=null"]
+    )
+    assert config.train.learning_rate == 1e-5
+    assert config.segment.sft.steps is None
+
+
+def test_difference_ignores_where_and_how_fast() -> None:
+    old = parse_config({})
+    new = parse_config({"engine": {"count": 7}, "run_dir": "x", "train": {"steps": 3}})
+    assert difference(old, new) == {"train.steps": (800, 3)}

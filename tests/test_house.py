@@ -1,0 +1,148 @@
+"""The rules of the house, read from the source: layers, sizes, nothing of one machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# What each package may import of the others.
+ALLOWED = {
+    "stepwiser": set(),
+    "actors": {"stepwiser"},
+    "serve": {"stepwiser", "actors"},
+    "cluster": {"stepwiser", "actors"},
+    "pipelines": {"stepwiser", "actors", "serve", "cluster"},
+    "benchmarks": {"stepwiser", "actors", "serve", "cluster", "pipelines"},
+}
+ENGINES = {"ray", "vllm", "deepspeed"}
+MAX_LINES = 400
+# Folders so common that their names in a file say nothing about the machine it was written on.
+COMMON_FOLDERS = {
+    "/", "/app", "/code", "/data", "/home", "/mnt", "/opt", "/src", "/srv", "/tmp", "/usr", "/var",
+    "/workspace",
+}  # fmt: skip
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> dict[str, int]:
+    """Top-level packages a file imports, at any depth in the code, with the line of each."""
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        else:
+            continue
+        for name in names:
+            found.setdefault(name.partition(".")[0], node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package: str) -> None:
+    forbidden = ALLOWED.keys() - ALLOWED[package] - {package} | {"tests"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources(package)
+        for name, line in imports(path).items()
+        if name in forbidden
+    ]
+    assert sources(package)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_method_imports_no_engine() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("stepwiser")
+        for name, line in imports(path).items()
+        if name in ENGINES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_method_loads_no_engine() -> None:
+    """What the source does not show: an engine pulled in by another library."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sources("stepwiser")
+        if path.name != "__main__.py"
+    ]
+    code = (
+        "import importlib, json, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert not ENGINES & set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_every_import_is_declared() -> None:
+    """An import that only another package's dependencies satisfy breaks when those change."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.match(r"[\w-]+", requirement)[0].lower().replace("-", "_")  # type: ignore[index]
+        for requirement in project["dependencies"]
+    }
+    known = declared | {"vllm", "yaml"} | ALLOWED.keys() | sys.stdlib_module_names
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for package in ALLOWED
+        for path in sources(package)
+        for name, line in imports(path).items()
+        if name not in known
+    ]
+    assert not wrong, "not in pyproject.toml:\n" + "\n".join(wrong)
+
+
+def test_files_are_short() -> None:
+    long = [
+        f"{path.relative_to(ROOT)} has {lines} lines"
+        for package in ALLOWED
+        for path in sources(package)
+        if (lines := len(path.read_text().splitlines())) > MAX_LINES
+    ]
+    assert not long, f"over {MAX_LINES} lines, each wants a split: {', '.join(long)}"
+
+
+def test_nothing_names_this_machine() -> None:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    if listing.returncode != 0:
+        pytest.skip(f"not a git checkout: {listing.stderr.decode().strip()}")
+    folders = {str(ROOT), str(ROOT.parent), str(Path.home())} - COMMON_FOLDERS
+    names = b"|".join(re.escape(folder.encode()) for folder in folders)
+    # After a character of a path it is only the middle of another one.
+    needle = re.compile(rb"(?<![\w.$}~-])(?:%s)/" % names)
+    wrong = [
+        f"{name}: {match.group().decode()}"
+        for name in listing.stdout.decode().split("\0")
+        if name and (ROOT / name).is_file() and (match := needle.search((ROOT / name).read_bytes()))
+    ]
+    assert not wrong, "paths of this machine:\n" + "\n".join(wrong)
+
+
+def test_pins_are_plain() -> None:
+    """Every pin is name==version: no address, no path, no host."""
+    lines = (ROOT / "requirements" / "cpu-constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert len(pins) > 100
+    assert not [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[0-9][\w.+]*", pin)]
