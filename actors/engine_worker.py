@@ -71,11 +71,11 @@ class WeightUpdater:
         tensors = _tensors(payload, skip)
         if current_platform.is_cpu():
             # CPU layers keep packed copies of their weights; only a reload packs them again.
-            self.reload_weights(weights_iterator=tensors)  # type: ignore[attr-defined]
+            self.reload_weights(weights_iterator=tensors)
             self._stepwiser_retie()
         else:
-            with set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
-                self.model_runner.get_model().load_weights(tensors)  # type: ignore[attr-defined]
+            with set_current_vllm_config(self.vllm_config):
+                self.model_runner.get_model().load_weights(tensors)
 
     def _stepwiser_retie(self) -> None:
         """Point a tied output layer at the new embeddings.
@@ -83,8 +83,8 @@ class WeightUpdater:
         The reload replaces the embedding's parameter, but a tied ``lm_head`` gets no tensor of its
         own, is not reloaded, and would go on multiplying with the packed old embeddings.
         """
-        config = self.vllm_config.model_config.hf_text_config  # type: ignore[attr-defined]
-        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        config = self.vllm_config.model_config.hf_text_config
+        model = self.model_runner.get_model()
         if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "lm_head"):
             return
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm

@@ -109,7 +109,7 @@ class VllmCore:
                 sizes["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
         arguments = EngineArgs(
             model=options.model,
-            dtype=options.dtype,  # type: ignore[arg-type]
+            dtype=options.dtype,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
             tensor_parallel_size=options.tensor_parallel_size,

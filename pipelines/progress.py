@@ -1,7 +1,8 @@
-"""Progress with rate and ETA: a live bar on a terminal, a line now and then in a log."""
+"""Progress with rate and ETA: a live bar on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -30,7 +31,8 @@ class Tracker:
         self.done = done
         self._already = done
         self._started = time.monotonic()
-        self._spoke = self._started
+        self._note = ""
+        self._over = threading.Event()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -51,6 +53,8 @@ class Tracker:
     def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
+        else:
+            threading.Thread(target=self._tell, daemon=True).start()
         return self
 
     def __exit__(
@@ -59,6 +63,7 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
         if self._bar:
             self._bar.stop()
         elif kind is None:
@@ -76,18 +81,22 @@ class Tracker:
 
     def update(self, done: int | None = None, *, advance: int = 0, note: str = "") -> None:
         self.done = self.done + advance if done is None else done
+        self._note = note
         if self._bar:
             rate = f"{self.rate:.3g}/s"
             self._bar.update(self._task, completed=self.done, rate=rate, note=note)
-        elif time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
-            self._say(note=note)
 
-    def _say(self, note: str = "", last: bool = False) -> None:
-        self._spoke = time.monotonic()
-        elapsed = self._spoke - self._started
-        words = f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s"
+    def _tell(self) -> None:
+        """From a thread of its own: a log shows a stage alive also while nothing gets done."""
+        while not self._over.wait(SECONDS_BETWEEN_LINES):
+            self._say()
+
+    def _say(self, last: bool = False) -> None:
+        words = f"{self.title}: {self.done}/{self.total} {self.unit}, {self.elapsed:.0f} s"
         if self.rate > 0:
             words += f", {self.rate:.3g}/s"
             if not last:
                 words += f", ETA {(self.total - self.done) / self.rate:.0f} s"
-        self.console.print(f"{words}  {note}".rstrip(), highlight=False)
+        note = "" if last else self._note
+        # One line each, however long: logs are searched by line.
+        self.console.print(f"{words}  {note}".rstrip(), highlight=False, soft_wrap=True)

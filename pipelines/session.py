@@ -102,7 +102,7 @@ class Session:
                 for _ in range(n.count)
             ]
             request_resources(bundles=bundles)
-            with self.console.status("waiting for nodes"):
+            with self._waiting("waiting for nodes"):
                 while missing and time.monotonic() < deadline:
                     time.sleep(5)
                     missing = shortfalls(plans, ray.cluster_resources())
@@ -187,7 +187,7 @@ class Session:
             if name == slot or (name == "main") != (slot == "main"):
                 self.release(name)
         engine = self.config.engine
-        with self.console.status(f"starting {size} engine{'s' if size > 1 else ''}"):
+        with self._waiting(f"starting {size} engine{'s' if size > 1 else ''}"):
             pool = EnginePool(
                 engine_options(self.config, directory),
                 count=size,
@@ -197,6 +197,13 @@ class Session:
             )
         self._pools[slot] = (key, pool)
         return pool
+
+    def _waiting(self, words: str) -> contextlib.AbstractContextManager[Any]:
+        """A spinner on a terminal, a line in a log."""
+        if self.console.is_terminal:
+            return self.console.status(words)
+        self.console.print(f"{words} …", highlight=False)
+        return contextlib.nullcontext()
 
     def release(self, slot: str) -> None:
         """Shut the engines of a slot down."""

@@ -73,6 +73,8 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
         needs.append(Need("engine", count, engine.cpus, engine.gpus))
     if stage in STAGES_WITH_LEARNERS:
         needs.append(Need("learner", learner.workers, learner.cpus, learner.gpus))
+    if stage == "label":
+        needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":
         needs.append(Need("replica", config.serve.replicas, engine.cpus, engine.gpus))
     return ResourcePlan(stage, tuple(needs))
