@@ -65,10 +65,25 @@ def _weights(directory: str) -> dict[str, np.ndarray]:
     return load_file(Path(directory) / "model.safetensors")
 
 
-def _assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], atol: float) -> None:
+def _assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def _assert_same_training(
+    a: dict[str, np.ndarray], b: dict[str, np.ndarray], start: dict[str, np.ndarray]
+) -> None:
+    """Two runs from ``start`` went the same way, up to the order in which floats were added.
+
+    Adam divides by the size of the gradient, so where that is nearly 0 rounding alone moves a
+    weight by a share of the learning rate: the whole way is compared, not every weight.
+    """
+    assert a.keys() == b.keys()
+    for name in a:
+        way = np.linalg.norm(b[name] - start[name])
+        assert way > 0, name
+        assert np.linalg.norm(a[name] - b[name]) < 2e-3 * way, name
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +105,7 @@ def test_weights_are_published_before_the_first_fetch_and_after_every_step(refer
     for step in range(STEPS):
         expected += [("next_batch", step)] * 2 + [("publish", step + 1)]
     assert calls == expected
-    _assert_same(ray.get(collector.weights.remote(0)), _weights(model_dir), 0)
+    _assert_equal(ray.get(collector.weights.remote(0)), _weights(model_dir))
     assert result.steps == STEPS
     assert [line["step"] for line in seen] == [line["step"] for line in result.metrics]
     for key in ("loss", "reward", "entropy", "gradient_norm", "clip_low", "seconds_train"):
@@ -101,7 +116,7 @@ def test_what_was_published_last_is_what_is_exported(reference):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result, collector, _ = reference
-    _assert_same(ray.get(collector.weights.remote(STEPS)), _weights(result.model_dir), 0)
+    _assert_equal(ray.get(collector.weights.remote(STEPS)), _weights(result.model_dir))
     model = AutoModelForCausalLM.from_pretrained(result.model_dir)
     embeddings = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight.data_ptr() == embeddings.data_ptr()
@@ -117,7 +132,9 @@ def test_zero_3_with_a_failure_on_the_way_gives_the_same_weights(reference, mode
     # Fails in step 3, goes on from the checkpoint after two updates, publishes that at once.
     assert publishes == [0, 1, 2, 3, 2, 3, 4]
     assert [line["step"] for line in after_failure.metrics] == list(range(STEPS))
-    _assert_same(_weights(after_failure.model_dir), _weights(result.model_dir), 1e-5)
+    _assert_same_training(
+        _weights(after_failure.model_dir), _weights(result.model_dir), _weights(model_dir)
+    )
 
 
 def test_one_rank_in_two_runs_gives_the_same_weights_as_two_ranks(reference, model_dir, tmp_path):
@@ -133,7 +150,9 @@ def test_one_rank_in_two_runs_gives_the_same_weights_as_two_ranks(reference, mod
     calls = ray.get(second.calls.remote())
     assert calls[:2] == [("publish", 2), ("next_batch", 2)]
     assert continued.steps == STEPS
-    _assert_same(_weights(continued.model_dir), _weights(result.model_dir), 1e-5)
+    _assert_same_training(
+        _weights(continued.model_dir), _weights(result.model_dir), _weights(model_dir)
+    )
 
 
 def test_rewarded_tokens_become_likelier_on_policy(model_dir, tmp_path):
