@@ -246,6 +246,7 @@ def labels(data: RunData) -> Section:
 TAUGHT = {
     "solutions": "plain solutions",
     "solutions_with_slip": "… of these with a slip put in",
+    "solutions_with_untrained_slip": "… of these with a slip that is read but not trained",
     "reasoned": "reasoned verdicts (worked checks)",
     "reasoned_with_slip": "… of these with a slip put in",
     "reasoned_verdict_wrong": "… of these with a wrong verdict",

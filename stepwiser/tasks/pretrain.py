@@ -48,6 +48,7 @@ class Recipe:
     turns_batch: int = 4  # chats; only verdicts after the first chunk count
     slip_rate: float = 0.15  # share of worked checks with a slip
     solution_slip_rate: float = 0.0  # share of solutions with a slip
+    read_slip_rate: float = 0.0  # share of solutions with a slip that is read but not trained
     target_pass: float = 0.58  # from this pass@1 on solutions are seen in 40 % of the steps
     styled_share: float = 0.667  # share of the worked checks whose style token is trained too
     init: str = ""  # checkpoint to go on from (weights only) instead of a fresh model
@@ -184,17 +185,39 @@ class Feed:
         )
 
     def solutions(self, count: int) -> list[Example]:
-        """Plain solutions of fresh problems, some with a slip."""
+        """Plain solutions of fresh problems, some with a slip.
+
+        A slip may be read without being taught: what is taught then is to go on from the number on
+        the page. A model that calculates past its own slip reaches right answers by wrong steps,
+        and every label that is made of final answers calls those steps good.
+        """
         found = []
         for _ in range(count):
             problem = make_problem(self.rng)
-            rate = self.recipe.solution_slip_rate
-            slip = rate > 0 and self.rng.random() < rate
+            draw = self.rng.random()
+            taught = draw < self.recipe.solution_slip_rate
+            read = not taught and draw < self.recipe.solution_slip_rate + self.recipe.read_slip_rate
             self.counts["solutions"] += 1
-            self.counts["solutions_with_slip"] += slip
-            text = sloppy_solution(self.rng, problem) if slip else solution(problem)
-            found.append(self._pair(problem.question + "\n", text))
+            self.counts["solutions_with_slip"] += taught
+            self.counts["solutions_with_untrained_slip"] += read
+            prompt = problem.question + "\n"
+            if not (taught or read):
+                found.append(self._pair(prompt, solution(problem)))
+                continue
+            before, slip, after = sloppy_solution(self.rng, problem, careless=taught)
+            found.append(
+                self._join([(prompt, False), (before, True), (slip, taught), (after, True)])
+            )
         return found
+
+    def _join(self, parts: list[tuple[str, bool]]) -> Example:
+        """Texts one after the other, each trained or only read, then ``<eos>``."""
+        ids, trained = [self.bos], [False]
+        for text, learn in parts:
+            part = self._ids(text)
+            ids += part
+            trained += [learn] * len(part)
+        return Example([*ids, self.eos], [*trained, True])
 
     def judgements(self) -> list[Example]:
         """One step's judge examples of all three kinds."""

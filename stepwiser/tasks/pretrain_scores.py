@@ -151,7 +151,11 @@ def evaluate(
             chunks = split_lines(text)
             solutions.append((problem, chunks, first_error(problem, chunks)))
         solved = [t.endswith(f"\\boxed{{{p.answer}}}") for p, t in zip(asked, texts, strict=True)]
-        scores = {"pass_at_1": sum(solved) / len(solved)}
+        flawed = [done and error >= 0 for done, (*_, error) in zip(solved, solutions, strict=True)]
+        scores = {
+            "pass_at_1": sum(solved) / len(solved),
+            "right_by_wrong_steps": sum(flawed) / max(1, sum(solved)),
+        }
         if not judge:
             return scores
         right = [s for s in solutions if s[2] < 0][:problems]

@@ -201,8 +201,14 @@ def corrupt_step(rng: random.Random, problem: ArithmeticProblem, index: int, ste
     return wrong if wrong != step else _with_result(step, wrong_number(rng, step.result))
 
 
-def sloppy_solution(rng: random.Random, problem: ArithmeticProblem) -> str:
-    """A plain solution with one wrong result; what follows goes on from it, never below zero."""
+def sloppy_solution(
+    rng: random.Random, problem: ArithmeticProblem, careless: bool = True
+) -> tuple[str, str, str]:
+    """A plain solution with one wrong result; what follows goes on from it, never below zero.
+
+    ``careless`` results are like a careless reckoner's, others any wrong number. Returns the text
+    before the result, the result, the text after it.
+    """
     while True:
         at = rng.randrange(len(problem.operations))
         value = problem.start
@@ -210,11 +216,15 @@ def sloppy_solution(rng: random.Random, problem: ArithmeticProblem) -> str:
         for i in range(len(problem.operations)):
             step = true_step(problem, i, value)
             if i == at:
-                step = _with_result(step, _slipped_number(rng, step.result))
+                draw = _slipped_number if careless else wrong_number
+                step = _with_result(step, draw(rng, step.result))
             value = step.result
             lines.append(step.text)
         if all(parse_step(line) for line in lines):
-            return "".join(lines)
+            head, _, tail = lines[at].partition("=")
+            result, _, rest = tail.partition("\n")
+            before = "".join(lines[:at]) + f"{head}="
+            return before, result, "\n" + rest + "".join(lines[at + 1 :])
 
 
 def _slipped_number(rng: random.Random, number: int) -> int:

@@ -226,14 +226,18 @@ def test_slips_change_the_text_and_some_verdicts():
     assert 150 < flipped < 400
 
 
-def test_sloppy_solutions_hold_a_wrong_result_and_go_on_from_it():
+@pytest.mark.parametrize("careless", [True, False])
+def test_sloppy_solutions_hold_a_wrong_result_and_go_on_from_it(careless):
     rng = random.Random(6)
     for problem in make_problems(200, seed=6):
-        text = sloppy_solution(rng, problem)
+        before, slip, after = sloppy_solution(rng, problem, careless)
+        text = before + slip + after
+        assert before.endswith("=") and slip.isdecimal() and after.startswith("\n")
         chunks = split_lines(text)
         error = first_error(problem, chunks)
         assert error >= 0 and segment_plain(text) is not None
         assert len(chunks) == len(problem.operations)
+        assert before.count("\n") == error and parse_step(chunks[error]).result == int(slip)
         for i, chunk in enumerate(chunks[error + 1 :], error + 1):
             assert parse_step(chunk).left == parse_step(chunks[i - 1]).result
 
