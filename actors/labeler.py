@@ -46,24 +46,37 @@ class LabelerOptions:
 class MonteCarloLabeler:
     """Annotates units; several are under way at once, since it waits more than it works."""
 
-    def __init__(self, options: LabelerOptions, pool: PoolClient, root: str) -> None:
+    def __init__(self, options: LabelerOptions, root: str) -> None:
+        self._options = options
         self._store = RunStore(root)
-        self._annotator = Annotator(
-            generator=pool,
-            prompts=PromptFormat.from_model_dir(options.model_dir, options.prompts),
-            checker=make_checker(options.checker, options.check_timeout_s),
-            config=options.annotate,
-            seed=options.seed,
-        )
+        self._prompts = PromptFormat.from_model_dir(options.model_dir, options.prompts)
+        self._checker = make_checker(options.checker, options.check_timeout_s)
+        self._annotator: Annotator | None = None
 
-    async def annotate(self, unit: str, problems: Sequence[Problem]) -> dict[str, int]:
+    async def annotate(
+        self, unit: str, problems: Sequence[Problem], pool: PoolClient
+    ) -> dict[str, int]:
         """Annotate and write one unit; returns its counts.
+
+        The pool comes with every unit, so that a labeler that was restarted gets it again: Ray
+        does not keep actor handles among the arguments of a constructor alive for a restart, and
+        says so on the terminal. The first copy serves all units, as it is the one that knows the
+        load of the engines.
 
         A problem that keeps failing is listed with its reason in the unit's summary; it is neither
         scored nor does it hold up the others. A unit that cannot be written raises UserError.
         """
         started = time.time()
-        outcomes = await asyncio.gather(*(self._problem(problem) for problem in problems))
+        if self._annotator is None:
+            self._annotator = Annotator(
+                generator=pool,
+                prompts=self._prompts,
+                checker=self._checker,
+                config=self._options.annotate,
+                seed=self._options.seed,
+            )
+        annotator = self._annotator
+        outcomes = await asyncio.gather(*(_annotation(annotator, p) for p in problems))
         counts: Counter[str] = Counter()
         rejects = []
         trajectories: list[Trajectory] = []
@@ -82,14 +95,15 @@ class MonteCarloLabeler:
         self._store.write_json(f"units/{unit}.json", summary)
         return dict(counts)
 
-    async def _problem(self, problem: Problem) -> ProblemAnnotation | Exception:
-        """The annotation, or what kept failing."""
-        failure: Exception = RuntimeError("never tried")
-        for _ in range(ATTEMPTS):
-            try:
-                return await self._annotator.annotate(problem)
-            except Exception as error:  # recorded with its reason, never scored
-                failure = error
-                if isinstance(error, UserError):
-                    break  # bad input stays bad
-        return failure
+
+async def _annotation(annotator: Annotator, problem: Problem) -> ProblemAnnotation | Exception:
+    """The annotation, or what kept failing."""
+    failure: Exception = RuntimeError("never tried")
+    for _ in range(ATTEMPTS):
+        try:
+            return await annotator.annotate(problem)
+        except Exception as error:  # recorded with its reason, never scored
+            failure = error
+            if isinstance(error, UserError):
+                break  # bad input stays bad
+    return failure

@@ -91,14 +91,15 @@ def _annotate(session: Session, model: str, todo: dict[str, list[Problem]], tota
         config.seed,
     )
     root = str(session.store.root.absolute())
-    workers = [MonteCarloLabeler.remote(options, pool.client(), root) for _ in range(engines)]
+    client = pool.client()
+    workers = [MonteCarloLabeler.remote(options, root) for _ in range(engines)]
     done: Counter[str] = Counter()
     try:
         with session.track("annotate", total, "units", done=total - len(todo)) as tracker:
 
             async def one(labeler: Any, unit: str, gate: asyncio.Semaphore) -> None:
                 async with gate:
-                    done.update(await labeler.annotate.remote(unit, todo[unit]))
+                    done.update(await labeler.annotate.remote(unit, todo[unit], client))
                 tokens = done["response_tokens"] + done["rollout_tokens"]
                 note = f"{done['chunks']} chunks, {tokens / tracker.elapsed:,.0f} tokens/s"
                 tracker.update(advance=1, note=note)
