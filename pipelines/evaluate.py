@@ -225,21 +225,41 @@ def print_scores(session: Session, metrics: dict[str, Any]) -> None:
         f"{metrics['items']['right']} right solutions",
         title_justify="left",
     )
-    for column in ("judge", "F1 (official)", "wrong", "right", "F1 (final answer)", "Maj@k", "ECE"):
-        table.add_column(column, justify="left" if column == "judge" else "right")
+    for column in (
+        "judge",
+        "F1 (official)",
+        "wrong",
+        "right",
+        "F1 (final answer)",
+        "Maj@k",
+        "ECE",
+        "no verdict",
+    ):
+        left = column == "judge"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for name, row in metrics["judges"].items():
         official, final = row["single"]["official"], row["single"]["by_final_answer"]
         majority = row["majority"]["official"]
+        error = official["f1_standard_error"]
         table.add_row(
             name,
-            f"{_number(official['f1'])} ± {_number(official['f1_standard_error'])}",
+            _number(official["f1"]) + (f" ± {error:.3f}" if error is not None else ""),
             _number(official["error_accuracy"]),
             _number(official["correct_accuracy"]),
             _number(final["f1"]),
             f"{_number(majority['f1'])} (k={row['votes']})" if row["votes"] > 1 else "-",
             _number(row["calibration"] and row["calibration"]["ece"]),
+            f"{row['missing_share']:.1%}",
         )
     session.console.print(table)
+    for reason in sorted(
+        {
+            reason
+            for row in metrics["judges"].values()
+            if (reason := row["single"]["official"].get("undefined_because"))
+        }
+    ):
+        session.console.print(f"[yellow]no F1: the set has {reason}")
 
 
 def _number(value: float | None) -> str:

@@ -138,7 +138,11 @@ def _read_hub(config: DataConfig) -> list[Mapping[str, Any]]:
 
 
 def load_step_items(source: str, limit: int | None) -> list[StepItem]:
-    """ProcessBench items of a JSON or JSON-lines file, in file order."""
+    """ProcessBench items of a JSON or JSON-lines file, in file order.
+
+    A `limit` takes items evenly spaced over the file: ProcessBench puts all solutions with a wrong
+    answer first, so its beginning alone has no right one and no F1.
+    """
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"evaluate.source {source} does not exist: give a ProcessBench JSON file")
@@ -148,7 +152,8 @@ def load_step_items(source: str, limit: int | None) -> list[StepItem]:
         missing = needed - row.keys()
         if missing:
             raise UserError(f"{source}, item {i}: missing {sorted(missing)}")
-    return list(_items(rows[:limit]))
+    count = min(limit or len(rows), len(rows))
+    return list(_items(rows[i * len(rows) // count] for i in range(count)))
 
 
 def _items(rows: Iterable[Mapping[str, Any]]) -> Iterable[StepItem]:

@@ -185,7 +185,9 @@ class EvaluateConfig(Section):
     name: str = Field("embedded", description="What tables call this set.")
     wrong: Positive = Field(200, description="Wrong solutions wanted of the embedded set.")
     right: Positive = Field(200, description="Right solutions wanted of the embedded set.")
-    limit: Positive | None = Field(None, description="Items of a file that are used.")
+    limit: Positive | None = Field(
+        None, description="Items of a file that are used, evenly spaced; all if unset."
+    )
     votes: Positive = Field(8, description="Judgments of a step: Maj@votes and their mean.")
     temperature: float = Field(1.0, ge=0)
     calibration_trajectories: int = Field(

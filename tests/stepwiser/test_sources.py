@@ -116,6 +116,19 @@ def test_processbench_items(tmp_path: Path) -> None:
     assert (loaded.steps, loaded.label, loaded.final_answer_correct) == (["x", "y"], 1, False)
 
 
+def test_a_limit_takes_processbench_items_from_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "pb.json"
+    item = {"problem": "p", "steps": ["x"], "generator": "g"}
+    rows = [
+        {**item, "id": str(i), "label": 0 if i < 6 else -1, "final_answer_correct": i >= 6}
+        for i in range(10)
+    ]
+    path.write_text(json.dumps(rows))
+    assert [row.id for row in load_step_items(str(path), 4)] == ["0", "2", "5", "7"]
+    assert [row.id for row in load_step_items(str(path), 10)] == [str(i) for i in range(10)]
+    assert len(load_step_items(str(path), 99)) == 10
+
+
 @pytest.mark.data
 def test_real_gsm8k_and_processbench(shared_data: Path) -> None:
     config = _config(shared_data / "gsm8k" / "train.jsonl", limit=50)
