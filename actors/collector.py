@@ -71,6 +71,16 @@ def _shuffled(size: int, seed: str) -> list[int]:
     return order
 
 
+def _remedy(silent: float) -> str:
+    """What to change when no group has a gradient and this share of answers has no verdict."""
+    if silent > 0.5:
+        return (
+            "the judge does not end with \\boxed{Positive} or \\boxed{Negative}; change "
+            "prompts.judge, raise judge_max_tokens, lower train.temperature or use a stronger model"
+        )
+    return "raise train.group_size or train.temperature, or start from an earlier checkpoint"
+
+
 @ray.remote(num_cpus=0, max_concurrency=64)
 class ExperienceCollector:
     """One long-lived actor between the engines and the learner."""
@@ -145,10 +155,11 @@ class ExperienceCollector:
             if experiences:
                 break
         if not experiences:
+            silent = float(np.mean([f["share_no_verdict"] for f in figures]))
             raise UserError(
                 f"step {step}: {MAX_ROUNDS} draws of {config.prompts_per_step} prompts gave no "
-                "group whose verdicts differ, so there is nothing to learn from: raise "
-                "train.group_size or train.temperature, or start from an earlier checkpoint"
+                f"group whose rewards differ, so there is nothing to learn from; {silent:.0%} of "
+                f"the answers hold no verdict: {_remedy(silent)}"
             )
         self._figures_of_step = {
             key: float(np.nanmean([f[key] for f in figures])) for key in figures[0]

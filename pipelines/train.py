@@ -91,6 +91,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
         "reward_last": _mean(rows[-window:], "reward"),
         "accuracy_positive_last": _mean(rows[-window:], "accuracy_positive"),
         "accuracy_negative_last": _mean(rows[-window:], "accuracy_negative"),
+        "no_verdict_last": _mean(rows[-window:], "share_no_verdict"),
         "response_length_first": _mean(rows[:window], "response_length"),
         "response_length_last": _mean(rows[-window:], "response_length"),
         "logprob_gap": _mean(rows, "logprob_gap"),
@@ -171,6 +172,8 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
         ("verdict accuracy on negatives, last tenth", "accuracy_negative_last"),
     ):
         table.add_row(name, f"{metrics[key]:.3f}")
+    if metrics.get("no_verdict_last"):
+        table.add_row("answers without a verdict, last tenth", f"{metrics['no_verdict_last']:.1%}")
     table.add_row(
         "response length, first → last tenth",
         f"{metrics['response_length_first']:.1f} → {metrics['response_length_last']:.1f} tokens",
