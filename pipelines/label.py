@@ -253,15 +253,16 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
     for key in ("train_before", "train_after", "heldout_before", "heldout_after"):
         row = metrics[key]
         name = key.replace("_before", ", before balancing").replace("_after", ", after")
-        share = f"{row['positive_share']:.1%}"
+        share = f"{row['positive_share']:.1%}" if row["positive"] + row["negative"] else "-"
         table.add_row(name, str(row["positive"]), str(row["negative"]), share)
     session.console.print(table)
     rules = Table(title="The three rules on the same values", title_justify="left")
-    for column in ("rule", "positive share", "agrees with the oracle up to the first error"):
-        rules.add_column(column, justify="left" if column == "rule" else "right")
+    rules.add_column("rule")
+    rules.add_column("positive share", justify="right")
+    oracle = any(row["oracle_agreement"] is not None for row in metrics["rules"])
+    if oracle:  # only the embedded task has one
+        rules.add_column("agrees with the oracle up to the first error", justify="right")
     for row in metrics["rules"]:
-        agree = row["oracle_agreement"]
-        rules.add_row(
-            row["rule"], f"{row['positive_share']:.1%}", "-" if agree is None else f"{agree:.3f}"
-        )
+        agree = [f"{row['oracle_agreement']:.3f}"] if oracle else []
+        rules.add_row(row["rule"], f"{row['positive_share']:.1%}", *agree)
     session.console.print(rules)

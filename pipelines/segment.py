@@ -28,7 +28,13 @@ EVALUATION_SAMPLES = 4
 
 
 def run(session: Session) -> dict[str, Any]:
-    """Returns the before/after table as metrics; writes models/policy."""
+    """Returns the before/after table as metrics; writes models/policy.
+
+    Where steps are paragraphs there is nothing to do, and the metrics are empty.
+    """
+    if session.config.prompts.steps == "paragraphs":
+        session.console.print("segment: steps are paragraphs, which need no segmentation")
+        return {}
     done = session.store.read_metrics("segment")
     if done and (session.store.model_dir("policy") / "config.json").is_file():
         session.console.print("segment: already done, kept")

@@ -41,7 +41,12 @@ def run(session: Session) -> dict[str, Any]:
                     pool,
                     prompts.policy_ids,
                     problems,
-                    Sampling(max_tokens=session.config.annotate.max_tokens, n=config.responses),
+                    # Candidates are written as the annotated responses were.
+                    Sampling(
+                        max_tokens=session.config.annotate.max_tokens,
+                        n=config.responses,
+                        temperature=session.config.annotate.temperature,
+                    ),
                     session.checker,
                     lambda: tracker.update(advance=1),
                 )
@@ -144,7 +149,10 @@ def _pick(
         },
     }
     if not rows:
-        raise UserError("no problem has a well-formed candidate for every pick; run segment again")
+        raise UserError(
+            f"none of {len(solutions)} problems has a well-formed candidate with a verdict for "
+            "every pick: raise select.problems, select.responses or select.votes"
+        )
     return pa.Table.from_pylist(rows), metrics
 
 
@@ -163,9 +171,11 @@ def _fully_right(session: Session, question: str, response: str) -> bool:
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
     table = Table(title=f"Picks on {metrics['selected']} problems", title_justify="left")
-    for column in ("pick", "right answer", "every step right"):
-        table.add_column(column, justify="left" if column == "pick" else "right")
+    table.add_column("pick")
+    table.add_column("right answer", justify="right")
+    if _has_oracle(session):
+        table.add_column("every step right", justify="right")
     for name, row in metrics["picks"].items():
-        sound = row["every_step_right"]
-        table.add_row(name, f"{row['right_answer']:.1%}", "-" if sound is None else f"{sound:.1%}")
+        sound = [f"{row['every_step_right']:.1%}"] if _has_oracle(session) else []
+        table.add_row(name, f"{row['right_answer']:.1%}", *sound)
     session.console.print(table)

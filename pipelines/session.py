@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -32,6 +33,8 @@ from stepwiser.store import RunStore
 
 T = TypeVar("T")
 
+LOG_COLUMNS = 110
+
 MODULES = {"select": "pipelines.selecting", "serve": "pipelines.serving"}
 """Stages whose module is not called like them (`select` shadows the standard library's)."""
 
@@ -50,12 +53,20 @@ def run_stages(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
     return results
 
 
+def make_console() -> Console:
+    """A log is wider than the 80 columns that rich takes where there is no terminal."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_COLUMNS
+    return console
+
+
 class Session:
     """Everything the stages of one start share; leaving it ends every actor and engine."""
 
     def __init__(self, config: RunConfig, console: Console | None = None) -> None:
         self.config = config
-        self.console = console or Console()
+        self.console = console or make_console()
         self.store = RunStore(config.run_dir)
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
@@ -109,6 +120,11 @@ class Session:
         return missing
 
     def _start_ray(self) -> None:
+        if any(character.isspace() for character in sys.executable):
+            raise UserError(
+                f"Ray cannot start workers with the interpreter {sys.executable}: its path has a "
+                "space; run .venv/bin/stepwiser, which `make setup` gave a path without one"
+            )
         # Submitted jobs and `ray start` leave an address in the environment.
         address = self.config.cluster.address or os.environ.get("RAY_ADDRESS")
         environment = {

@@ -70,13 +70,19 @@ def _facts(config: dict[str, Any], environment: dict[str, Any]) -> list[tuple[st
         ("started", str(environment.get("started") or ABSENT).replace("T", " ")),
         ("seed", config.get("seed")),
         ("policy", config.get("policy_model")),
-        ("judge starts from", config.get("judge_model") or "the chunk-tuned policy"),
+        ("judge starts from", config.get("judge_model") or _policy_of_steps(config)),
         ("problems", mapping(config, "data").get("source")),
         ("Python", environment.get("python")),
         ("machine", environment.get("platform")),
         ("CPUs", environment.get("cpus")),
     )
     return [(name, str(value)) for name, value in shown if value is not None]
+
+
+def _policy_of_steps(config: dict[str, Any]) -> str:
+    """The policy that wrote what is judged: paragraphs need no tuning."""
+    paragraphs = mapping(config, "prompts").get("steps") == "paragraphs"
+    return "the policy" if paragraphs else "the chunk-tuned policy"
 
 
 def _environment() -> jinja2.Environment:

@@ -22,6 +22,7 @@ from stepwiser.report.blocks import (
     mapping,
     number,
     percent,
+    pick,
     rows_of,
     whole,
 )
@@ -34,9 +35,11 @@ MOST_EXACT_BINS = 33
 RULES = {"abs_q": "Abs-Q", "rel_effective": "Rel-Effective", "rel_ratio": "Rel-Ratio"}
 
 
-def segmentation(data: RunData) -> Section:
-    """Before/after table of the chunk-tuned policy (paper section 3.1)."""
+def segmentation(data: RunData) -> Section | None:
+    """Before/after table of the chunk-tuned policy (paper section 3.1); paragraphs have none."""
     metrics = data.metrics("segment")
+    if not metrics and pick(data.config, "prompts", "steps") == "paragraphs":
+        return None
     section = Section(
         "segmentation",
         "Segmentation",
@@ -218,18 +221,22 @@ def labels(data: RunData) -> Section:
             title=f"Prompts by {RULES.get(rule, rule)}",
         )
     )
-    compared = []
+    compared: list[tuple[Any, ...]] = []
+    oracle = any(number(row, "oracle_agreement") is not None for row in rows_of(metrics, "rules"))
     for row in rows_of(metrics, "rules"):
         name = str(row.get("rule", ABSENT))
         share, agree = number(row, "positive_share"), number(row, "oracle_agreement")
         title = RULES.get(name, name) + (" (used)" if name == rule else "")
-        compared.append((title, Bar(share, percent(share)), Bar(agree, decimal(agree))))
+        cells = (title, Bar(share, percent(share)), Bar(agree, decimal(agree)))
+        compared.append(cells if oracle else cells[:2])
     section.add(
         Table(
-            ("rule", "share Positive", "agrees with the oracle"),
+            ("rule", "share Positive", "agrees with the oracle")[: 3 if oracle else 2],
             compared,
             title="The three rules on the same values",
-            note="The oracle knows the embedded task's steps; compared up to the first wrong one.",
+            note="The oracle knows the embedded task's steps; compared up to the first wrong one."
+            if oracle
+            else "",
         ),
         Facts(
             [

@@ -44,8 +44,8 @@ def solving(data: RunData) -> Section:
         "solving",
         "Solving with the judge",
         f"Chunk-reset search on {whole(number(metrics, 'problems'))} fresh problems: a chunk that "
-        "the judge refuses is sampled again. Tokens are all tokens of a problem, also those of the "
-        "judge and of refused chunks included.",
+        "the judge refuses is sampled again. Tokens are all tokens of a problem, those of refused "
+        "chunks and of the judge included.",
         missing="" if metrics else "solve",
     )
     if not metrics:
@@ -179,14 +179,19 @@ def selecting(data: RunData) -> Section:
     )
     count, selected = number(tuned, "examples"), number(picked, "selected")
     rows = []
+    # Only the embedded task has an oracle that knows every step.
+    oracle = any(
+        number(row, "every_step_right") is not None for row in mapping(picked, "picks").values()
+    )
     for pick, title in PICKS.items():
         choice, after = mapping(picked, "picks", pick), mapping(tuned, "accuracy", pick)
         if choice or after:
+            sound = Estimate.share(number(choice, "every_step_right"), selected)
             rows.append(
                 (
                     title,
                     Estimate.share(number(choice, "right_answer"), selected),
-                    Estimate.share(number(choice, "every_step_right"), selected),
+                    *([sound] if oracle else []),
                     Estimate.normal(number(after, "mean"), number(after, "se")),
                     decimal(number(after, "tokens"), 1),
                 )
@@ -206,7 +211,7 @@ def selecting(data: RunData) -> Section:
             (
                 "picked by",
                 "right answer",
-                "every step right",
+                *(["every step right"] if oracle else []),
                 "accuracy after fine-tuning",
                 "tokens",
             ),
