@@ -22,6 +22,9 @@ from stepwiser.store import RunStore
 OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines"}
 """Settings of the stage that do not change what a unit holds."""
 
+DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
+"""What becomes of a problem; only mixed ones are annotated."""
+
 
 def run(session: Session) -> dict[str, Any]:
     """Annotate what is not annotated yet; returns the counts of all units of the run."""
@@ -128,7 +131,8 @@ def _readable(error: Exception) -> Exception:
 
 def summarize(store: RunStore, units: Sequence[str]) -> dict[str, Any]:
     """Sum of what the units counted."""
-    counts: Counter[str] = Counter()
+    # What never happened is counted too: the report shows a missing figure as unknown.
+    counts: Counter[str] = Counter(dict.fromkeys(DIFFICULTIES, 0))
     rejects: list[dict[str, str]] = []
     for unit in units:
         summary = json.loads((store.table_dir("units") / f"{unit}.json").read_text())

@@ -33,7 +33,7 @@ from stepwiser.store import RunStore
 
 T = TypeVar("T")
 
-LOG_COLUMNS = 110
+LOG_COLUMNS = 120
 
 MODULES = {"select": "pipelines.selecting", "serve": "pipelines.serving"}
 """Stages whose module is not called like them (`select` shadows the standard library's)."""
