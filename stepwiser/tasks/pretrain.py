@@ -194,9 +194,9 @@ class Feed:
         found = []
         for _ in range(count):
             problem = make_problem(self.rng)
-            draw = self.rng.random()
-            taught = draw < self.recipe.solution_slip_rate
-            read = not taught and draw < self.recipe.solution_slip_rate + self.recipe.read_slip_rate
+            rates = (self.recipe.solution_slip_rate, self.recipe.read_slip_rate)
+            draw = self.rng.random() if any(rates) else 1.0
+            taught, read = draw < rates[0], rates[0] <= draw < sum(rates)
             self.counts["solutions"] += 1
             self.counts["solutions_with_slip"] += taught
             self.counts["solutions_with_untrained_slip"] += read
