@@ -65,7 +65,8 @@ def run_sft_jobs(session: Session, jobs: Sequence[SFTJob]) -> list[SFTResult]:
     name = "sft-" + jobs[0].name
     options = SFTOptions(group=worker_group(session, name), metrics_path=str(session.store.curve))
     finished = 0
-    with session.track(f"sft, {jobs[0].name}", len(jobs), "models") as tracker:
+    title = f"sft, {jobs[0].name}" if len(jobs) == 1 else "sft"  # a note names each of several
+    with session.track(title, len(jobs), "models") as tracker:
 
         def on_metrics(row: dict[str, Any]) -> None:
             nonlocal finished
