@@ -138,15 +138,25 @@ class Session:
             ray.init(address=address, log_to_driver=False, runtime_env=environment)
             return
         self._owns_ray = True
-        ray.init(
-            address="local",
-            num_cpus=int(local_cpus(self.config)),
-            object_store_memory=self.config.cluster.object_store_mb * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env=environment,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=int(local_cpus(self.config)),
+                object_store_memory=self.config.cluster.object_store_mb * 2**20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env=environment,
+            )
+        except Exception as error:
+            # Ray gives its own processes 30 seconds, and raises a bare Exception after that.
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                f"Ray did not start within its 30 seconds on {os.cpu_count()} cores with a load of "
+                f"{os.getloadavg()[0]:.0f}: start the same command again when the machine is less "
+                "busy"
+            ) from error
 
     def __exit__(
         self,

@@ -65,6 +65,8 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     both are counted. Solve holds a policy and a judge pool of half the engines each.
     """
     needs: list[Need] = []
+    if stage == "segment" and config.prompts.steps == "paragraphs":
+        return ResourcePlan(stage, ())  # nothing to segment, nothing to start
     engine, learner = config.engine, config.learner
     if stage in STAGES_WITH_ENGINES:
         count = max(2, engine.count) if stage == "solve" else engine.count
