@@ -1,14 +1,14 @@
 """Does the judge learn, and does it help? The whole method, the judge over several seeds.
 
-    python -m benchmarks.learning                  three seeds, about 35 minutes on two cores
+    python -m benchmarks.learning                  three seeds, about 45 minutes on two cores
     python -m benchmarks.learning --quick          one seed of the quickstart's size
     python -m benchmarks.learning --fresh-labels   every seed annotates problems of its own
 
-Every seed trains both judges anew (order of prompts, samples, initial batches) and is scored on
-fresh solutions of its own. The first seed also segments, annotates, solves, selects and fine-tunes;
-the others read its labels, unless they are to be fresh. Finished stages are kept, so an interrupted
-benchmark goes on. The last line is one JSON object; the figures behind it are in the run
-directories.
+Every seed trains both judges anew (order of prompts, samples, initial batches), is scored on fresh
+solutions of its own and searches solutions of fresh problems. The first seed also segments,
+annotates, selects and fine-tunes; the others read its labels, unless they are to be fresh. Finished
+stages are kept, so an interrupted benchmark goes on. The last line is one JSON object; the figures
+behind it are in the run directories.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from rich.table import Table
 from stepwiser.config import load_config
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
-TRAINING = ("label", "train", "evaluate")
-USE = ("solve", "select", "finetune", "report")
+TRAINING = ("label", "train", "evaluate", "solve")
+USE = ("select", "finetune", "report")
 STAGES = ("segment", "annotate", *TRAINING, *USE)
 SHARED = ("models/policy", "trajectories", "values", "units")
 """What later seeds take over from the first."""
 FULL = (
     "data.limit=640",
-    "train.steps=50",
+    "train.steps=80",
     "evaluate.wrong=200",
     "evaluate.right=200",
     "solve.problems=500",
@@ -109,8 +109,9 @@ def figures_of(stages: dict[str, Any]) -> dict[str, float]:
         judges["judge"]["majority"]["official"]["f1"],
         judges["judge"]["majority"]["official"]["f1_standard_error"],
     )
-    if "solve" in stages:
-        rows |= _use(stages)
+    rows |= _search(stages["solve"])
+    if "finetune" in stages:
+        rows |= _selection(stages["finetune"])
     figures: dict[str, float] = {}
     for name, (value, error) in rows.items():
         figures[name] = float(value)
@@ -124,9 +125,8 @@ def figures_of(stages: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
-def _use(stages: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """What the judge is good for."""
-    solve, finetuned = stages["solve"], stages["finetune"]
+def _search(solve: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Chunk-reset with each judge, what it is measured against, and paired gains."""
     search = solve["search"]
     rows = {
         "plain_acc": _pair(solve["plain"]),
@@ -135,8 +135,19 @@ def _use(stages: dict[str, Any]) -> dict[str, tuple[float, float]]:
         "reset_disc_acc": _pair(search["judge-discriminative"]),
         "reset_start_acc": _pair(search["start"]),
     }
-    for name, row in finetuned["accuracy"].items():
-        rows[f"pick_{name}"] = (row["mean"], row["se"])
+    for name, key in (
+        ("reset_over_plain", "judge - plain"),
+        ("reset_over_majority", "judge - majority"),
+        ("reset_over_disc", "judge - judge-discriminative"),
+    ):
+        row = solve["differences"][key]
+        rows[name] = (row["mean"], row["se"])
+    return rows
+
+
+def _selection(finetuned: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Accuracy after fine-tuning on each pick, and paired gains over random ones."""
+    rows = {f"pick_{name}": (row["mean"], row["se"]) for name, row in finetuned["accuracy"].items()}
     for name, key in (
         ("pick_gain", "judge - random"),
         ("pick_gain_right", "judge_right - random_right"),

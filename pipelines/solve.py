@@ -12,6 +12,7 @@ from rich.table import Table
 from actors.pool import EnginePool
 from pipelines.evaluate import Contestant, contestants, make_judge
 from pipelines.session import Session
+from pipelines.train import JUDGE
 from stepwiser.generation import Sampling
 from stepwiser.judge import Judge
 from stepwiser.policy import (
@@ -146,18 +147,22 @@ def _metrics(
             "samples": len(plain[0].samples),
         },
         "majority": [
-            _majority(plain, k, checker, single.tokens) for k in _vote_counts(len(plain[0].samples))
+            _vote_row(_majority(plain, k, checker), k, single.tokens)
+            for k in _vote_counts(len(plain[0].samples))
         ],
         "search": {},
+        "differences": {},
     }
+    solved: dict[str, list[float]] = {"plain": [solution.share_right for solution in plain]}
     for name, found in results.items():
-        rights = [
-            _right(checker, result.text, problem)
+        solved[name] = [
+            float(_right(checker, result.text, problem))
             for result, problem in zip(found, problems, strict=True)
         ]
-        mean, error = mean_and_error([float(r) for r in rights])
+        mean, error = mean_and_error(solved[name])
         total = _mean(found, "total_tokens")
-        votes = samples_for_budget(total, single.tokens)
+        votes = min(samples_for_budget(total, single.tokens), len(plain[0].samples))
+        elected = _majority(plain, votes, checker)
         metrics["search"][name] = {
             "accuracy": mean,
             "accuracy_se": error,
@@ -166,9 +171,21 @@ def _metrics(
             "judge_tokens": _mean(found, "judge_tokens"),
             "total_tokens": total,
             "forced": _mean(found, "forced"),
-            "majority_at_cost": _majority(plain, votes, checker, single.tokens),
+            "majority_at_cost": _vote_row(elected, votes, single.tokens),
         }
+        if name == JUDGE:
+            solved["majority"] = elected
+    for other in solved.keys() - {JUDGE}:
+        if JUDGE in solved:
+            difference = _difference(solved[JUDGE], solved[other])
+            metrics["differences"][f"{JUDGE} - {other}"] = difference
     return metrics
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Mean gain on the same problems; its error leaves out how hard they are."""
+    mean, error = mean_and_error([a - b for a, b in zip(ours, theirs, strict=True)])
+    return {"mean": mean, "se": error}
 
 
 def _right(checker: AnswerChecker, text: str, problem: Problem) -> bool:
@@ -180,22 +197,26 @@ def _vote_counts(samples: int) -> list[int]:
     return counts
 
 
-def _majority(
-    plain: Sequence[Solutions], votes: int, checker: AnswerChecker, tokens: float
-) -> dict[str, float]:
-    """Accuracy of the majority of the first `votes` samples."""
-    rights = []
+def _majority(plain: Sequence[Solutions], votes: int, checker: AnswerChecker) -> list[float]:
+    """For each problem the share of right majorities among its disjoint groups of samples."""
+    shares = []
     for solution in plain:
-        answers = [boxed_answer(sample.text) for sample in solution.samples[:votes]]
-        winner = majority_vote(answers)
-        rights.append(float(checker.check(winner, solution.problem.answer) is True))
-    mean, error = mean_and_error(rights)
-    used = min(votes, len(plain[0].samples))
+        answers = [boxed_answer(sample.text) for sample in solution.samples]
+        groups = [answers[i : i + votes] for i in range(0, len(answers) - votes + 1, votes)]
+        rights = [
+            checker.check(majority_vote(group), solution.problem.answer) is True for group in groups
+        ]
+        shares.append(sum(rights) / len(rights))
+    return shares
+
+
+def _vote_row(shares: Sequence[float], votes: int, tokens: float) -> dict[str, float]:
+    mean, error = mean_and_error(shares)
     return {
-        "votes": used,
+        "votes": votes,
         "accuracy": mean,
         "accuracy_se": error,
-        "total_tokens": used * tokens,
+        "total_tokens": votes * tokens,
     }
 
 
@@ -231,3 +252,5 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
             f"{vote['total_tokens']:.0f}",
         )
     session.console.print(table)
+    for name, row in sorted(metrics["differences"].items()):
+        session.console.print(f"chunk-reset, {name}: {row['mean']:+.3f} ± {row['se']:.3f}")
