@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import random
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -64,11 +63,12 @@ def run(session: Session) -> dict[str, Any]:
 
 def quiet_ray_data() -> None:
     """Ray Data announces every execution; the stage has its own words for that."""
-    config = Path(__file__).with_name("ray_data_logging.yaml")
-    os.environ.setdefault("RAY_DATA_LOGGING_CONFIG", str(config))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Not by RAY_DATA_LOGGING_CONFIG: that is read when ray.data is imported, and Ray Train has
+    # imported it before this stage where stages follow each other.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @lru_cache(maxsize=1)
