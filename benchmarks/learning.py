@@ -34,7 +34,7 @@ SHARED = ("models/policy", "trajectories", "values", "units")
 """What later seeds take over from the first."""
 FULL = (
     "data.limit=640",
-    "train.steps=80",
+    "train.steps=100",
     "evaluate.wrong=200",
     "evaluate.right=200",
     "solve.problems=500",
