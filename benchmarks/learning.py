@@ -119,9 +119,13 @@ def figures_of(stages: dict[str, Any]) -> dict[str, float]:
         figures[f"{name}_se"] = float("nan") if error is None else float(error)
     rules = {row["rule"]: row for row in stages["label"]["rules"]}
     figures["label_agreement"] = rules[stages["label"]["rule"]]["oracle_agreement"]
-    if "annotate" in stages:
-        counts = stages["annotate"]["counts"]
-        figures["pass_at_1"] = counts["right_responses"] / counts["responses"]
+    if "segment" in stages:
+        # The base's own, and that of the policy once it writes in chunks.
+        for name, counts in (
+            ("pass_at_1", stages["segment"]),
+            ("policy_pass_at_1", stages["annotate"]["counts"]),
+        ):
+            figures[name] = counts["right_responses"] / counts["responses"]
     return figures
 
 
