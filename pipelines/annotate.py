@@ -93,7 +93,7 @@ def _annotate(session: Session, model: str, todo: dict[str, list[Problem]], tota
         config.check_timeout_s,
         config.seed,
     )
-    root = str(session.store.root.absolute())
+    root = str(session.store.root)
     client = pool.client()
     workers = [MonteCarloLabeler.remote(options, root) for _ in range(engines)]
     done: Counter[str] = Counter()

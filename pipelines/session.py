@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -67,7 +68,8 @@ class Session:
     def __init__(self, config: RunConfig, console: Console | None = None) -> None:
         self.config = config
         self.console = console or make_console()
-        self.store = RunStore(config.run_dir)
+        # Absolute: Ray Train gives its workers a working directory of their own.
+        self.store = RunStore(Path(config.run_dir).absolute())
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
         self._checker: ExactChecker | MathVerifyChecker | None = None

@@ -29,7 +29,7 @@ NEGATIVE_MARK = "-"
 
 
 def resolve_model(name: str) -> str:
-    """A model directory (`embedded` is the packaged base model) or a Hub name.
+    """An absolute model directory (`embedded` is the packaged base model) or a Hub name.
 
     Raises UserError for a path that does not exist or has no config or no tokenizer.
     """
@@ -48,7 +48,7 @@ def resolve_model(name: str) -> str:
         raise UserError(
             f"model {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json there"
         )
-    return str(path)
+    return str(path.absolute())  # workers have working directories of their own
 
 
 @dataclass(frozen=True)
