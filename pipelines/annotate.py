@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,13 +15,11 @@ from actors.labeler import LabelerOptions, MonteCarloLabeler
 from pipelines.session import Session
 from stepwiser.errors import UserError
 from stepwiser.records import Problem, content_id
-from stepwiser.store import RunStore
+from stepwiser.shard import Shard
+from stepwiser.units import UnitLog, finished_units, summarize, weights_id, write_plan
 
 OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines"}
 """Settings of the stage that do not change what a unit holds."""
-
-DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
-"""What becomes of a problem; only mixed ones are annotated."""
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -31,24 +27,37 @@ def run(session: Session) -> dict[str, Any]:
     config = session.config.annotate
     model = session.policy_dir()
     problems = session.problems("train", session.config.data.limit)
+    store, shard = session.store, Shard.parse(session.config.cluster.shard)
     units = _units(session, problems, model)
-    finished = {p.stem for p in session.store.table_dir("units").glob("*.json")} & units.keys()
-    todo = {name: rows for name, rows in units.items() if name not in finished}
+    write_plan(store, list(units), len(problems))
+    own = {name: rows for i, (name, rows) in enumerate(units.items()) if shard.owns(i)}
+    finished = finished_units(store)
+    todo = {name: rows for name, rows in own.items() if name not in finished}
+    if shard.count > 1:
+        session.console.print(f"shard {shard}: {len(own)} of the run's {len(units)} units")
     if not todo:
         session.console.print("annotate: every unit is already done, kept")
     else:
-        if finished:
-            session.console.print(f"{len(finished)} of {len(units)} units are already done")
-        with session.stage("annotate", resumes=True):
-            _annotate(session, model, todo, len(units))
-    metrics = summarize(session.store, sorted(units))
+        if len(todo) < len(own):
+            done = len(own) - len(todo)
+            session.console.print(f"{done} of {len(own)} units are already done")
+        with session.stage("annotate", resumes=True) as usage:
+            log = UnitLog(store, shard)
+            log.start(usage.gpus, len(todo))
+            try:
+                _annotate(session, model, todo, len(own), log)
+            finally:
+                log.end()
+    # Other shards of the same directory count too: the last to end sees the whole run.
+    metrics = summarize(store, sorted(finished_units(store) & units.keys()))
     metrics["rollouts_per_prefix"] = config.rollouts
-    session.store.write_metrics("annotate", metrics)
-    _print(session, metrics)
-    if metrics["rejects"]:
-        path = session.store.write_json("rejects/annotate.json", metrics["rejects"])
+    store.write_metrics("annotate", metrics)
+    _print(session, metrics, len(units), shard)
+    rejects = summarize(store, sorted(own))["rejects"] if shard.count > 1 else metrics["rejects"]
+    if rejects:
+        path = store.write_json("rejects/annotate.json", metrics["rejects"])
         raise UserError(
-            f"{len(metrics['rejects'])} problems could not be annotated; their reasons are in "
+            f"{len(rejects)} problems could not be annotated; their reasons are in "
             f"{path}. Everything else is kept"
         )
     return metrics
@@ -58,8 +67,7 @@ def _units(session: Session, problems: Sequence[Problem], model: str) -> dict[st
     """Units by name; the name is the hash of what decides the rows."""
     size = session.config.annotate.problems_per_unit
     recipe = session.config.annotate.model_dump(exclude=OPERATIONAL)
-    files = sorted(Path(model).glob("*.safetensors"))
-    weights = content_id(*(fingerprint(file) for file in files))
+    weights = weights_id(model)
     units = {}
     for start in range(0, len(problems), size):
         part = list(problems[start : start + size])
@@ -70,17 +78,9 @@ def _units(session: Session, problems: Sequence[Problem], model: str) -> dict[st
     return units
 
 
-def fingerprint(file: Path, sample: int = 2**20) -> str:
-    """Hash of a file's size, beginning and end: enough to tell training runs' weights apart."""
-    digest = hashlib.sha256(str(file.stat().st_size).encode())
-    with file.open("rb") as handle:
-        digest.update(handle.read(sample))
-        handle.seek(max(0, file.stat().st_size - sample))
-        digest.update(handle.read())
-    return digest.hexdigest()
-
-
-def _annotate(session: Session, model: str, todo: dict[str, list[Problem]], total: int) -> None:
+def _annotate(
+    session: Session, model: str, todo: dict[str, list[Problem]], total: int, log: UnitLog
+) -> None:
     """Hand units to the labelers, so many at a time that no engine idles."""
     config = session.config
     engines = config.annotate.engines or config.engine.count
@@ -102,7 +102,9 @@ def _annotate(session: Session, model: str, todo: dict[str, list[Problem]], tota
 
             async def one(labeler: Any, unit: str, gate: asyncio.Semaphore) -> None:
                 async with gate:
-                    done.update(await labeler.annotate.remote(unit, todo[unit], client))
+                    counts = await labeler.annotate.remote(unit, todo[unit], client)
+                done.update(counts)
+                log.finished(unit, counts)
                 tokens = done["response_tokens"] + done["rollout_tokens"]
                 note = f"{done['chunks']} chunks, {tokens / tracker.elapsed:,.0f} tokens/s"
                 tracker.update(advance=1, note=note)
@@ -129,21 +131,12 @@ def _readable(error: Exception) -> Exception:
     return cause if isinstance(cause, UserError) else error
 
 
-def summarize(store: RunStore, units: Sequence[str]) -> dict[str, Any]:
-    """Sum of what the units counted."""
-    # What never happened is counted too: the report shows a missing figure as unknown.
-    counts: Counter[str] = Counter(dict.fromkeys(DIFFICULTIES, 0))
-    rejects: list[dict[str, str]] = []
-    for unit in units:
-        summary = json.loads((store.table_dir("units") / f"{unit}.json").read_text())
-        counts.update(summary["counts"])
-        rejects += summary["rejects"]
-    return {"units": len(units), "counts": dict(counts), "rejects": rejects}
-
-
-def _print(session: Session, metrics: dict[str, Any]) -> None:
+def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard) -> None:
     counts = Counter(metrics["counts"])
-    table = Table(title="Annotation", title_justify="left", show_header=False)
+    title = "Annotation"
+    if shard.count > 1:
+        title += f" (seen from shard {shard}: {metrics['units']} of {planned} units are done)"
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     rate = counts["right_responses"] / max(1, counts["responses"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,10 +54,8 @@ def _load(config: Path | None, overrides: list[str] | None) -> RunConfig:
 def _run(
     stages: tuple[str, ...], config: Path | None, overrides: list[str] | None, plan: bool
 ) -> None:
-    """Run stages in one session and turn the ways it can end into exit codes."""
-    from stepwiser.errors import UserError
-
-    try:
+    """Run stages in one session."""
+    with explained():
         settings = _load(config, overrides)
         if plan:
             from pipelines.planning import print_plan
@@ -64,6 +64,15 @@ def _run(
         from pipelines.session import run_stages
 
         run_stages(settings, stages)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can cause into a message and an exit code."""
+    from stepwiser.errors import UserError
+
+    try:
+        yield
     except UserError as error:
         typer.secho(f"stepwiser: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
@@ -85,9 +94,24 @@ def _add_stage(name: str, summary: str) -> None:
     app.command(name, help=summary, epilog=EPILOG)(command)
 
 
+_add_stage("segment", "Cut the policy's solutions into chunks and teach the policy to do it.")
+
+
+@app.command(epilog=EPILOG)
+def annotate(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    plan: PlanOption = False,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: only every n-th unit, from the i-th (from 0).")
+    ] = None,
+) -> None:
+    """Value every chunk by Monte-Carlo rollouts."""
+    part = [f"cluster.shard={shard}"] if shard is not None else []
+    _run(("annotate",), config, [*(overrides or []), *part], plan)
+
+
 for _name, _summary in (
-    ("segment", "Cut the policy's solutions into chunks and teach the policy to do it."),
-    ("annotate", "Value every chunk by Monte-Carlo rollouts."),
     ("label", "Turn values into balanced, labelled judge prompts."),
     ("train", "Train the judge with GRPO, and the discriminative baseline by SFT."),
     ("evaluate", "Score the judges: ProcessBench, Maj@k, calibration."),

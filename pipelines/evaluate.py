@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from actors.pool import EnginePool
-from pipelines.label import read_unit
 from pipelines.session import Session
 from pipelines.train import DISCRIMINATIVE, JUDGE, judge_start
 from stepwiser.errors import UserError
@@ -21,6 +20,7 @@ from stepwiser.policy import sample_solutions
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import Judgement, StepItem, content_id
 from stepwiser.sources import load_step_items
+from stepwiser.units import finished_units, read_unit
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def steps_of(prompts: PromptFormat, sample: Sample) -> list[str] | None:
 def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int], float]]:
     """Held-out annotated trajectories and the value of each of their chunks."""
     count = session.config.evaluate.calibration_trajectories
-    units = sorted(p.stem for p in session.store.table_dir("units").glob("*.json"))
+    units = sorted(finished_units(session.store))
     if not count or not units:
         return [], {}
     heldout = {

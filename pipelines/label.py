@@ -18,15 +18,16 @@ from stepwiser.config.models import LabelConfig
 from stepwiser.errors import UserError
 from stepwiser.labels import LabelRule, balance, class_shares, label_chunks
 from stepwiser.prompts import PromptFormat, resolve_model
-from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id, group_by
+from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id
 from stepwiser.store import RunStore
+from stepwiser.units import finished_units, read_unit
 
 
 def run(session: Session) -> dict[str, Any]:
     """Labels every valued chunk through Ray Data; writes judge_prompts/."""
     config = session.config.label
     store = session.store
-    units = sorted(p.stem for p in store.table_dir("units").glob("*.json"))
+    units = sorted(finished_units(store))
     if not units:
         raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
     with session.stage("label"):
@@ -74,18 +75,6 @@ def quiet_ray_data() -> None:
 @lru_cache(maxsize=1)
 def _format(model: str, prompts: PromptConfig) -> PromptFormat:
     return PromptFormat.from_model_dir(model, prompts)
-
-
-def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, list[ChunkValue]]]:
-    """Trajectories of one finished unit and their values by trajectory."""
-    import pyarrow.parquet as pq
-
-    trajectories = pq.read_table(store.table_dir("trajectories") / f"{unit}.parquet")
-    values = pq.read_table(store.table_dir("values") / f"{unit}.parquet")
-    by_trajectory = group_by(ChunkValue.from_table(values), "trajectory_id")
-    for rows in by_trajectory.values():
-        rows.sort(key=lambda value: value.chunk_index)
-    return Trajectory.from_table(trajectories), by_trajectory
 
 
 def _label_units(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stepwiser.config.prompts import PromptConfig
+from stepwiser.shard import Shard
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -251,6 +252,14 @@ class ClusterConfig(Section):
         0, ge=0, description="How long the autoscaler may take to bring what the plan needs."
     )
     object_store_mb: Positive = Field(512, description="Object store of a local Ray.")
+    shard: str = Field(
+        "0/1", description="i/n: annotate every n-th unit, from the i-th (`--shard`)."
+    )
+
+    @field_validator("shard")
+    @classmethod
+    def _shard_exists(cls, text: str) -> str:
+        return str(Shard.parse(text))
 
 
 class RunConfig(Section):
