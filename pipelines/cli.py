@@ -38,6 +38,7 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="Scenario; default configs/embedded.yaml.")
 ]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print the resource plan and stop.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides.")]
 
 
@@ -137,6 +138,23 @@ def serve(
 ) -> None:
     """Put the trained judge behind HTTP on Ray Serve."""
     _run(("serve",), config, overrides, plan)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    form: Annotated[str, typer.Option("--format", help="hf, trl or math-shepherd.")],
+    out: Annotated[Path, typer.Option(help="Folder (hf) or JSON-lines file to write.")],
+    rule: Annotated[
+        str | None,
+        typer.Option(help="abs_q, rel_effective or rel_ratio; default the run's label.rule."),
+    ] = None,
+) -> None:
+    """Write the labelled trajectories of a run for other libraries."""
+    with explained():
+        from pipelines.directories import export_run
+
+        export_run(run, form, out, rule)
 
 
 @app.command()
