@@ -158,6 +158,18 @@ def export(
 
 
 @app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="Run directory to make, or to add to.")],
+) -> None:
+    """Join run directories of the same config, such as its shards."""
+    with explained():
+        from pipelines.directories import merge_runs
+
+        merge_runs(runs, out)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from stepwiser import __version__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from stepwiser.config import RunConfig
@@ -42,12 +41,28 @@ def trajectory(
 
 def values(of: Trajectory, successes: Sequence[int] = (3, 1, 0)) -> list[ChunkValue]:
     """Four rollouts a prefix; the last chunk is the outcome where all chunks are valued."""
-    rows = [
-        ChunkValue(of.trajectory_id, of.problem_id, i, s, 4, 0, 0, 80, False)
-        for i, s in enumerate(successes)
-    ]
-    if len(rows) == len(of.chunks):
-        rows[-1] = replace(rows[-1], trials=1, generated_tokens=0, is_outcome=True)
+    rows = []
+    for i, count in enumerate(successes):
+        outcome = i == len(of.chunks) - 1
+        trials = 1 if outcome else 4
+        row = {
+            "trajectory_id": of.trajectory_id,
+            "problem_id": of.problem_id,
+            "chunk_index": i,
+            "successes": count,
+            "trials": trials,
+            "truncated": 0,
+            "unverifiable": 0,
+            "generated_tokens": 0 if outcome else 80,
+            "is_outcome": outcome,
+            "planned": trials,
+            "error_bound": 0.0,
+            "first_successes": count,
+            "first_trials": trials,
+            "q_low": 0.0,
+            "q_high": 1.0,
+        }
+        rows.append(ChunkValue(**{name: row[name] for name in ChunkValue.types}))
     return rows
 
 
