@@ -170,6 +170,18 @@ def merge(
 
 
 @app.command()
+def status(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how far the annotation of a run is; reads its directory and disturbs nobody."""
+    with explained():
+        from pipelines.directories import show_status
+
+        show_status(run, as_json)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from stepwiser import __version__

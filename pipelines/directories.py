@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 from stepwiser.errors import UserError
 from stepwiser.formats import Format, export
 from stepwiser.labels import LabelRule
 from stepwiser.merge import merge
+from stepwiser.status import read_status, to_json
 from stepwiser.store import RunStore
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -48,6 +50,65 @@ def merge_runs(runs: Sequence[Path], out: Path) -> None:
     console.print(f"{out}: {words}; it holds {merged.finished}{of}", soft_wrap=True)
     if merged.planned and merged.finished < merged.planned:
         console.print(f"{merged.planned - merged.finished} units are still to be annotated")
+
+
+def show_status(run: Path, as_json: bool) -> None:
+    """`stepwiser status`."""
+    status = read_status(RunStore(run))
+    if as_json:
+        print(to_json(status))
+        return
+    table = Table(title=f"{run}: {status.state}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in (
+        ("units", _of(status.units, status.planned_units)),
+        ("problems", _of(status.problems, status.planned_problems)),
+        (
+            "all right / all wrong / mixed",
+            " / ".join(
+                f"{status.difficulty[k]:,}" for k in ("all_right", "all_wrong", "mixed_problems")
+            ),
+        ),
+        ("trajectories", f"{status.trajectories:,}"),
+        ("chunks valued", f"{status.chunks:,}"),
+        ("rollouts", f"{status.rollouts:,}"),
+        ("tokens (responses + rollouts)", f"{status.tokens:,}"),
+        ("tokens/s, last minutes of work", _known(status.tokens_per_s, "{:,.0f}")),
+        *((f"positive labels, {rule}", f"{share:.1%}") for rule, share in status.labels.items()),
+        ("GPU-hours", f"{status.gpu_hours:,.2f}"),
+        ("last unit finished", _known(status.last_s, "{} ago", duration)),
+        ("time to go", _known(status.eta_s, "{}", duration)),
+    ):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    for words, reasons in (("rejected", status.rejected), ("dropped", status.dropped)):
+        what = "problems" if words == "rejected" else "responses"
+        for reason, count in reasons.items():
+            console.print(f"  {words} {count:,} {what}: {reason}", highlight=False, soft_wrap=True)
+
+
+def _of(done: int, planned: int | None) -> str:
+    return f"{done:,}" + (f" of {planned:,}" if planned is not None else "")
+
+
+def _known(
+    value: float | None, words: str, show: Callable[[float], object] = lambda value: value
+) -> str:
+    return "-" if value is None else words.format(show(value))
+
+
+def duration(seconds: float) -> str:
+    """`3 d 4 h`, `2 h 5 min`, `3 min 20 s`, `12 s`: the two largest parts."""
+    for size, name, less, part in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= size:
+            return f"{int(seconds // size)} {name} {int(seconds % size // less)} {part}"
+    return f"{int(seconds)} s"
 
 
 def _choose(kind: type[Choice], text: str, option: str) -> Choice:
