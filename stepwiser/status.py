@@ -188,21 +188,15 @@ def _recent(
 
     Up to now while a driver works, so that a stall shows; else up to the last unit.
     """
-    if not done:
-        return None
+    if not done or not periods:
+        return None  # without a log there are only the files' dates, which a copy changes
     end = done[-1].time if now is None else now
-    begin = end - RECENT_S
-    starts = [p.started for p in periods if p.started <= end]
-    if starts:
-        # The time before the work began is no slow work: after an interruption, that of the
-        # latest start counts.
-        quiet_until = max(
-            (s for s in starts if not any(p.started < s <= p.last for p in periods)),
-            default=min(starts),
-        )
-        begin = max(begin, quiet_until)
-    elif len(done) > 1:
-        begin = max(begin, done[0].time)
+    # The time before the work began is no slow work: after an interruption, that of the latest
+    # start counts.
+    fresh = [
+        p.started for p in periods if not any(q.started < p.started <= q.last for q in periods)
+    ]
+    begin = max(end - RECENT_S, max((s for s in fresh if s < end), default=min(fresh)))
     recent = [unit for unit in done if unit.time > begin]
     return (recent, max(end - begin, 1e-9)) if recent else None
 

@@ -146,6 +146,7 @@ def test_a_run_without_plan_or_log_still_says_what_it_has(tmp_path: Path) -> Non
         file.unlink()
     status = read_status(store)
     assert (status.units, status.planned_units, status.state) == (2, None, "stopped")
+    assert status.tokens_per_s is None, "the files' dates would say when they were copied"
     assert json.loads(to_json(status)) == asdict(status)
     with pytest.raises(UserError, match="not a run directory"):
         read_status(RunStore(tmp_path))
