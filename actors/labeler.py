@@ -24,6 +24,7 @@ from stepwiser.errors import UserError
 from stepwiser.problems import make_checker
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory
+from stepwiser.stopping import StoppingPlan
 from stepwiser.store import RunStore
 
 ATTEMPTS = 3
@@ -37,6 +38,7 @@ class LabelerOptions:
     model_dir: str
     prompts: PromptConfig
     annotate: AnnotateConfig
+    stopping: StoppingPlan
     checker: Literal["exact", "math_verify"]
     check_timeout_s: float
     seed: int
@@ -73,6 +75,7 @@ class MonteCarloLabeler:
                 prompts=self._prompts,
                 checker=self._checker,
                 config=self._options.annotate,
+                stopping=self._options.stopping,
                 seed=self._options.seed,
             )
         annotator = self._annotator

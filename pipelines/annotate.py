@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from pipelines.session import Session
 from stepwiser.errors import UserError
 from stepwiser.records import Problem, content_id
 from stepwiser.shard import Shard
+from stepwiser.stopping import stopping_plan
 from stepwiser.units import UnitLog, finished_units, summarize, weights_id, write_plan
 
 OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines"}
@@ -50,7 +52,8 @@ def run(session: Session) -> dict[str, Any]:
                 log.end()
     # Other shards of the same directory count too: the last to end sees the whole run.
     metrics = summarize(store, sorted(finished_units(store) & units.keys()))
-    metrics["rollouts_per_prefix"] = config.rollouts
+    plan = stopping_plan(config, session.config.label)
+    metrics |= {"rollouts_per_prefix": plan.planned, "stopping": str(plan.rule)}
     store.write_metrics("annotate", metrics)
     _print(session, metrics, len(units), shard)
     rejects = summarize(store, sorted(own))["rejects"] if shard.count > 1 else metrics["rejects"]
@@ -67,6 +70,8 @@ def _units(session: Session, problems: Sequence[Problem], model: str) -> dict[st
     """Units by name; the name is the hash of what decides the rows."""
     size = session.config.annotate.problems_per_unit
     recipe = session.config.annotate.model_dump(exclude=OPERATIONAL)
+    # Where rollouts stop early, the rows hang on the labels that will be asked for too.
+    recipe["plan"] = asdict(stopping_plan(session.config.annotate, session.config.label))
     weights = weights_id(model)
     units = {}
     for start in range(0, len(problems), size):
@@ -89,6 +94,7 @@ def _annotate(
         model,
         config.prompts,
         config.annotate,
+        stopping_plan(config.annotate, config.label),
         config.answer_checker,
         config.check_timeout_s,
         config.seed,
@@ -131,6 +137,14 @@ def _readable(error: Exception) -> Exception:
     return cause if isinstance(cause, UserError) else error
 
 
+def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:
+    """How many, and how many of the planned ones where they stop early."""
+    if metrics["stopping"] == "fixed":
+        return str(counts["rollouts"])
+    share = counts["rollouts"] / max(1, counts["prefixes"] * metrics["rollouts_per_prefix"])
+    return f"{counts['rollouts']} ({share:.0%} of the planned, {metrics['stopping']})"
+
+
 def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard) -> None:
     counts = Counter(metrics["counts"])
     title = "Annotation"
@@ -150,7 +164,7 @@ def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard
         ("trajectories", counts["trajectories"]),
         ("chunks valued", counts["chunks"]),
         ("prefixes rolled out", counts["prefixes"]),
-        ("rollouts", counts["rollouts"]),
+        ("rollouts", _rollouts(metrics, counts)),
         (
             "tokens (responses + rollouts)",
             f"{counts['response_tokens'] + counts['rollout_tokens']:,}",

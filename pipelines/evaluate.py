@@ -188,7 +188,8 @@ def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int
                     generator="annotated",
                 )
             )
-            values |= {(trajectory.trajectory_id, row.chunk_index): row.mean for row in rows}
+            # The share of all completions is biased where rollouts stopped early.
+            values |= {(row.trajectory_id, row.chunk_index): row.unbiased_mean for row in rows}
     random.Random(session.config.seed).shuffle(items)
     return items[:count], values
 

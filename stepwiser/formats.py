@@ -18,7 +18,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import takewhile
 from pathlib import Path
@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from stepwiser.config.models import LabelConfig
 from stepwiser.errors import UserError
-from stepwiser.labels import LabelRule, label_chunks
+from stepwiser.labels import LabelRule
 from stepwiser.records import ChunkValue, Trajectory
+from stepwiser.stopping import Question, trajectory_labels
 from stepwiser.store import RunStore, writing
 from stepwiser.units import finished_units, read_unit
 
@@ -74,14 +75,20 @@ def labels_by(
     rule: LabelRule, trajectory: Trajectory, values: Sequence[ChunkValue], config: LabelConfig
 ) -> list[bool | None]:
     """Labels of one trajectory, as the label stage gives them: None where it gives none."""
-    initial = trajectory.problem_successes / trajectory.problem_trials
-    means = [value.mean for value in values]
-    labels = label_chunks(
-        rule, means, initial, alpha=config.alpha, gamma=config.gamma, best_of=config.best_of
-    )
-    before = takewhile(lambda q: q >= config.minimum_previous_value, [initial, *means][:-1])
-    kept = sum(1 for _ in before)
-    return [*labels[:kept], *[None] * (len(labels) - kept)]
+    question = replace(Question.of(config), rule=rule)
+    labels = trajectory_labels(question, trajectory, values)
+    return [*labels, *[None] * (len(values) - len(labels))]
+
+
+def _settled(rows: Iterator[Labelled], question: Question) -> Iterator[Labelled]:
+    """The rows, once it is known that more rollouts would change no label of theirs."""
+    for row in rows:
+        if None in trajectory_labels(question, row.trajectory, row.values):
+            raise UserError(
+                f"labels by {question} are open in trajectory {row.trajectory.trajectory_id}: its "
+                "rollouts were stopped early for other labels; export by a rule of annotate.rules"
+            )
+        yield row
 
 
 def export(store: RunStore, form: Format, out: Path, rule: LabelRule | None = None) -> Counter[str]:
@@ -104,7 +111,8 @@ def export(store: RunStore, form: Format, out: Path, rule: LabelRule | None = No
     if not finished_units(store):
         raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
     counts: Counter[str] = Counter()
-    rows = labelled_trajectories(store, config.label)
+    question = replace(Question.of(config.label), rule=rule)
+    rows = _settled(labelled_trajectories(store, config.label), question)
     if form is Format.HF:
         _write_dataset(rows, rule, out, counts)
         return counts

@@ -108,6 +108,18 @@ class SegmentConfig(Section):
     sft: SFTConfig = SFTConfig()
 
 
+class RuleConfig(Section):
+    """A label rule with its parameters (paper section 3.2)."""
+
+    rule: Literal["abs_q", "rel_effective", "rel_ratio"] = "rel_effective"
+    alpha: float = Field(0.8, gt=0, description="Weight of the value's change (Rel-Effective).")
+    gamma: float = Field(0.7, gt=0, description="Threshold of the value's ratio (Rel-Ratio).")
+    best_of: Positive = Field(4, description="n of the best-of-n policy (Rel-Effective).")
+    minimum_previous_value: Fraction = Field(
+        0.0, description="Skip chunks that follow a prefix valued below this."
+    )
+
+
 class AnnotateConfig(Section):
     """Monte-Carlo values of every chunk (paper section 3.2)."""
 
@@ -116,6 +128,27 @@ class AnnotateConfig(Section):
         16, description="Responses of a kept problem whose chunks are valued."
     )
     rollouts: Positive = Field(16, description="M: completions of every chunk prefix.")
+    stopping: Literal["fixed", "exact", "sequential"] = Field(
+        "fixed",
+        description="When a prefix has had enough: after all M; when no label can change any more; "
+        "or when one would change with probability at most `error_bound`.",
+    )
+    wave: Positive = Field(
+        4, description="Completions asked for before looking again (exact, sequential)."
+    )
+    error_bound: float = Field(
+        0.05, gt=0, lt=0.5, description="Largest probability of a wrong label (sequential)."
+    )
+    max_rollouts: Positive | None = Field(
+        None,
+        description="Completions that a prefix may get, and that its label is about (sequential); "
+        "else `rollouts`.",
+    )
+    rules: tuple[RuleConfig, ...] = Field(
+        (),
+        description="Labels that will be asked for (exact, sequential); else that of section "
+        "`label`. Each further rule costs rollouts, Rel-Ratio most of all.",
+    )
     temperature: float = Field(1.0, gt=0)
     max_tokens: Positive = Field(8192)
     max_chunks: Positive = Field(64, description="Longer responses are dropped and counted.")
@@ -128,17 +161,29 @@ class AnnotateConfig(Section):
     problems_per_unit: Positive = Field(8, description="Problems of one unit of work.")
     concurrent_units: Positive = Field(4, description="Units in flight for each engine.")
 
+    @model_validator(mode="after")
+    def _waves_fit(self) -> AnnotateConfig:
+        if self.stopping != "fixed" and self.wave > self.rollouts:
+            raise ValueError(
+                f"annotate.wave={self.wave} is above annotate.rollouts={self.rollouts}: "
+                "lower the former"
+            )
+        if self.max_rollouts is not None and self.stopping != "sequential":
+            raise ValueError(
+                f"annotate.max_rollouts={self.max_rollouts} needs annotate.stopping=sequential, "
+                f"not {self.stopping}: leave it out and set annotate.rollouts"
+            )
+        if self.max_rollouts is not None and self.max_rollouts < self.rollouts:
+            raise ValueError(
+                f"annotate.max_rollouts={self.max_rollouts} is below "
+                f"annotate.rollouts={self.rollouts}: raise the former"
+            )
+        return self
 
-class LabelConfig(Section):
+
+class LabelConfig(RuleConfig):
     """From values to balanced judge prompts (paper sections 3.2 and 3.3)."""
 
-    rule: Literal["abs_q", "rel_effective", "rel_ratio"] = "rel_effective"
-    alpha: float = Field(0.8, gt=0, description="Weight of the value's change (Rel-Effective).")
-    gamma: float = Field(0.7, gt=0, description="Threshold of the value's ratio (Rel-Ratio).")
-    best_of: Positive = Field(4, description="n of the best-of-n policy (Rel-Effective).")
-    minimum_previous_value: Fraction = Field(
-        0.0, description="Skip chunks that follow a prefix valued below this."
-    )
     max_prompt_tokens: Positive = Field(3096, description="Longer judge prompts are dropped.")
     balance: bool = Field(True, description="Downsample the majority class to one half.")
     heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from stepwiser.annotation import Annotator, ProblemAnnotation
 from stepwiser.config import load_config
-from stepwiser.config.models import AnnotateConfig
+from stepwiser.config.models import AnnotateConfig, RuleConfig
 from stepwiser.generation import Sample, Sampling
 from stepwiser.problems import ExactChecker
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import Problem
+from stepwiser.stopping import stopping_plan
 from stepwiser.tasks.tokenizer import build_tokenizer
 from tests.stepwiser.test_config import ROOT
 
@@ -50,11 +51,11 @@ def _annotate(table: Table, **settings: object) -> ProblemAnnotation:
     config = AnnotateConfig(
         responses=4,
         trajectories_per_problem=4,
-        rollouts=4,
         max_tokens=100,
-        **settings,  # type: ignore[arg-type]
+        **({"rollouts": 4} | settings),  # type: ignore[arg-type]
     )
-    annotator = Annotator(table, PROMPTS, ExactChecker(), config, seed=0)
+    plan = stopping_plan(config, RuleConfig())
+    annotator = Annotator(table, PROMPTS, ExactChecker(), config, plan, seed=0)
     return asyncio.run(annotator.annotate(PROBLEM))
 
 
