@@ -7,9 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.progress import make_console
 from stepwiser.errors import UserError
 from stepwiser.formats import Format, export
 from stepwiser.labels import LabelRule
@@ -28,7 +28,7 @@ def export_run(run: Path, form: str, out: Path, rule: str | None) -> None:
         out,
         _choose(LabelRule, rule, "--rule") if rule else None,
     )
-    console = Console()
+    console = make_console()
     steps = counts["steps"]
     share = f", {counts['positive'] / steps:.1%} of them positive" if steps else ""
     console.print(
@@ -45,7 +45,7 @@ def merge_runs(runs: Sequence[Path], out: Path) -> None:
     words = f"{merged.copied} units copied"
     if merged.present:
         words += f", {merged.present} were there already"
-    console = Console()
+    console = make_console()
     of = f" of the run's {merged.planned}" if merged.planned else ""
     console.print(f"{out}: {words}; it holds {merged.finished}{of}", soft_wrap=True)
     if merged.planned and merged.finished < merged.planned:
@@ -81,7 +81,7 @@ def show_status(run: Path, as_json: bool) -> None:
         ("time to go", _known(status.eta_s, "{}", duration)),
     ):
         table.add_row(name, value)
-    console = Console()
+    console = make_console()
     console.print(table)
     for words, reasons in (("rejected", status.rejected), ("dropped", status.dropped)):
         what = "problems" if words == "rejected" else "responses"

@@ -19,7 +19,7 @@ from rich.console import Console
 from actors.pool import EnginePool
 from pipelines.engines import architecture, engine_options
 from pipelines.planning import local_cpus, plan_table, shortfalls
-from pipelines.progress import Tracker
+from pipelines.progress import Tracker, make_console
 from pipelines.summary import print_summary
 from pipelines.usage import Meter, Usage
 from stepwiser.config import DataConfig, RunConfig
@@ -32,8 +32,6 @@ from stepwiser.sources import load_problems
 from stepwiser.store import RunStore
 
 T = TypeVar("T")
-
-LOG_COLUMNS = 120
 
 MODULES = {"select": "pipelines.selecting", "serve": "pipelines.serving"}
 """Stages whose module is not called like them (`select` shadows the standard library's)."""
@@ -51,14 +49,6 @@ def run_stages(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
         if "report" in results and len(results) > 1:
             print_summary(session.console, results)
     return results
-
-
-def make_console() -> Console:
-    """A log is wider than the 80 columns that rich takes where there is no terminal."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = LOG_COLUMNS
-    return console
 
 
 class Session:
