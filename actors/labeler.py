@@ -24,8 +24,9 @@ from stepwiser.errors import UserError
 from stepwiser.problems import make_checker
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory
-from stepwiser.stopping import StoppingPlan
+from stepwiser.stopping import Question, StoppingPlan
 from stepwiser.store import RunStore
+from stepwiser.units import count_labels
 
 ATTEMPTS = 3
 """Tries of one problem before it is rejected with its reason."""
@@ -39,6 +40,8 @@ class LabelerOptions:
     prompts: PromptConfig
     annotate: AnnotateConfig
     stopping: StoppingPlan
+    label: Question
+    """Whose labels are counted while annotation goes on."""
     checker: Literal["exact", "math_verify"]
     check_timeout_s: float
     seed: int
@@ -92,6 +95,7 @@ class MonteCarloLabeler:
             else:
                 counts["rejected"] += 1
                 rejects.append({"problem_id": problem.problem_id, "reason": str(outcome)})
+        counts += count_labels(self._options.label, trajectories, values)
         self._store.write_table("trajectories", unit, Trajectory.to_table(trajectories))
         self._store.write_table("values", unit, ChunkValue.to_table(values))
         summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}

@@ -17,7 +17,7 @@ from pipelines.session import Session
 from stepwiser.errors import UserError
 from stepwiser.records import Problem, content_id
 from stepwiser.shard import Shard
-from stepwiser.stopping import stopping_plan
+from stepwiser.stopping import Question, stopping_plan
 from stepwiser.units import UnitLog, finished_units, summarize, weights_id, write_plan
 
 OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines"}
@@ -95,6 +95,7 @@ def _annotate(
         config.prompts,
         config.annotate,
         stopping_plan(config.annotate, config.label),
+        Question.of(config.label),
         config.answer_checker,
         config.check_timeout_s,
         config.seed,

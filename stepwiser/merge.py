@@ -15,6 +15,7 @@ from typing import Any
 
 from stepwiser.config import RunConfig, difference
 from stepwiser.errors import UserError
+from stepwiser.stopping import stopping_plan
 from stepwiser.store import RunStore, writing
 from stepwiser.units import (
     PLAN,
@@ -81,8 +82,9 @@ def merge(runs: Sequence[RunStore], out: RunStore) -> Merged:
     plan = _join_plans([out, *sources])
     _join_logs(sources, out)
     _carry_the_rest(sources, out)
-    metrics = summarize(out, sorted(there)) | {"rollouts_per_prefix": config.annotate.rollouts}
-    out.write_metrics("annotate", metrics)
+    stopping = stopping_plan(config.annotate, config.label)
+    metrics = {"rollouts_per_prefix": stopping.planned, "stopping": str(stopping.rule)}
+    out.write_metrics("annotate", summarize(out, sorted(there)) | metrics)
     return Merged(copied, present, len(there), len(plan["units"]) if plan else None)
 
 

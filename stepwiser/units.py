@@ -19,6 +19,7 @@ from typing import Any
 
 from stepwiser.records import ChunkValue, Trajectory, content_id, group_by
 from stepwiser.shard import Shard
+from stepwiser.stopping import Question, trajectory_labels
 from stepwiser.store import RunStore
 
 DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
@@ -70,6 +71,23 @@ def summarize(store: RunStore, units: Iterable[str]) -> dict[str, Any]:
         rejects += summary["rejects"]
         number += 1
     return {"units": number, "counts": dict(counts), "rejects": rejects}
+
+
+def count_labels(
+    question: Question, trajectories: Iterable[Trajectory], values: Iterable[ChunkValue]
+) -> Counter[str]:
+    """How many chunks have a label by the rule (`labelled: …`), and a Positive one (`positive: …`).
+
+    Counted unit by unit, so that the shares can be watched while annotation goes on.
+    """
+    by_trajectory = group_by(list(values), "trajectory_id")
+    counts: Counter[str] = Counter()
+    for trajectory in trajectories:
+        own = by_trajectory.get(trajectory.trajectory_id, [])
+        labels = [y for y in trajectory_labels(question, trajectory, own) if y is not None]
+        counts[f"labelled: {question.rule}"] += len(labels)
+        counts[f"positive: {question.rule}"] += sum(labels)
+    return counts
 
 
 def weights_id(model: str | Path) -> str:

@@ -45,24 +45,25 @@ def values(of: Trajectory, successes: Sequence[int] = (3, 1, 0)) -> list[ChunkVa
     for i, count in enumerate(successes):
         outcome = i == len(of.chunks) - 1
         trials = 1 if outcome else 4
-        row = {
-            "trajectory_id": of.trajectory_id,
-            "problem_id": of.problem_id,
-            "chunk_index": i,
-            "successes": count,
-            "trials": trials,
-            "truncated": 0,
-            "unverifiable": 0,
-            "generated_tokens": 0 if outcome else 80,
-            "is_outcome": outcome,
-            "planned": trials,
-            "error_bound": 0.0,
-            "first_successes": count,
-            "first_trials": trials,
-            "q_low": 0.0,
-            "q_high": 1.0,
-        }
-        rows.append(ChunkValue(**{name: row[name] for name in ChunkValue.types}))
+        rows.append(
+            ChunkValue(
+                trajectory_id=of.trajectory_id,
+                problem_id=of.problem_id,
+                chunk_index=i,
+                successes=count,
+                trials=trials,
+                truncated=0,
+                unverifiable=0,
+                generated_tokens=0 if outcome else 80,
+                is_outcome=outcome,
+                planned=trials,
+                error_bound=0.0,
+                first_successes=count,
+                first_trials=trials,
+                q_low=0.0,
+                q_high=1.0,
+            )
+        )
     return rows
 
 

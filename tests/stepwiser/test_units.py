@@ -1,11 +1,23 @@
 """Shards are disjoint and whole; a log is read while it is written."""
 
+from collections import Counter
+
 import pytest
 
 from stepwiser.config import load_config
 from stepwiser.errors import UserError
+from stepwiser.labels import LabelRule
 from stepwiser.shard import Shard
-from stepwiser.units import UnitLog, finished_units, log_files, read_log, read_plan, read_unit
+from stepwiser.stopping import Question
+from stepwiser.units import (
+    UnitLog,
+    count_labels,
+    finished_units,
+    log_files,
+    read_log,
+    read_plan,
+    read_unit,
+)
 from tests.stepwiser.annotated_run import UNITS, write_run
 from tests.stepwiser.test_config import ROOT
 
@@ -54,3 +66,13 @@ def test_a_line_being_written_is_left_out(tmp_path) -> None:
         file.write('{"time":1,"event":"un')
     assert [e["event"] for e in read_log(first)] == ["start", "unit", "unit", "end"]
     assert [e["units"] for e in read_log(second)] == [5]
+
+
+def test_labels_are_counted_by_the_rule(tmp_path) -> None:
+    store = write_run(tmp_path)
+    total: Counter[str] = Counter()
+    for unit in UNITS:
+        trajectories, by_trajectory = read_unit(store, unit)
+        rows = [value for part in by_trajectory.values() for value in part]
+        total += count_labels(Question(LabelRule.ABS_Q), trajectories, rows)
+    assert total == {"labelled: abs_q": 5, "positive: abs_q": 3}
