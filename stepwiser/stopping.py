@@ -268,10 +268,11 @@ class _IsLabel:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        return (self.chunk - 1, self.chunk)
+        absolute = self.question.rule is LabelRule.ABS_Q
+        return (self.chunk,) if absolute else (self.chunk - 1, self.chunk)
 
     def settled(self, path: ValuePath, error_bound: float) -> bool:
-        before, current = (path[i] for i in self.positions)
+        before, current = path[self.chunk - 1], path[self.chunk]
         return decide_label(self.question, before, current, error_bound) is not None
 
 

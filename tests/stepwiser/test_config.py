@@ -48,6 +48,15 @@ def test_paper_numbers() -> None:
         ("name.x=1", ["name", "not a section"]),
         ("prompts.judge=hello", ["prompts.judge", "chunk"]),
         ("train.minibatch_prompts=4096", ["minibatch_prompts", "prompts_per_step"]),
+        ("annotate.stopping=early", ["annotate.stopping", "exact"]),
+        ("annotate={stopping: exact, wave: 32}", ["annotate.wave=32", "annotate.rollouts=16"]),
+        ("annotate.max_rollouts=64", ["annotate.max_rollouts=64", "stopping=sequential"]),
+        (
+            "annotate={stopping: sequential, max_rollouts: 8}",
+            ["annotate.max_rollouts=8", "annotate.rollouts=16", "raise"],
+        ),
+        ("annotate.error_bound=0.5", ["annotate.error_bound", "less than 0.5"]),
+        ("annotate.rules=[{rule: rel_ratio, gama: 1}]", ["annotate.rules.0.gama", "rules.gamma"]),
     ],
 )
 def test_mistakes_are_named(override: str, words: list[str]) -> None:
