@@ -15,20 +15,21 @@ from rich.table import Table
 from actors.labeler import LabelerOptions, MonteCarloLabeler
 from pipelines.session import Session
 from stepwiser.errors import UserError
+from stepwiser.given import GivenProblem, load_given
 from stepwiser.records import Problem, content_id
 from stepwiser.shard import Shard
 from stepwiser.stopping import Question, stopping_plan
 from stepwiser.units import UnitLog, finished_units, summarize, weights_id, write_plan
 
-OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines"}
-"""Settings of the stage that do not change what a unit holds."""
+OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines", "source"}
+"""Settings of the stage that do not change what a unit holds (of a source, its content does)."""
 
 
 def run(session: Session) -> dict[str, Any]:
     """Annotate what is not annotated yet; returns the counts of all units of the run."""
     config = session.config.annotate
     model = session.policy_dir()
-    problems = session.problems("train", session.config.data.limit)
+    problems = _problems(session)
     store, shard = session.store, Shard.parse(session.config.cluster.shard)
     units = _units(session, problems, model)
     write_plan(store, list(units), len(problems))
@@ -66,6 +67,15 @@ def run(session: Session) -> dict[str, Any]:
     return metrics
 
 
+def _problems(session: Session) -> list[Problem]:
+    """Those of the data set, or those whose trajectories were given."""
+    source = session.config.annotate.source
+    if source is None:
+        return session.problems("train", session.config.data.limit)
+    given = load_given(source, session.config.data, session.checker)
+    return session.usable(given, "given", source)
+
+
 def _units(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:
     """Units by name; the name is the hash of what decides the rows."""
     size = session.config.annotate.problems_per_unit
@@ -77,10 +87,14 @@ def _units(session: Session, problems: Sequence[Problem], model: str) -> dict[st
     for start in range(0, len(problems), size):
         part = list(problems[start : start + size])
         name = content_id(
-            json.dumps(recipe), weights, session.config.seed, *(p.problem_id for p in part)
+            json.dumps(recipe), weights, session.config.seed, *(_content(p) for p in part)
         )
         units[name] = part
     return units
+
+
+def _content(problem: Problem) -> str:
+    return problem.content if isinstance(problem, GivenProblem) else problem.problem_id
 
 
 def _annotate(

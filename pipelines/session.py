@@ -28,7 +28,7 @@ from stepwiser.plan import ResourcePlan, plan_run
 from stepwiser.problems import ExactChecker, MathVerifyChecker, make_checker
 from stepwiser.prompts import PromptFormat, resolve_model
 from stepwiser.records import Problem
-from stepwiser.sources import load_problems
+from stepwiser.sources import ProblemSet, load_problems
 from stepwiser.store import RunStore
 
 T = TypeVar("T")
@@ -269,7 +269,15 @@ class Session:
 
         Raises UserError when no problem is left.
         """
-        loaded = load_problems(data, self.checker)
+        return self.usable(
+            load_problems(data, self.checker), f"{purpose}-{data.offset}", data.source
+        )
+
+    def usable(self, loaded: ProblemSet, name: str, source: str) -> list[Problem]:
+        """Those that fit the context; the rest is listed in `rejects/` under this name.
+
+        Raises UserError when no problem is left.
+        """
         rejects = [{"row": r.row, "reason": r.reason} for r in loaded.rejected]
         problems = []
         prompts = self.prompts(self.config.policy_model)
@@ -282,12 +290,10 @@ class Session:
             reason = f"its prompt of {tokens} tokens does not fit engine.max_model_len={limit}"
             rejects.append({"problem_id": problem.problem_id, "reason": reason})
         if rejects:
-            path = self.store.write_json(f"rejects/{purpose}-{data.offset}.json", rejects)
+            path = self.store.write_json(f"rejects/{name}.json", rejects)
             self.console.print(f"[yellow]{len(rejects)} unusable rows are listed in {path}")
         if not problems:
-            raise UserError(
-                f"no problem of {data.source} fits engine.max_model_len={limit}: raise it"
-            )
+            raise UserError(f"no problem of {source} fits engine.max_model_len={limit}: raise it")
         return problems
 
     def _tokens(self) -> tuple[int, int]:

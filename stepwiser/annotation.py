@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from stepwiser.config.models import AnnotateConfig
 from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.given import GivenProblem, given_trajectories
 from stepwiser.problems import AnswerChecker, boxed_answer
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory, content_id
@@ -98,7 +99,8 @@ class Annotator:
     seed: int
 
     async def annotate(self, problem: Problem) -> ProblemAnnotation:
-        """Everything about one problem; a problem outside the difficulty band has no trajectory."""
+        """Everything about one problem; outside the difficulty band it has no trajectory, unless
+        some were given."""
         result = ProblemAnnotation()
         counts = result.counts
         prompt = self.prompts.policy_ids(problem.question)
@@ -121,16 +123,21 @@ class Annotator:
             truncated_responses=sum(s.truncated for s in samples),
             unverifiable_responses=sum(outcome is None for outcome in outcomes),
         )
-        if right == 0 or right == len(samples):
-            counts["all_wrong" if right == 0 else "all_right"] += 1
+        mixed = 0 < right < len(samples)
+        counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
+        if isinstance(problem, GivenProblem):
+            result.trajectories = await asyncio.to_thread(
+                given_trajectories, problem, self.prompts, self.checker, self.config, right, counts
+            )
+        elif mixed:
+            usable = [
+                trajectory
+                for sample, outcome in zip(samples, outcomes, strict=True)
+                if (trajectory := self._trajectory(problem, sample, outcome, right, counts))
+            ]
+            result.trajectories = self._choose(problem, usable)
+        else:
             return result
-        counts["mixed_problems"] += 1
-        usable = [
-            trajectory
-            for sample, outcome in zip(samples, outcomes, strict=True)
-            if (trajectory := self._trajectory(problem, sample, outcome, right, counts))
-        ]
-        result.trajectories = self._choose(problem, usable)
         prefixes = PrefixTable(result.trajectories)
         rolled = await self._roll_out(prompt, problem, prefixes)
         result.values = self._values(prefixes, rolled, counts)

@@ -234,11 +234,13 @@ def work_of_run(counts: Mapping[str, int], planned_rollouts: int, where: str) ->
         raise ValueError(f"{where} has made no rollouts: nothing can be learned from it")
     # Prefixes that were asked for, each trajectory's for itself: what `chunks - 1` stands for.
     asked = n["prefixes"] + n["shared_prefixes"]
+    # Given trajectories (annotate.source) are valued whatever their problems are like.
+    kept = n["mixed_problems"] or n["problems"]
     return Work(
         problems=Figure(n["problems"], source),
         responses=Figure(n["responses"] / n["problems"], source),
-        kept_share=Figure(n["mixed_problems"] / n["problems"], source),
-        trajectories=Figure(n["trajectories"] / n["mixed_problems"], source),
+        kept_share=Figure(kept / n["problems"], source),
+        trajectories=Figure(n["trajectories"] / kept, source),
         chunks=Figure(asked / n["trajectories"] + 1, f"{source}: prefixes rolled out, plus 1"),
         distinct_share=Figure(n["prefixes"] / asked, source),
         rollouts=Figure(planned_rollouts, source),

@@ -123,6 +123,11 @@ class RuleConfig(Section):
 class AnnotateConfig(Section):
     """Monte-Carlo values of every chunk (paper section 3.2)."""
 
+    source: str | None = Field(
+        None,
+        description="File of trajectories to value instead of sampled ones: ProcessBench's format "
+        "(problem, steps) or whole solutions (problem, answer, solution).",
+    )
     responses: Positive = Field(16, description="Responses per problem for the difficulty filter.")
     trajectories_per_problem: Positive = Field(
         16, description="Responses of a kept problem whose chunks are valued."
