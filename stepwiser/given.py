@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,15 @@ def load_given(
     groups: dict[tuple[str, str], list[GivenSolution]] = {}
     rejected: list[Rejected] = []
     seen: set[object] = set()
-    usable: dict[str, bool] = {}
+    verifiable = cache(lambda answer: not unverifiable(checker, [answer]))
     for index, row in enumerate(rows):
         question = str(row["problem"] or "").strip()
         solution = _solution(row, data)
-        answer = str(row.get("answer") or "").strip() and reference_answer(data, row["answer"])
-        answer = answer or known.get(_same(question))
-        if answer and answer not in usable:
-            usable[answer] = not unverifiable(checker, [answer])
+        own = str(row.get("answer") or "").strip()
+        answer = reference_answer(data, own) if own else known.get(_same(question), "")
         key = solution.solution_id or (question, solution.steps)
-        reason = None
-        if not question or not any(step.strip() for step in solution.steps):
+        reason = ""
+        if not question or not solution.steps:
             reason = "its problem or its solution is empty"
         elif key in seen:
             reason = f"the same {'id' if solution.solution_id else 'solution'} came before"
@@ -106,14 +105,14 @@ def load_given(
                 "no reference answer: it has no column answer, its problem is not in "
                 f"data.source={data.source}, and no solution of it is known to be right"
             )
-        elif not usable[answer]:
+        elif not verifiable(answer):
             reason = f"reference answer {answer!r} cannot be verified"
         elif solution.correct is None and solution.final_answer is None:
             reason = (
                 "its solution ends in no \\boxed{} answer: add one, or set data.answer_delimiter"
             )
-        if reason or answer is None:
-            rejected.append(Rejected(index, reason or "no reference answer"))
+        if reason:
+            rejected.append(Rejected(index, reason))
             continue
         seen.add(key)
         groups.setdefault((question, answer), []).append(solution)
