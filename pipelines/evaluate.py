@@ -160,7 +160,7 @@ def steps_of(prompts: PromptFormat, sample: Sample) -> list[str] | None:
 
 
 def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int], float]]:
-    """Held-out annotated trajectories and the value of each of their chunks."""
+    """Held-out annotated trajectories and an unbiased value of each of their chunks."""
     count = session.config.evaluate.calibration_trajectories
     units = sorted(finished_units(session.store))
     if not count or not units:

@@ -3,7 +3,7 @@
 ``python -m tests.stepwiser.stopping_simulation`` prints the table; the tests hold its figures.
 
 `embedded_values.txt` has 446 trajectories of the embedded task as they were annotated (M = 16,
-`stop_below: 0.35`), one a line: successes of the problem's 16 responses, the outcome, the number of
+`stop_below: 0.2`), one a line: successes of the problem's 16 responses, the outcome, the number of
 chunks, and the successes of 16 completions of each annotated prefix. The counts are noisy; the true
 values behind them, which the simulation draws from, are their nonparametric maximum-likelihood
 distribution given the count.
