@@ -6,6 +6,7 @@ The real engine annotates in tests/pipelines; here every count can be worked out
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
@@ -16,7 +17,7 @@ from stepwiser.generation import Sample, Sampling
 from stepwiser.labels import LabelRule
 from stepwiser.problems import ExactChecker
 from stepwiser.prompts import PromptFormat
-from stepwiser.records import Problem
+from stepwiser.records import Problem, group_by
 from stepwiser.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.tasks.tokenizer import build_tokenizer
 from tests.stepwiser.test_config import ROOT
@@ -222,3 +223,61 @@ def test_a_wave_that_fails_fails_the_problem() -> None:
     del table.answers[CHUNKS[1]]
     with pytest.raises(KeyError):
         _annotate(table, rollouts=16, stopping="exact")
+
+
+@dataclass
+class Scattered(Table):
+    """Answers after a random while; what a prompt has no answers for succeeds at a rate of its
+    own, completion by completion, however they are asked for.
+    """
+
+    seed: int = 0
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, affinity: str | None = None
+    ) -> list[Sample]:
+        prompt = PROMPTS.decode(prompt_ids).removeprefix(QUESTION + "\n")
+        if prompt not in self.answers:
+            rng = Random(f"{self.seed}/{prompt}")
+            rate = rng.choice([0.0, 0.1, 0.4, 0.9, 1.0])
+            texts = ["\\boxed{170}" if rng.random() < rate else "\\boxed{1}" for _ in range(16)]
+            self.answers[prompt] = texts
+        await asyncio.sleep(0.003 * Random(f"{self.seed}/{self.asked}").random())
+        return await super().generate(prompt_ids, sampling, affinity)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("rule", LabelRule)
+def test_exact_labels_a_problem_as_fixed_does(rule: LabelRule, seed: int) -> None:
+    """On the same completions, with shared prefixes and waves that come back in any order."""
+    rng = Random(seed)
+    responses = [
+        f"<chunk>buys 64+21={rng.choice([85, 86])}\n</chunk>"
+        f"<chunk>doubles 85*2={rng.choice([170, 171])}\n</chunk>"
+        f"<chunk>wins 1+1={rng.choice([2, 3])}\n\\boxed{{{answer}}}</chunk>"
+        for answer in (170, 1, 170, 1)
+    ]
+    settings = {"rollouts": 16, "stop_below": rng.choice([0.0, 0.2])}
+    question = Question(rule, minimum_previous_value=rng.choice([0.0, 0.2]))
+    rules = ({"rule": rule, "minimum_previous_value": question.minimum_previous_value},)
+    results = [
+        _annotate(Scattered({"": responses}, seed=seed), **(settings | more))
+        for more in ({"stopping": "fixed"}, {"stopping": "exact", "rules": rules})
+    ]
+    labels = []
+    for result in results:
+        by_id = group_by(result.values, "trajectory_id")
+        labels.append(
+            [trajectory_labels(question, t, by_id[t.trajectory_id]) for t in result.trajectories]
+        )
+        assert result.counts["rollouts"] == sum(
+            {(PROMPTS.decode(t.response_ids[: t.chunk_ends[v.chunk_index]])): v.trials
+             for t in result.trajectories for v in by_id[t.trajectory_id] if not v.is_outcome
+             }.values()
+        )  # fmt: skip
+    fixed, exact = results
+    assert labels[0] == labels[1]
+    keys = [[(v.trajectory_id, v.chunk_index) for v in r.values] for r in results]
+    assert keys[0] == keys[1], "trajectories end at the same chunks"
+    assert exact.counts["rollouts"] <= fixed.counts["rollouts"]
+    assert exact.counts["shared_prefixes"] == fixed.counts["shared_prefixes"]
