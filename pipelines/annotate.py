@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,18 +9,23 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.table import Table
 
+from actors.client import EnginesLost
 from actors.labeler import LabelerOptions, MonteCarloLabeler
+from pipelines.feeding import feed
 from pipelines.session import Session
 from stepwiser.errors import UserError
 from stepwiser.given import GivenProblem, load_given
+from stepwiser.plan import engine_range
 from stepwiser.records import Problem, content_id
 from stepwiser.shard import Shard
 from stepwiser.stopping import Question, stopping_plan
 from stepwiser.units import UnitLog, finished_units, summarize, weights_id, write_plan
 
-OPERATIONAL = {"problems_per_unit", "concurrent_units", "engines", "source"}
+OPERATIONAL = {"problems_per_unit", "min_engines", "max_engines", "source"}
 """Settings of the stage that do not change what a unit holds (of a source, its content does)."""
 
 
@@ -100,10 +104,10 @@ def _content(problem: Problem) -> str:
 def _annotate(
     session: Session, model: str, todo: dict[str, list[Problem]], total: int, log: UnitLog
 ) -> None:
-    """Hand units to the labelers, so many at a time that no engine idles."""
+    """Annotate the units; engines come and go with the cluster's nodes meanwhile."""
     config = session.config
-    engines = config.annotate.engines or config.engine.count
-    pool = session.pool(model, count=engines)
+    fewest, most = engine_range(config)
+    pool = session.pool(model, count=fewest, maximum=most)
     options = LabelerOptions(
         model,
         config.prompts,
@@ -115,41 +119,46 @@ def _annotate(
         config.seed,
     )
     root = str(session.store.root.absolute())
-    client = pool.client()
-    workers = [MonteCarloLabeler.remote(options, root) for _ in range(engines)]
+    # Beside the driver, whose node stays: one on a preempted node would lose its units with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    workers: list[Any] = []
     done: Counter[str] = Counter()
+
+    def hire() -> Any:
+        workers.append(MonteCarloLabeler.options(scheduling_strategy=here).remote(options, root))
+        return workers[-1]
+
     try:
         with session.track("annotate", total, "units", done=total - len(todo)) as tracker:
 
-            async def one(labeler: Any, unit: str, gate: asyncio.Semaphore) -> None:
-                async with gate:
-                    counts = await labeler.annotate.remote(unit, todo[unit], client)
+            def finished(unit: str, counts: dict[str, int]) -> None:
                 done.update(counts)
                 log.finished(unit, counts)
                 tokens = done["response_tokens"] + done["rollout_tokens"]
                 note = f"{done['chunks']} chunks, {tokens / tracker.elapsed:,.0f} tokens/s"
+                if most > fewest:
+                    note += f", {pool.serving} engines"
                 tracker.update(advance=1, note=note)
 
-            async def everything() -> None:
-                gates = [asyncio.Semaphore(config.annotate.concurrent_units) for _ in workers]
-                async with asyncio.TaskGroup() as group:
-                    for i, unit in enumerate(todo):
-                        index = i % len(workers)
-                        group.create_task(one(workers[index], unit, gates[index]))
-
             try:
-                session.run(everything())
-            except ExceptionGroup as failures:
-                raise _readable(failures.exceptions[0]) from failures
+                session.run(feed(pool, pool.client(), hire, todo, finished))
+            except RayTaskError as failure:
+                raise _readable(failure) from failure
     finally:
         for worker in workers:
             ray.kill(worker)
+        if most > fewest:
+            # What waits for a place would take the next stage's.
+            session.release("main")
 
 
-def _readable(error: Exception) -> Exception:
-    """The labeler's own UserError instead of Ray's account of it."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, UserError) else error
+def _readable(error: RayTaskError) -> Exception:
+    """The labeler's own words instead of Ray's account of them."""
+    if isinstance(error.cause, EnginesLost):
+        return UserError(
+            f"annotation stopped, {error.cause}. Finished units are kept: the same command goes on"
+        )
+    return error.cause if isinstance(error.cause, UserError) else error
 
 
 def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:

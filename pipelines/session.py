@@ -174,14 +174,20 @@ class Session:
             earlier = self.store.read_metrics(f"cost-{name}") if resumes else None
             self.store.write_metrics(f"cost-{name}", usage.plus(earlier).as_dict())
 
-    def pool(self, model: str, slot: str = "main", count: int | None = None) -> EnginePool:
-        """Engines with this model's weights.
+    def pool(
+        self,
+        model: str,
+        slot: str = "main",
+        count: int | None = None,
+        maximum: int | None = None,
+    ) -> EnginePool:
+        """Engines with this model's weights: ``count``, and up to ``maximum`` as nodes come.
 
         Engines of the same architecture stay up between stages and only change their weights.
         """
         directory = resolve_model(model)
         size = count or self.config.engine.count
-        key = f"{size}/{architecture(directory)}"
+        key = f"{size}/{maximum or size}/{architecture(directory)}"
         held = self._pools.get(slot)
         if held and held[0] == key:
             self._versions += 1
@@ -197,6 +203,7 @@ class Session:
             pool = EnginePool(
                 engine_options(self.config, directory),
                 count=size,
+                maximum=maximum,
                 cpus=engine.cpus,
                 gpus=engine.gpus,
                 start_timeout_s=engine.start_timeout_s,

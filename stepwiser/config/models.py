@@ -160,11 +160,26 @@ class AnnotateConfig(Section):
     stop_below: Fraction = Field(
         0.0, description="Chunks after one valued below this are not annotated; 0 annotates all."
     )
-    engines: Positive | None = Field(
-        None, description="Engines of this stage, which has all GPUs to itself; else engine.count."
+    min_engines: Positive | None = Field(
+        None,
+        description="Engines of this stage before it starts; it has all GPUs to itself. Else "
+        "engine.count.",
+    )
+    max_engines: Positive | None = Field(
+        None,
+        description="Engines that may join it as nodes come, also those an autoscaler adds; else "
+        "as many as it starts with.",
     )
     problems_per_unit: Positive = Field(8, description="Problems of one unit of work.")
-    concurrent_units: Positive = Field(4, description="Units in flight for each engine.")
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> AnnotateConfig:
+        if self.min_engines and self.max_engines and self.max_engines < self.min_engines:
+            raise ValueError(
+                f"annotate.max_engines={self.max_engines} is below "
+                f"annotate.min_engines={self.min_engines}: raise the former"
+            )
+        return self
 
     @model_validator(mode="after")
     def _waves_fit(self) -> AnnotateConfig:
@@ -358,3 +373,6 @@ class RunConfig(Section):
 
 OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_dir"})
 """Where and how fast a run happens, not what it computes: may change between two starts."""
+
+OPERATIONAL_KEYS = frozenset({"annotate.min_engines", "annotate.max_engines"})
+"""The same of single settings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,27 @@ def test_a_failure_inside_vllm_reaches_every_caller(models, prompt, monkeypatch)
     for failure in asyncio.run(scenario()):
         assert isinstance(failure, EngineFailure)
         assert "FloatingPointError: the adder is on fire" in str(failure)
+
+
+def test_a_core_in_another_process_tells_how_full_its_cache_is(models, prompt):
+    engine = Engine(replace(_options(models[0]), multiprocess=True, max_num_seqs=4))
+    engine.wait_ready(240.0)
+    try:
+        assert engine.stats().kv_usage is None
+        futures = [engine.submit(prompt, Sampling(max_tokens=200, n=4)) for _ in range(2)]
+        seen = []
+        while not all(future.done() for future in futures):
+            stats = engine.stats()
+            if stats.kv_usage:
+                seen.append((stats.sequences_running, stats.sequences_waiting, stats.kv_usage))
+            time.sleep(0.005)
+        assert (4, 4) in {(running, waiting) for running, waiting, _ in seen}
+        assert all(0.0 < usage < 1.0 for _, _, usage in seen)
+        assert max(usage for *_, usage in seen) > min(usage for *_, usage in seen)
+        after = engine.stats()
+        assert (after.sequences_running, after.sequences_waiting, after.kv_usage) == (0, 0, 0.0)
+    finally:
+        engine.shutdown()
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

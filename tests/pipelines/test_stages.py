@@ -129,14 +129,14 @@ def _with_models(source: Path, target: Path, *models: str) -> Path:
 
 def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    process = start("annotate", f"run_dir={folder}", "data.limit=32", "annotate.concurrent_units=1")
+    process = start("annotate", f"run_dir={folder}", "data.limit=32")
     units = folder / "units"
     wait_for(lambda: len(list(units.glob("*.json"))) >= 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
     assert 0 < len(before) < 8, "killed half-way"
-    output = run("annotate", f"run_dir={folder}", "data.limit=32", "annotate.concurrent_units=1")
+    output = run("annotate", f"run_dir={folder}", "data.limit=32")
     assert "units are already done" in output
     after = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
     assert len(after) == 8
