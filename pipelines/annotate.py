@@ -171,10 +171,7 @@ def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:
 
 def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard) -> None:
     counts = Counter(metrics["counts"])
-    title = "Annotation"
-    if shard.count > 1:
-        title += f" (seen from shard {shard}: {metrics['units']} of {planned} units are done)"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title="Annotation", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     rate = counts["right_responses"] / max(1, counts["responses"])
@@ -196,6 +193,9 @@ def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard
     ):
         table.add_row(name, str(value))
     session.console.print(table)
+    if shard.count > 1:
+        done = f"{metrics['units']} of {planned} units are done"
+        session.console.print(f"seen from shard {shard}: {done}, whichever shard did them")
     for key, count in counts.items():
         if key.startswith("malformed: "):
             session.console.print(f"  dropped {count} responses: {key.removeprefix('malformed: ')}")

@@ -58,7 +58,9 @@ def show_status(run: Path, as_json: bool) -> None:
     if as_json:
         print(to_json(status))
         return
-    table = Table(title=f"{run}: {status.state}", title_justify="left", show_header=False)
+    console = make_console()
+    console.print(f"{run}: {status.state}", style="bold", highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in (
@@ -81,7 +83,6 @@ def show_status(run: Path, as_json: bool) -> None:
         ("time to go", _known(status.eta_s, "{}", duration)),
     ):
         table.add_row(name, value)
-    console = make_console()
     console.print(table)
     for words, reasons in (("rejected", status.rejected), ("dropped", status.dropped)):
         what = "problems" if words == "rejected" else "responses"
