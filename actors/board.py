@@ -131,6 +131,8 @@ class WeightBoard:
             self._bell = asyncio.Event()
         return behind
 
+    # Repeated by the client: Ray would tell the terminal about each one that a shutdown ends.
+    @ray.method(max_task_retries=0)
     async def watch(self, seen: int, client: str, waiting: int) -> Census:
         """The engines and what other clients ask of them, now or when there is a change.
 
