@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.pool import PoolClient
+from actors.client import PoolClient
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import TrainConfig
 from stepwiser.errors import UserError

@@ -38,8 +38,10 @@ class EngineStats:
     finished_requests: int = 0
     sequences_running: int = 0
     sequences_waiting: int = 0
+    max_num_seqs: int = 0
+    """Sequences decoded at once."""
     kv_usage: float | None = None
-    """Share of the KV cache in use; None when vLLM's core runs in another process."""
+    """Share of the KV cache in use; None before the first step."""
     weight_version: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -185,11 +187,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters at this moment."""
-        unfinished, kv_usage = 0, None
+        unfinished, running, kv_usage = 0, 0, None
         if self._core is not None:
             unfinished, kv_usage = self._core.unfinished, self._core.kv_usage
+            running = min(unfinished, self._core.running)
         queued = sum(r.sampling.n for r in list(self._requests))
-        running = min(unfinished, self.options.max_num_seqs)
         return EngineStats(
             generated_tokens=self._counts["generated"],
             prompt_tokens=self._counts["prompt"],
@@ -197,6 +199,7 @@ class Engine:
             finished_requests=self._counts["finished"],
             sequences_running=running,
             sequences_waiting=unfinished - running + queued,
+            max_num_seqs=self.options.max_num_seqs,
             kv_usage=kv_usage,
             weight_version=self._version,
             seconds=time.monotonic() - self._started,

@@ -1,17 +1,21 @@
-"""RolloutGenerator: one engine in one Ray actor, and the board it reads its weights from."""
+"""RolloutGenerator: one engine in one Ray actor, with the weights that the board has for it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from actors.board import Publication, StaleWeights
 from actors.engine import Engine, EngineFailure, EngineOptions, EngineStats
+from actors.routing import Load
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
@@ -25,73 +29,6 @@ _SUMMED = (
 )
 
 
-@dataclass(frozen=True)
-class Publication:
-    """Weights that every engine of a pool shall have."""
-
-    serial: int
-    """Orders publications; versions need not grow, since a learner may resume an earlier one."""
-    version: int
-    source: str | list[Any]
-    """A directory of safetensors, or references to safetensors blobs."""
-
-    async def payload(self) -> str | list[bytes]:
-        if isinstance(self.source, str):
-            return self.source
-        return list(await asyncio.gather(*self.source))
-
-
-class StaleWeights(RuntimeError):
-    """An engine has older weights than the caller knows of, and cannot get newer ones."""
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class WeightBoard:
-    """Keeps what engines need when they restart: the newest publication, and their counters.
-
-    The blobs are copied: their publisher, often a training worker, may die before they are needed.
-    """
-
-    def __init__(self) -> None:
-        self._newest: Publication | None = None
-        self._in_use = 0
-        self._stats: dict[int, EngineStats] = {}
-
-    async def post(self, publication: Publication | None) -> Publication | None:
-        """Put up a publication; returns the one it replaces."""
-        replaced, self._newest = self._newest, publication
-        return replaced
-
-    async def keep(self, serial: int) -> None:
-        """Take over the blobs of a publication that every engine has loaded."""
-        publication = self._newest
-        if publication is None or publication.serial != serial:
-            return
-        payload = await publication.payload()
-        if isinstance(payload, str) or self._newest is not publication:
-            return
-        refs = [ray.put(blob) for blob in payload]
-        self._newest = Publication(serial, publication.version, refs)
-
-    async def newest(self) -> Publication | None:
-        """None before the first publication.
-
-        Raises StaleWeights when engines have later weights than this board, which has restarted.
-        """
-        if self._in_use > (self._newest.serial if self._newest else 0):
-            raise StaleWeights("the newest weights were lost with the board that kept them")
-        return self._newest
-
-    async def note(self, index: int, serial: int, stats: EngineStats) -> None:
-        """What an engine serves, and its counters."""
-        self._in_use = max(self._in_use, serial)
-        self._stats[index] = stats
-
-    async def noted(self, index: int) -> EngineStats | None:
-        """The counters an engine last sent."""
-        return self._stats.get(index)
-
-
 @ray.remote
 class RolloutGenerator:
     """Holds an engine. A restarted one loads the newest weights before it answers anything.
@@ -100,10 +37,18 @@ class RolloutGenerator:
     afresh. Counters go on over restarts.
     """
 
-    def __init__(self, options: EngineOptions, board: str, index: int) -> None:
-        self._engine = Engine(options)
+    def __init__(
+        self,
+        options: EngineOptions,
+        board: str,
+        index: int,
+        build: Callable[[EngineOptions], Any] = Engine,
+    ) -> None:
+        self._engine = build(options)
         self._board = ray.get_actor(board)
         self._index = index
+        self._tokens: Counter[str] = Counter()
+        self._sequences: Counter[str] = Counter()
         self._serial: int | None = None
         self._before: EngineStats | None = None
         self._loading = asyncio.Lock()
@@ -120,16 +65,26 @@ class RolloutGenerator:
             raise
         return os.getpid()
 
-    async def node_id(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    @ray.method(max_task_retries=-1)
+    async def join(self) -> tuple[int, int]:
+        """`ready` with whatever is newest at this moment: process id, and which publication."""
+        pid = await self.ready()
+        async with self._loading:
+            await self._load_newest()
+        return pid, self._serial or 0
+
+    async def lives(self) -> None:
+        """Answers only by dying with this process."""
+        await asyncio.Event().wait()
 
     async def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, serial: int = 0
+        self, prompt_ids: Sequence[int], sampling: Sampling, serial: int = 0, client: str = ""
     ) -> tuple[int, list[Sample]]:
         """Samples, with the publication they come from: ``serial`` or a later one."""
-        await self._catch_up(serial)
-        now = self._serial or 0
-        return now, await self._engine.generate(prompt_ids, sampling)
+        with self._counted(client, sampling.n * sampling.max_tokens, sampling.n):
+            await self._catch_up(serial)
+            now = self._serial or 0
+            return now, await self._engine.generate(prompt_ids, sampling)
 
     async def generate_many(
         self, requests: Sequence[tuple[Sequence[int], Sampling]], serial: int = 0
@@ -141,12 +96,13 @@ class RolloutGenerator:
         return now, list(await asyncio.gather(*work))
 
     async def score(
-        self, token_ids: Sequence[int], start: int, serial: int = 0
+        self, token_ids: Sequence[int], start: int, serial: int = 0, client: str = ""
     ) -> tuple[int, list[float]]:
         """See `Engine.score`."""
-        await self._catch_up(serial)
-        now = self._serial or 0
-        return now, await self._engine.score(token_ids, start)
+        with self._counted(client, len(token_ids), 1):
+            await self._catch_up(serial)
+            now = self._serial or 0
+            return now, await self._engine.score(token_ids, start)
 
     async def update_weights(self, publication: Publication) -> None:
         """Load a publication, unless this engine has it or a later one already."""
@@ -169,6 +125,19 @@ class RolloutGenerator:
     async def wake(self, tags: tuple[str, ...] | None = None) -> None:
         await self._engine.wake(tags)
 
+    @contextlib.contextmanager
+    def _counted(self, client: str, tokens: int, sequences: int) -> Iterator[None]:
+        self._tokens[client] += tokens
+        self._sequences[client] += sequences
+        try:
+            yield
+        finally:
+            self._tokens[client] -= tokens
+            self._sequences[client] -= sequences
+
+    def _loads(self) -> dict[str, Load]:
+        return {c: Load(self._tokens[c], n) for c, n in self._sequences.items() if n}
+
     async def _catch_up(self, serial: int) -> None:
         if self._serial is not None and self._serial >= serial:
             return
@@ -176,15 +145,18 @@ class RolloutGenerator:
             if self._serial is not None and self._serial >= serial:
                 return
             await self._engine.start()
-            try:
-                newest = await self._board.newest.remote()
-                if newest is not None:
-                    await self._load(newest)
-            except (RayError, StaleWeights) as error:
-                raise self._stale() from error
+            await self._load_newest()
             self._serial = self._serial or 0
             if self._serial < serial:
                 raise self._stale()
+
+    async def _load_newest(self) -> None:
+        try:
+            newest = await self._board.newest.remote()
+            if newest is not None:
+                await self._load(newest)
+        except (RayError, StaleWeights) as error:
+            raise self._stale() from error
 
     def _stale(self) -> StaleWeights:
         return StaleWeights(
@@ -216,7 +188,9 @@ class RolloutGenerator:
         try:
             while True:
                 await self._engine.check_health()
-                self._board.note.remote(self._index, self._serial or 0, await self.stats())
+                self._board.note.remote(
+                    self._index, self._serial or 0, await self.stats(), self._loads()
+                )
                 await asyncio.sleep(1.0)
         except EngineFailure:
             # Answers on their way out still have to leave, and no crash shall chase the last.

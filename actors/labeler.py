@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import ray
 
-from actors.pool import PoolClient
+from actors.client import EnginesLost, PoolClient
+from stepwiser.admission import COLD_START
 from stepwiser.annotation import Annotator, ProblemAnnotation
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import AnnotateConfig
@@ -24,7 +25,9 @@ from stepwiser.errors import UserError
 from stepwiser.problems import make_checker
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory
+from stepwiser.stopping import Question, StoppingPlan
 from stepwiser.store import RunStore
+from stepwiser.units import count_labels
 
 ATTEMPTS = 3
 """Tries of one problem before it is rejected with its reason."""
@@ -37,6 +40,9 @@ class LabelerOptions:
     model_dir: str
     prompts: PromptConfig
     annotate: AnnotateConfig
+    stopping: StoppingPlan
+    label: Question
+    """Whose labels are counted while annotation goes on."""
     checker: Literal["exact", "math_verify"]
     check_timeout_s: float
     seed: int
@@ -52,6 +58,13 @@ class MonteCarloLabeler:
         self._prompts = PromptFormat.from_model_dir(options.model_dir, options.prompts)
         self._checker = make_checker(options.checker, options.check_timeout_s)
         self._annotator: Annotator | None = None
+        self._gate = _Gate(COLD_START)
+
+    async def allow(self, problems: int) -> tuple[int, int]:
+        """Set how many problems may be under way; returns how many are, and how many with those
+        that wait."""
+        self._gate.open(problems)
+        return self._gate.inside, self._gate.inside + self._gate.waiting
 
     async def annotate(
         self, unit: str, problems: Sequence[Problem], pool: PoolClient
@@ -64,7 +77,8 @@ class MonteCarloLabeler:
         load of the engines.
 
         A problem that keeps failing is listed with its reason in the unit's summary; it is neither
-        scored nor does it hold up the others. A unit that cannot be written raises UserError.
+        scored nor does it hold up the others. A unit that cannot be written raises UserError, and
+        one that no engine is left for EnginesLost.
         """
         started = time.time()
         if self._annotator is None:
@@ -73,10 +87,11 @@ class MonteCarloLabeler:
                 prompts=self._prompts,
                 checker=self._checker,
                 config=self._options.annotate,
+                stopping=self._options.stopping,
                 seed=self._options.seed,
             )
         annotator = self._annotator
-        outcomes = await asyncio.gather(*(_annotation(annotator, p) for p in problems))
+        outcomes = await asyncio.gather(*(_annotation(annotator, p, self._gate) for p in problems))
         counts: Counter[str] = Counter()
         rejects = []
         trajectories: list[Trajectory] = []
@@ -89,6 +104,7 @@ class MonteCarloLabeler:
             else:
                 counts["rejected"] += 1
                 rejects.append({"problem_id": problem.problem_id, "reason": str(outcome)})
+        counts += count_labels(self._options.label, trajectories, values)
         self._store.write_table("trajectories", unit, Trajectory.to_table(trajectories))
         self._store.write_table("values", unit, ChunkValue.to_table(values))
         summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}
@@ -96,14 +112,50 @@ class MonteCarloLabeler:
         return dict(counts)
 
 
-async def _annotation(annotator: Annotator, problem: Problem) -> ProblemAnnotation | Exception:
-    """The annotation, or what kept failing."""
+class _Gate:
+    """Lets a number of problems through at a time, first come first; the number may change."""
+
+    def __init__(self, limit: int) -> None:
+        self.inside = 0
+        self._limit = limit
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def open(self, limit: int) -> None:
+        self._limit = limit
+        while self._queue and self.inside < self._limit:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self.inside += 1
+                turn.set_result(None)
+
+    async def __aenter__(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        self.open(self._limit)
+        await turn
+
+    async def __aexit__(self, *error: object) -> None:
+        self.inside -= 1
+        self.open(self._limit)
+
+
+async def _annotation(
+    annotator: Annotator, problem: Problem, gate: _Gate
+) -> ProblemAnnotation | Exception:
+    """The annotation, or what kept failing. Raises EnginesLost, which is no fault of a problem."""
     failure: Exception = RuntimeError("never tried")
-    for _ in range(ATTEMPTS):
-        try:
-            return await annotator.annotate(problem)
-        except Exception as error:  # recorded with its reason, never scored
-            failure = error
-            if isinstance(error, UserError):
-                break  # bad input stays bad
+    async with gate:
+        for _ in range(ATTEMPTS):
+            try:
+                return await annotator.annotate(problem)
+            except EnginesLost:
+                raise
+            except Exception as error:  # recorded with its reason, never scored
+                failure = error
+                if isinstance(error, UserError):
+                    break  # bad input stays bad
     return failure

@@ -122,14 +122,17 @@ class VllmCore:
             max_logprobs=MAX_TOP_LOGPROBS,
             # Nothing but the request decides how it is sampled.
             generation_config="vllm",
-            disable_log_stats=True,
+            # A core in another process tells how full its cache is only with these.
+            disable_log_stats=not options.multiprocess,
             use_tqdm_on_load=False,
             worker_extension_cls="actors.engine_worker.WeightUpdater",
             **{name: value for name, value in sizes.items() if value is not None},
         )
         self._llm = LLMEngine.from_engine_args(arguments)
+        self._scheduled: Any = None
         if options.multiprocess:
             client = self._llm.engine_core
+            self._listen(client)
             threading.Thread(target=_unblock_when_dead, args=(client,), daemon=True).start()
         config = self._llm.model_config
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
@@ -145,10 +148,40 @@ class VllmCore:
         return self._llm.get_num_unfinished_requests()
 
     @property
-    def kv_usage(self) -> float | None:
-        """Share of the KV cache in use; None when it is kept in another process."""
+    def running(self) -> int:
+        """Sequences that were decoded in the last step; those that wait are not among them."""
         core = getattr(self._llm.engine_core, "engine_core", None)
-        return core.scheduler.kv_cache_manager.usage if core else None
+        if core:
+            return len(core.scheduler.running)
+        return self._scheduled.num_running_reqs if self._scheduled and self.unfinished else 0
+
+    @property
+    def kv_usage(self) -> float | None:
+        """Share of the KV cache in use; from another process, as of the last step."""
+        core = getattr(self._llm.engine_core, "engine_core", None)
+        if core:
+            return core.scheduler.kv_cache_manager.usage
+        if self._scheduled is None:
+            return None
+        return self._scheduled.kv_cache_usage if self.unfinished else 0.0
+
+    def _listen(self, client: Any) -> None:
+        """Keep the scheduler's figures that a core in another process sends with its outputs.
+
+        vLLM's own use of them (timings of every request, Prometheus) is turned off again: nobody
+        reads it, and the process that collects outputs is the one that limits a GPU engine.
+        """
+        self._llm.log_stats = self._llm.output_processor.log_stats = False
+        self._llm.logger_manager = None
+        get_output = client.get_output
+
+        def listening() -> Any:
+            outputs = get_output()
+            if outputs.scheduler_stats is not None:
+                self._scheduled = outputs.scheduler_stats
+            return outputs
+
+        client.get_output = listening
 
     def add(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
         """Queue a prompt. Raises UserError for one that vLLM refuses."""

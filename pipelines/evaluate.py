@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from actors.pool import EnginePool
-from pipelines.label import read_unit
 from pipelines.session import Session
 from pipelines.train import DISCRIMINATIVE, JUDGE, judge_start
 from stepwiser.errors import UserError
@@ -21,6 +20,7 @@ from stepwiser.policy import sample_solutions
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import Judgement, StepItem, content_id
 from stepwiser.sources import load_step_items
+from stepwiser.units import finished_units, read_unit
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def steps_of(prompts: PromptFormat, sample: Sample) -> list[str] | None:
 
 
 def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int], float]]:
-    """Held-out annotated trajectories and the value of each of their chunks."""
+    """Held-out annotated trajectories and an unbiased value of each of their chunks."""
     count = session.config.evaluate.calibration_trajectories
-    units = sorted(p.stem for p in session.store.table_dir("units").glob("*.json"))
+    units = sorted(finished_units(session.store))
     if not count or not units:
         return [], {}
     heldout = {
@@ -188,7 +188,8 @@ def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int
                     generator="annotated",
                 )
             )
-            values |= {(trajectory.trajectory_id, row.chunk_index): row.mean for row in rows}
+            # The share of all completions is biased where rollouts stopped early.
+            values |= {(row.trajectory_id, row.chunk_index): row.unbiased_mean for row in rows}
     random.Random(session.config.seed).shuffle(items)
     return items[:count], values
 

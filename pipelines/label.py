@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,21 +17,25 @@ from pipelines.session import Session
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import LabelConfig
 from stepwiser.errors import UserError
-from stepwiser.labels import LabelRule, balance, class_shares, label_chunks
+from stepwiser.labels import LabelRule, balance, class_shares
 from stepwiser.prompts import PromptFormat, resolve_model
-from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id, group_by
+from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id
+from stepwiser.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.store import RunStore
+from stepwiser.units import finished_units, read_unit
 
 
 def run(session: Session) -> dict[str, Any]:
     """Labels every valued chunk through Ray Data; writes judge_prompts/."""
     config = session.config.label
     store = session.store
-    units = sorted(p.stem for p in store.table_dir("units").glob("*.json"))
+    units = sorted(finished_units(store))
     if not units:
         raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
     with session.stage("label"):
         quiet_ray_data()
+        rules = _compare_rules(session, units)
+        _refuse_unsettled(session, rules)
         model = resolve_model(session.config.policy_model)
         labelled = (
             ray.data.from_items([{"unit": unit} for unit in units])
@@ -55,7 +61,7 @@ def run(session: Session) -> dict[str, Any]:
         labelled.map_batches(
             _with_split, fn_kwargs={"splits": splits}, batch_format="pyarrow"
         ).write_parquet(str(table_dir))
-        metrics["rules"] = _compare_rules(session, units)
+        metrics["rules"] = rules
     store.write_metrics("label", metrics)
     _print(session, metrics)
     return metrics
@@ -74,18 +80,6 @@ def quiet_ray_data() -> None:
 @lru_cache(maxsize=1)
 def _format(model: str, prompts: PromptConfig) -> PromptFormat:
     return PromptFormat.from_model_dir(model, prompts)
-
-
-def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, list[ChunkValue]]]:
-    """Trajectories of one finished unit and their values by trajectory."""
-    import pyarrow.parquet as pq
-
-    trajectories = pq.read_table(store.table_dir("trajectories") / f"{unit}.parquet")
-    values = pq.read_table(store.table_dir("values") / f"{unit}.parquet")
-    by_trajectory = group_by(ChunkValue.from_table(values), "trajectory_id")
-    for rows in by_trajectory.values():
-        rows.sort(key=lambda value: value.chunk_index)
-    return Trajectory.from_table(trajectories), by_trajectory
 
 
 def _label_units(
@@ -109,21 +103,13 @@ def label_trajectory(
     prompt_format: PromptFormat,
 ) -> list[JudgePrompt]:
     """Judge prompts of one trajectory; a prompt over the length limit has split `long`."""
-    means = [value.mean for value in values]
-    initial = trajectory.problem_successes / trajectory.problem_trials
-    labels = label_chunks(
-        config.rule,
-        means,
-        initial,
-        alpha=config.alpha,
-        gamma=config.gamma,
-        best_of=config.best_of,
-    )
+    labels = trajectory_labels(Question.of(config), trajectory, values)
+    means = [trajectory.problem_successes / trajectory.problem_trials, *(v.mean for v in values)]
     rows = []
-    for i, (value, label) in enumerate(zip(values, labels, strict=True)):
-        previous = means[i - 1] if i else initial
-        if previous < config.minimum_previous_value:
-            break
+    # No labels behind a prefix valued below `minimum_previous_value`: fewer labels than values.
+    for i, (value, label) in enumerate(zip(values, labels, strict=False)):
+        if label is None:
+            raise ValueError(f"chunk {i} of trajectory {trajectory.trajectory_id} has no label")
         history = trajectory.chunks[:i]
         tokens = len(prompt_format.judge_ids(trajectory.question, history, trajectory.chunks[i]))
         rows.append(
@@ -137,8 +123,8 @@ def label_trajectory(
                 chunk_index=i,
                 label=label,
                 rule=config.rule,
-                value=means[i],
-                previous_value=previous,
+                value=value.mean,
+                previous_value=means[i],
                 trials=value.trials,
                 split="long" if tokens > config.max_prompt_tokens else "all",
             )
@@ -195,42 +181,55 @@ def _with_split(batch: pa.Table, splits: dict[str, str]) -> pa.Table:
 
 
 def _compare_rules(session: Session, units: list[str]) -> list[dict[str, Any]]:
-    """Class shares of all three rules, and agreement with the oracle where there is one."""
-    config = session.config.label
-    embedded = session.config.data.source == "embedded"
-    counts: dict[str, dict[str, int]] = {
-        rule: {"positive": 0, "total": 0, "agree": 0, "judged": 0} for rule in LabelRule
-    }
+    """Class shares of all three rules on the chunks that get labels, and agreement with the oracle
+    where there is one; None for a rule that early-stopped values leave open somewhere.
+    """
+    given = session.config.annotate.source
+    embedded = session.config.data.source == "embedded" and given is None
+    used = Question.of(session.config.label)
+    questions = {rule: replace(used, rule=rule) for rule in LabelRule}
+    counts: dict[LabelRule, Counter[str]] = {rule: Counter() for rule in LabelRule}
     for unit in units:
         trajectories, values = read_unit(session.store, unit)
         for trajectory in trajectories:
-            means = [v.mean for v in values.get(trajectory.trajectory_id, [])]
-            initial = trajectory.problem_successes / trajectory.problem_trials
+            own = values.get(trajectory.trajectory_id, [])
             wrong_at = _oracle(trajectory) if embedded else -2
             for rule, count in counts.items():
-                labels = label_chunks(
-                    rule,
-                    means,
-                    initial,
-                    alpha=config.alpha,
-                    gamma=config.gamma,
-                    best_of=config.best_of,
-                )
-                count["positive"] += sum(labels)
+                labels = trajectory_labels(questions[rule], trajectory, own)
+                count["unsettled"] += labels.count(None)
+                count["positive"] += labels.count(True)
                 count["total"] += len(labels)
                 if wrong_at == -2:
                     continue
                 upto = labels if wrong_at == -1 else labels[: wrong_at + 1]
                 count["judged"] += len(upto)
                 count["agree"] += sum(y == (i != wrong_at) for i, y in enumerate(upto))
-    return [
-        {
-            "rule": str(rule),
-            "positive_share": count["positive"] / max(1, count["total"]),
-            "oracle_agreement": count["agree"] / count["judged"] if count["judged"] else None,
-        }
-        for rule, count in counts.items()
-    ]
+    return [_compared(rule, count) for rule, count in counts.items()]
+
+
+def _compared(rule: LabelRule, count: Counter[str]) -> dict[str, Any]:
+    known = not count["unsettled"]
+    return {
+        "rule": str(rule),
+        "unsettled": count["unsettled"],
+        "positive_share": count["positive"] / max(1, count["total"]) if known else None,
+        "oracle_agreement": count["agree"] / count["judged"] if known and count["judged"] else None,
+    }
+
+
+def _refuse_unsettled(session: Session, rules: list[dict[str, Any]]) -> None:
+    """A label that rollouts not made might change is none."""
+    used = Question.of(session.config.label)
+    (unsettled,) = (row["unsettled"] for row in rules if row["rule"] == used.rule)
+    if unsettled:
+        asked = stopping_plan(session.config.annotate, session.config.label).questions
+        raise UserError(
+            f"label.rule={used} is open for {unsettled} chunks: annotate.stopping="
+            f"{session.config.annotate.stopping} ended their rollouts as soon as the labels asked "
+            f"about were settled, {', '.join(map(str, asked)) or 'of another configuration'}. "
+            "Label by one of these, or add this one to annotate.rules (or set "
+            "annotate.stopping=fixed) and annotate into another run_dir"
+        )
 
 
 def _oracle(trajectory: Trajectory) -> int:
@@ -262,7 +261,14 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
     oracle = any(row["oracle_agreement"] is not None for row in metrics["rules"])
     if oracle:  # only the embedded task has one
         rules.add_column("agrees with the oracle up to the first error", justify="right")
+    open_rules = [row["rule"] for row in metrics["rules"] if row["unsettled"]]
     for row in metrics["rules"]:
+        if row["unsettled"]:
+            continue
         agree = [f"{row['oracle_agreement']:.3f}"] if oracle else []
         rules.add_row(row["rule"], f"{row['positive_share']:.1%}", *agree)
     session.console.print(rules)
+    if open_rules:
+        session.console.print(
+            f"  not known for {', '.join(open_rules)}: rollouts stopped before (annotate.rules)"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
@@ -18,6 +19,15 @@ from rich.progress import (
 )
 
 SECONDS_BETWEEN_LINES = 10.0
+LOG_COLUMNS = 120
+
+
+def make_console() -> Console:
+    """A log is wider than the 80 columns that rich takes where there is no terminal."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_COLUMNS
+    return console
 
 
 class Tracker:

@@ -20,7 +20,7 @@ from rich.console import Console
 from actors.pool import EnginePool
 from pipelines.engines import architecture, engine_options
 from pipelines.planning import local_cpus, plan_table, shortfalls
-from pipelines.progress import Tracker
+from pipelines.progress import Tracker, make_console
 from pipelines.summary import print_summary
 from pipelines.usage import Meter, Usage
 from stepwiser.config import DataConfig, RunConfig
@@ -29,12 +29,10 @@ from stepwiser.plan import ResourcePlan, plan_run
 from stepwiser.problems import ExactChecker, MathVerifyChecker, make_checker
 from stepwiser.prompts import PromptFormat, resolve_model
 from stepwiser.records import Problem
-from stepwiser.sources import load_problems
+from stepwiser.sources import ProblemSet, load_problems
 from stepwiser.store import RunStore
 
 T = TypeVar("T")
-
-LOG_COLUMNS = 120
 
 MODULES = {"select": "pipelines.selecting", "serve": "pipelines.serving"}
 """Stages whose module is not called like them (`select` shadows the standard library's)."""
@@ -52,14 +50,6 @@ def run_stages(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
         if "report" in results and len(results) > 1:
             print_summary(session.console, results)
     return results
-
-
-def make_console() -> Console:
-    """A log is wider than the 80 columns that rich takes where there is no terminal."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = LOG_COLUMNS
-    return console
 
 
 class Session:
@@ -196,14 +186,20 @@ class Session:
             earlier = self.store.read_metrics(f"cost-{name}") if resumes else None
             self.store.write_metrics(f"cost-{name}", usage.plus(earlier).as_dict())
 
-    def pool(self, model: str, slot: str = "main", count: int | None = None) -> EnginePool:
-        """Engines with this model's weights.
+    def pool(
+        self,
+        model: str,
+        slot: str = "main",
+        count: int | None = None,
+        maximum: int | None = None,
+    ) -> EnginePool:
+        """Engines with this model's weights: ``count``, and up to ``maximum`` as nodes come.
 
         Engines of the same architecture stay up between stages and only change their weights.
         """
         directory = resolve_model(model)
         size = count or self.config.engine.count
-        key = f"{size}/{architecture(directory)}"
+        key = f"{size}/{maximum or size}/{architecture(directory)}"
         held = self._pools.get(slot)
         if held and held[0] == key:
             self._versions += 1
@@ -219,6 +215,7 @@ class Session:
             pool = EnginePool(
                 engine_options(self.config, directory),
                 count=size,
+                maximum=maximum,
                 cpus=engine.cpus,
                 gpus=engine.gpus,
                 start_timeout_s=engine.start_timeout_s,
@@ -291,7 +288,15 @@ class Session:
 
         Raises UserError when no problem is left.
         """
-        loaded = load_problems(data, self.checker)
+        return self.usable(
+            load_problems(data, self.checker), f"{purpose}-{data.offset}", data.source
+        )
+
+    def usable(self, loaded: ProblemSet, name: str, source: str) -> list[Problem]:
+        """Those that fit the context; the rest is listed in `rejects/` under this name.
+
+        Raises UserError when no problem is left.
+        """
         rejects = [{"row": r.row, "reason": r.reason} for r in loaded.rejected]
         problems = []
         prompts = self.prompts(self.config.policy_model)
@@ -304,12 +309,10 @@ class Session:
             reason = f"its prompt of {tokens} tokens does not fit engine.max_model_len={limit}"
             rejects.append({"problem_id": problem.problem_id, "reason": reason})
         if rejects:
-            path = self.store.write_json(f"rejects/{purpose}-{data.offset}.json", rejects)
+            path = self.store.write_json(f"rejects/{name}.json", rejects)
             self.console.print(f"[yellow]{len(rejects)} unusable rows are listed in {path}")
         if not problems:
-            raise UserError(
-                f"no problem of {data.source} fits engine.max_model_len={limit}: raise it"
-            )
+            raise UserError(f"no problem of {source} fits engine.max_model_len={limit}: raise it")
         return problems
 
     def _tokens(self) -> tuple[int, int]:

@@ -16,9 +16,15 @@ from dataclasses import dataclass, field
 
 from stepwiser.config.models import AnnotateConfig
 from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.given import GivenProblem, given_trajectories
 from stepwiser.problems import AnswerChecker, boxed_answer
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory, content_id
+from stepwiser.stopping import StoppingPlan, annotated, requests
+from stepwiser.values import Tally, ValueEstimate
+
+Prefix = tuple[int, ...]
+"""Leading ids of a response, up to and with the closing tag of a chunk."""
 
 
 @dataclass
@@ -32,6 +38,56 @@ class ProblemAnnotation:
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """What the completions of one prefix came to so far."""
+
+    successes: int
+    trials: int
+    truncated: int
+    unverifiable: int
+    tokens: int
+    first_successes: int
+    """In the first wave alone."""
+    first_trials: int
+
+    def __add__(self, wave: Rollouts) -> Rollouts:
+        """With a further wave; the first stays the first."""
+        return Rollouts(
+            successes=self.successes + wave.successes,
+            trials=self.trials + wave.trials,
+            truncated=self.truncated + wave.truncated,
+            unverifiable=self.unverifiable + wave.unverifiable,
+            tokens=self.tokens + wave.tokens,
+            first_successes=self.first_successes,
+            first_trials=self.first_trials,
+        )
+
+
+class PrefixTable:
+    """The distinct prefixes of the trajectories of one problem.
+
+    All chunks have one but the last, which holds the answer.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self.trajectories = trajectories
+        keys: dict[Prefix, int] = {}
+        self.of = [
+            [
+                keys.setdefault(tuple(trajectory.response_ids[:end]), len(keys))
+                for end in trajectory.chunk_ends[:-1]
+            ]
+            for trajectory in trajectories
+        ]
+        """For each trajectory the prefixes of its chunks, as positions in `ids`."""
+        self.ids = list(keys)
+
+    def users(self, key: int) -> set[int]:
+        """Trajectories that contain a prefix."""
+        return {t for t, keys in enumerate(self.of) if key in keys}
+
+
+@dataclass(frozen=True)
 class Annotator:
     """Annotates problems with one policy."""
 
@@ -39,10 +95,12 @@ class Annotator:
     prompts: PromptFormat
     checker: AnswerChecker
     config: AnnotateConfig
+    stopping: StoppingPlan
     seed: int
 
     async def annotate(self, problem: Problem) -> ProblemAnnotation:
-        """Everything about one problem; a problem outside the difficulty band has no trajectory."""
+        """Everything about one problem; outside the difficulty band it has no trajectory, unless
+        some were given."""
         result = ProblemAnnotation()
         counts = result.counts
         prompt = self.prompts.policy_ids(problem.question)
@@ -65,21 +123,24 @@ class Annotator:
             truncated_responses=sum(s.truncated for s in samples),
             unverifiable_responses=sum(outcome is None for outcome in outcomes),
         )
-        if right == 0 or right == len(samples):
-            counts["all_wrong" if right == 0 else "all_right"] += 1
+        mixed = 0 < right < len(samples)
+        counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
+        if isinstance(problem, GivenProblem):
+            result.trajectories = await asyncio.to_thread(
+                given_trajectories, problem, self.prompts, self.checker, self.config, right, counts
+            )
+        elif mixed:
+            usable = [
+                trajectory
+                for sample, outcome in zip(samples, outcomes, strict=True)
+                if (trajectory := self._trajectory(problem, sample, outcome, right, counts))
+            ]
+            result.trajectories = self._choose(problem, usable)
+        else:
             return result
-        counts["mixed_problems"] += 1
-        usable = [
-            trajectory
-            for sample, outcome in zip(samples, outcomes, strict=True)
-            if (trajectory := self._trajectory(problem, sample, outcome, right, counts))
-        ]
-        result.trajectories = self._choose(problem, usable)
-        known: dict[tuple[int, ...], asyncio.Task[ChunkValue]] = {}
-        valued = await asyncio.gather(
-            *(self._follow(prompt, t, problem, known, counts) for t in result.trajectories)
-        )
-        result.values = [value for values in valued for value in values]
+        prefixes = PrefixTable(result.trajectories)
+        rolled = await self._roll_out(prompt, problem, prefixes)
+        result.values = self._values(prefixes, rolled, counts)
         counts.update(trajectories=len(result.trajectories), chunks=len(result.values))
         return result
 
@@ -132,75 +193,129 @@ class Annotator:
             chosen += [group.pop() for group in groups if group]
         return chosen[:limit]
 
-    async def _follow(
-        self,
-        prompt: list[int],
-        trajectory: Trajectory,
-        problem: Problem,
-        known: dict[tuple[int, ...], asyncio.Task[ChunkValue]],
-        counts: Counter[str],
-    ) -> list[ChunkValue]:
-        """Values along one trajectory, until one falls below `stop_below`."""
-        if self.config.stop_below > 0.0:
-            values = []
-            for i in range(len(trajectory.chunks)):
-                values.append(await self._value(prompt, trajectory, i, problem, known, counts))
-                if values[-1].mean < self.config.stop_below:
-                    break
-            return values
-        return list(
-            await asyncio.gather(
-                *(
-                    self._value(prompt, trajectory, i, problem, known, counts)
-                    for i in range(len(trajectory.chunks))
-                )
-            )
-        )
+    async def _roll_out(
+        self, prompt: list[int], problem: Problem, prefixes: PrefixTable
+    ) -> list[Rollouts | None]:
+        """Completions of every prefix, wave by wave, until every trajectory has what it needs.
 
-    async def _value(
-        self,
-        prompt: list[int],
-        trajectory: Trajectory,
-        index: int,
-        problem: Problem,
-        known: dict[tuple[int, ...], asyncio.Task[ChunkValue]],
-        counts: Counter[str],
-    ) -> ChunkValue:
-        """Value of one prefix; the same prefix in two trajectories is rolled out once."""
-        head = (trajectory.trajectory_id, problem.problem_id, index)
-        if index == len(trajectory.chunks) - 1:
-            return ChunkValue(*head, int(trajectory.correct), 1, 0, 0, 0, True)
-        prefix = tuple(trajectory.response_ids[: trajectory.chunk_ends[index]])
-        task = known.get(prefix)
-        if task is None:
-            task = asyncio.ensure_future(self._roll_out(prompt, prefix, problem, head))
-            known[prefix] = task
-            value = await task
+        A prefix that several trajectories share is rolled out once, for whoever asks for more.
+        Whenever a wave comes in, the trajectories that it concerns are looked at again; it does
+        not wait for the other waves of the problem. None: no trajectory got that far.
+        """
+        rolled: list[Rollouts | None] = [None] * len(prefixes.ids)
+        running: dict[asyncio.Task[Rollouts], int] = {}
+        concerned = set(range(len(prefixes.trajectories)))
+        try:
+            while concerned or running:
+                wanted: Counter[int] = Counter()
+                busy = set(running.values())
+                for t in sorted(concerned):
+                    keys = prefixes.of[t]
+                    in_flight = {i for i, key in enumerate(keys, 1) if key in busy}
+                    path = self._path(prefixes, t, rolled)
+                    for i, more in requests(self.stopping, path, in_flight).items():
+                        wanted[keys[i - 1]] = max(more, wanted[keys[i - 1]])
+                for key, more in wanted.items():
+                    wave = self._wave(prompt, prefixes.ids[key], problem, more)
+                    running[asyncio.create_task(wave)] = key
+                concerned = set()
+                if running:
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        key = running.pop(task)
+                        earlier = rolled[key]
+                        rolled[key] = earlier + task.result() if earlier else task.result()
+                        concerned |= prefixes.users(key)
+        finally:
+            for task in running:
+                task.cancel()
+        return rolled
+
+    def _path(
+        self, prefixes: PrefixTable, trajectory: int, rolled: Sequence[Rollouts | None]
+    ) -> list[Tally]:
+        """Q_0 … Q_n of one trajectory as they stand."""
+        row = prefixes.trajectories[trajectory]
+        planned = self.stopping.planned
+        made = [rolled[key] for key in prefixes.of[trajectory]]
+        return [
+            Tally(row.problem_successes, row.problem_trials, row.problem_trials),
+            *(Tally(r.successes, r.trials, planned) if r else Tally(0, 0, planned) for r in made),
+            Tally(int(row.correct), 1, 1),
+        ]
+
+    def _values(
+        self, prefixes: PrefixTable, rolled: Sequence[Rollouts | None], counts: Counter[str]
+    ) -> list[ChunkValue]:
+        """Rows of all trajectories; the tokens of a shared prefix stand in its first row."""
+        rows: list[ChunkValue] = []
+        paid: set[int] = set()
+        for t, trajectory in enumerate(prefixes.trajectories):
+            reach = annotated(self.stopping, self._path(prefixes, t, rolled))
+            for index in range(reach):
+                head = (trajectory.trajectory_id, trajectory.problem_id, index)
+                if index == len(prefixes.of[t]):
+                    rows.append(self._outcome_row(head, trajectory.correct))
+                    continue
+                key = prefixes.of[t][index]
+                rollouts = rolled[key]
+                assert rollouts is not None, "every annotated prefix had its first wave"
+                rows.append(self._row(head, rollouts, shared=key in paid))
+                counts["shared_prefixes"] += key in paid
+                paid.add(key)
+        for made in filter(None, rolled):
             counts.update(
                 prefixes=1,
-                rollouts=value.trials,
-                rollout_tokens=value.generated_tokens,
-                truncated_rollouts=value.truncated,
+                rollouts=made.trials,
+                rollout_tokens=made.tokens,
+                truncated_rollouts=made.truncated,
             )
-            return value
-        shared = await task
-        counts["shared_prefixes"] += 1
+        return rows
+
+    def _row(self, head: tuple[str, str, int], rollouts: Rollouts, shared: bool) -> ChunkValue:
+        low, high = ValueEstimate(rollouts.successes, rollouts.trials).interval()
         return ChunkValue(
-            *head, shared.successes, shared.trials, shared.truncated, shared.unverifiable, 0, False
+            *head,
+            successes=rollouts.successes,
+            trials=rollouts.trials,
+            truncated=rollouts.truncated,
+            unverifiable=rollouts.unverifiable,
+            generated_tokens=0 if shared else rollouts.tokens,
+            is_outcome=False,
+            planned=self.stopping.planned,
+            error_bound=self.stopping.error_bound,
+            first_successes=rollouts.first_successes,
+            first_trials=rollouts.first_trials,
+            q_low=low,
+            q_high=high,
         )
 
-    async def _roll_out(
-        self,
-        prompt: list[int],
-        prefix: tuple[int, ...],
-        problem: Problem,
-        head: tuple[str, str, int],
-    ) -> ChunkValue:
+    def _outcome_row(self, head: tuple[str, str, int], correct: bool) -> ChunkValue:
+        outcome = int(correct)
+        return ChunkValue(
+            *head,
+            successes=outcome,
+            trials=1,
+            truncated=0,
+            unverifiable=0,
+            generated_tokens=0,
+            is_outcome=True,
+            planned=1,
+            error_bound=self.stopping.error_bound,
+            first_successes=outcome,
+            first_trials=1,
+            q_low=float(outcome),
+            q_high=float(outcome),
+        )
+
+    async def _wave(
+        self, prompt: list[int], prefix: Prefix, problem: Problem, completions: int
+    ) -> Rollouts:
         samples = await self.generator.generate(
             [*prompt, *prefix],
             Sampling(
                 max_tokens=max(1, self.config.max_tokens - len(prefix)),
-                n=self.config.rollouts,
+                n=completions,
                 temperature=self.config.temperature,
             ),
             affinity=problem.problem_id,
@@ -213,12 +328,13 @@ class Annotator:
             return [self.checker.check(answer, problem.answer) for answer in answers]
 
         checked = await asyncio.to_thread(outcomes)
-        return ChunkValue(
-            *head,
-            successes=sum(outcome is True for outcome in checked),
+        successes = sum(outcome is True for outcome in checked)
+        return Rollouts(
+            successes=successes,
             trials=len(samples),
             truncated=sum(s.truncated for s in samples),
             unverifiable=sum(outcome is None for outcome in checked),
-            generated_tokens=sum(len(s.token_ids) for s in samples),
-            is_outcome=False,
+            tokens=sum(len(s.token_ids) for s in samples),
+            first_successes=successes,
+            first_trials=len(samples),
         )

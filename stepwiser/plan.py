@@ -58,6 +58,12 @@ class ResourcePlan:
         return words
 
 
+def engine_range(config: RunConfig) -> tuple[int, int]:
+    """Engines that annotation starts with, and may have while it goes on."""
+    fewest = config.annotate.min_engines or config.engine.count
+    return fewest, max(fewest, config.annotate.max_engines or fewest)
+
+
 def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     """Engines and learners of one stage.
 
@@ -71,7 +77,7 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     if stage in STAGES_WITH_ENGINES:
         count = max(2, engine.count) if stage == "solve" else engine.count
         if stage == "annotate":
-            count = config.annotate.engines or engine.count
+            count, _ = engine_range(config)
         needs.append(Need("engine", count, engine.cpus, engine.gpus))
     if stage in STAGES_WITH_LEARNERS:
         needs.append(Need("learner", learner.workers, learner.cpus, learner.gpus))

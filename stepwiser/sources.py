@@ -54,11 +54,7 @@ def load_problems(config: DataConfig, checker: ExactChecker | MathVerifyChecker)
             break
         row = rows[index]
         question = str(row[config.problem_column] or "").strip()
-        answer = str(row[config.answer_column] or "")
-        if config.answer_delimiter is not None:
-            answer = answer.rpartition(config.answer_delimiter)[2]
-        # Whole solutions (NuminaMath) hold their answer in a box.
-        answer = (boxed_answer(answer) or answer).strip()
+        answer = reference_answer(config, row[config.answer_column])
         reason = None
         if not question:
             reason = f"column {config.problem_column} is empty"
@@ -81,6 +77,25 @@ def load_problems(config: DataConfig, checker: ExactChecker | MathVerifyChecker)
     return ProblemSet(problems, rejected)
 
 
+def reference_answer(config: DataConfig, cell: object) -> str:
+    """The answer in a cell of the answer column, which may hold a whole solution."""
+    answer = str(cell or "")
+    if config.answer_delimiter is not None:
+        answer = answer.rpartition(config.answer_delimiter)[2]
+    # Whole solutions (NuminaMath) hold their answer in a box.
+    return (boxed_answer(answer) or answer).strip()
+
+
+def reference_answers(config: DataConfig) -> dict[str, str]:
+    """Answers of a whole data set by problem text; none of the embedded one, which has no rows."""
+    if config.source == "embedded":
+        return {}
+    return {
+        str(row[config.problem_column] or ""): reference_answer(config, row[config.answer_column])
+        for row in _rows(config)
+    }
+
+
 def _embedded(config: DataConfig) -> list[Problem]:
     from stepwiser.tasks import make_problems
 
@@ -92,7 +107,7 @@ def _rows(config: DataConfig) -> list[Mapping[str, Any]]:
     path = Path(config.source).expanduser()
     rows: list[Mapping[str, Any]]
     if path.is_file():
-        rows = _read_file(path)
+        rows = read_rows(path)
     elif path.suffix in {".jsonl", ".json", ".parquet"}:
         raise UserError(f"dataset file {path} does not exist")
     else:
@@ -108,7 +123,11 @@ def _rows(config: DataConfig) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _read_file(path: Path) -> list[Mapping[str, Any]]:
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """Rows of a JSON, JSON-lines or Parquet file.
+
+    Raises UserError where it is not valid JSON.
+    """
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -146,7 +165,7 @@ def load_step_items(source: str, limit: int | None) -> list[StepItem]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"evaluate.source {source} does not exist: give a ProcessBench JSON file")
-    rows = _read_file(path)
+    rows = read_rows(path)
     needed = {"id", "problem", "steps", "label", "final_answer_correct"}
     for i, row in enumerate(rows):
         missing = needed - row.keys()

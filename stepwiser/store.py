@@ -63,8 +63,7 @@ class RunStore:
         """
         file = self.root / "config.yaml"
         if file.is_file():
-            old = parse_config(yaml.safe_load(file.read_text()), where=str(file))
-            changed = difference(old, config)
+            changed = difference(self.config(), config)
             if changed:
                 lines = "\n".join(f"  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
                 raise UserError(
@@ -76,6 +75,16 @@ class RunStore:
             temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         self.write_json("environment.json", environment())
         return self
+
+    def config(self) -> RunConfig:
+        """The config that made this directory.
+
+        Raises UserError where it is no run directory.
+        """
+        file = self.root / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.root} is not a run directory: it has no config.yaml")
+        return parse_config(yaml.safe_load(file.read_text()), where=str(file))
 
     # --- tables -----------------------------------------------------------------------------
 

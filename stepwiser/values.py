@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
+
+PRIOR = (0.5, 0.5)
+"""Beta prior of a prefix's true value where a probability is needed (`Tally.predictive`).
+
+Jeffreys': U-shaped, as values are (most prefixes are lost or nearly safe), and worth one rollout.
+A flat prior fails where it matters: it holds a lost prefix so unlikely that, with many rollouts
+planned, it takes the first failures for bad luck and Abs-Q for settled.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,67 @@ class ValueEstimate:
             )
         missing = total_trials - self.trials
         return self.successes / total_trials, (self.successes + missing) / total_trials
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Successes among the completions made so far of the `planned` ones of a prefix.
+
+    Unlike `ValueEstimate` it may be empty, and it knows what is still to come: the value it heads
+    for is the share of successes among all `planned` completions.
+
+    Raises:
+        ValueError: not 0 ≤ ``successes`` ≤ ``trials`` ≤ ``planned``, or ``planned`` below 1.
+    """
+
+    successes: int
+    trials: int
+    planned: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.successes <= self.trials <= self.planned and self.planned > 0):
+            raise ValueError(
+                "a tally needs 0 <= successes <= trials <= planned and planned > 0, got "
+                f"{self.successes}, {self.trials}, {self.planned}"
+            )
+
+    @property
+    def missing(self) -> int:
+        """Completions still to come."""
+        return self.planned - self.trials
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value still possible; equal once nothing is missing."""
+        return self.successes / self.planned, (self.successes + self.missing) / self.planned
+
+    def plus(self, successes: int, failures: int) -> Tally:
+        """The tally after so many further completions."""
+        trials = self.trials + successes + failures
+        return Tally(self.successes + successes, trials, self.planned)
+
+    def predictive(self) -> tuple[float, ...]:
+        """Probability of 0, 1 … ``missing`` successes among the completions to come.
+
+        Beta-binomial: the true value has the posterior of `PRIOR` after the completions made.
+        A posterior does not depend on when one chose to stop, so it may be asked after every wave.
+        """
+        a, b = PRIOR
+        return _beta_binomial(self.missing, self.successes + a, self.trials - self.successes + b)
+
+
+@lru_cache(maxsize=65536)
+def _beta_binomial(n: int, a: float, b: float) -> tuple[float, ...]:
+    """Probability of k = 0..n successes in n draws with a success rate from Beta(a, b)."""
+
+    def log_beta(x: float, y: float) -> float:
+        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+
+    # 1 / C(n, k) = (n + 1) B(k + 1, n − k + 1), which a float holds for any n.
+    return tuple(
+        math.exp(log_beta(a + k, b + n - k) - log_beta(a, b) - log_beta(k + 1, n - k + 1)) / (n + 1)
+        for k in range(n + 1)
+    )
 
 
 def best_of_n(q: float, n: int = 4) -> float:

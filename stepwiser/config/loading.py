@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stepwiser.config.models import OPERATIONAL_SECTIONS, RunConfig
+from stepwiser.config.models import OPERATIONAL_KEYS, OPERATIONAL_SECTIONS, RunConfig
 from stepwiser.errors import UserError
 
 
@@ -103,5 +103,7 @@ def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key.split(".")[0] not in OPERATIONAL_SECTIONS
+        if before.get(key) != after.get(key)
+        and key.split(".")[0] not in OPERATIONAL_SECTIONS
+        and key not in OPERATIONAL_KEYS
     }

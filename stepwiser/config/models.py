@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stepwiser.config.prompts import PromptConfig
+from stepwiser.shard import Shard
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -107,29 +108,8 @@ class SegmentConfig(Section):
     sft: SFTConfig = SFTConfig()
 
 
-class AnnotateConfig(Section):
-    """Monte-Carlo values of every chunk (paper section 3.2)."""
-
-    responses: Positive = Field(16, description="Responses per problem for the difficulty filter.")
-    trajectories_per_problem: Positive = Field(
-        16, description="Responses of a kept problem whose chunks are valued."
-    )
-    rollouts: Positive = Field(16, description="M: completions of every chunk prefix.")
-    temperature: float = Field(1.0, gt=0)
-    max_tokens: Positive = Field(8192)
-    max_chunks: Positive = Field(64, description="Longer responses are dropped and counted.")
-    stop_below: Fraction = Field(
-        0.0, description="Chunks after one valued below this are not annotated; 0 annotates all."
-    )
-    engines: Positive | None = Field(
-        None, description="Engines of this stage, which has all GPUs to itself; else engine.count."
-    )
-    problems_per_unit: Positive = Field(8, description="Problems of one unit of work.")
-    concurrent_units: Positive = Field(4, description="Units in flight for each engine.")
-
-
-class LabelConfig(Section):
-    """From values to balanced judge prompts (paper sections 3.2 and 3.3)."""
+class RuleConfig(Section):
+    """A label rule with its parameters (paper section 3.2)."""
 
     rule: Literal["abs_q", "rel_effective", "rel_ratio"] = "rel_effective"
     alpha: float = Field(0.8, gt=0, description="Weight of the value's change (Rel-Effective).")
@@ -138,6 +118,92 @@ class LabelConfig(Section):
     minimum_previous_value: Fraction = Field(
         0.0, description="Skip chunks that follow a prefix valued below this."
     )
+
+
+class AnnotateConfig(Section):
+    """Monte-Carlo values of every chunk (paper section 3.2)."""
+
+    source: str | None = Field(
+        None,
+        description="File of trajectories to value instead of sampled ones: ProcessBench's format "
+        "(problem, steps) or whole solutions (problem, answer, solution).",
+    )
+    responses: Positive = Field(16, description="Responses per problem for the difficulty filter.")
+    trajectories_per_problem: Positive = Field(
+        16, description="Responses of a kept problem whose chunks are valued."
+    )
+    rollouts: Positive = Field(16, description="M: completions of every chunk prefix.")
+    stopping: Literal["fixed", "exact", "sequential"] = Field(
+        "fixed",
+        description="When a prefix has had enough: after all M; when no label can change any more; "
+        "or when one would change with probability at most `error_bound`.",
+    )
+    wave: Positive = Field(
+        4, description="Completions asked for before looking again (exact, sequential)."
+    )
+    error_bound: float = Field(
+        0.05, gt=0, lt=0.5, description="Largest probability of a wrong label (sequential)."
+    )
+    max_rollouts: Positive | None = Field(
+        None,
+        description="Completions that a prefix may get, and that its label is about (sequential); "
+        "else `rollouts`.",
+    )
+    rules: tuple[RuleConfig, ...] = Field(
+        (),
+        description="Labels that will be asked for (exact, sequential); else that of section "
+        "`label`. Each further rule costs rollouts, Rel-Ratio most of all.",
+    )
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: Positive = Field(8192)
+    max_chunks: Positive = Field(64, description="Longer responses are dropped and counted.")
+    stop_below: Fraction = Field(
+        0.0, description="Chunks after one valued below this are not annotated; 0 annotates all."
+    )
+    min_engines: Positive | None = Field(
+        None,
+        description="Engines of this stage before it starts; it has all GPUs to itself. Else "
+        "engine.count.",
+    )
+    max_engines: Positive | None = Field(
+        None,
+        description="Engines that may join it as nodes come, also those an autoscaler adds; else "
+        "as many as it starts with.",
+    )
+    problems_per_unit: Positive = Field(8, description="Problems of one unit of work.")
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> AnnotateConfig:
+        if self.min_engines and self.max_engines and self.max_engines < self.min_engines:
+            raise ValueError(
+                f"annotate.max_engines={self.max_engines} is below "
+                f"annotate.min_engines={self.min_engines}: raise the former"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _waves_fit(self) -> AnnotateConfig:
+        if self.stopping != "fixed" and self.wave > self.rollouts:
+            raise ValueError(
+                f"annotate.wave={self.wave} is above annotate.rollouts={self.rollouts}: "
+                "lower the former"
+            )
+        if self.max_rollouts is not None and self.stopping != "sequential":
+            raise ValueError(
+                f"annotate.max_rollouts={self.max_rollouts} needs annotate.stopping=sequential, "
+                f"not {self.stopping}: leave it out and set annotate.rollouts"
+            )
+        if self.max_rollouts is not None and self.max_rollouts < self.rollouts:
+            raise ValueError(
+                f"annotate.max_rollouts={self.max_rollouts} is below "
+                f"annotate.rollouts={self.rollouts}: raise the former"
+            )
+        return self
+
+
+class LabelConfig(RuleConfig):
+    """From values to balanced judge prompts (paper sections 3.2 and 3.3)."""
+
     max_prompt_tokens: Positive = Field(3096, description="Longer judge prompts are dropped.")
     balance: bool = Field(True, description="Downsample the majority class to one half.")
     heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")
@@ -251,6 +317,14 @@ class ClusterConfig(Section):
         0, ge=0, description="How long the autoscaler may take to bring what the plan needs."
     )
     object_store_mb: Positive = Field(512, description="Object store of a local Ray.")
+    shard: str = Field(
+        "0/1", description="i/n: annotate every n-th unit, from the i-th (`--shard`)."
+    )
+
+    @field_validator("shard")
+    @classmethod
+    def _shard_exists(cls, text: str) -> str:
+        return str(Shard.parse(text))
 
 
 class RunConfig(Section):
@@ -299,3 +373,6 @@ class RunConfig(Section):
 
 OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_dir"})
 """Where and how fast a run happens, not what it computes: may change between two starts."""
+
+OPERATIONAL_KEYS = frozenset({"annotate.min_engines", "annotate.max_engines"})
+"""The same of single settings."""

@@ -115,7 +115,8 @@ class RunData:
     @property
     def embedded(self) -> bool:
         """Problems come from the embedded task, whose oracle knows every step."""
-        return pick(self.config, "data", "source") == "embedded"
+        given = pick(self.config, "annotate", "source")
+        return pick(self.config, "data", "source") == "embedded" and given is None
 
     def base_model(self) -> dict[str, Any]:
         """How the packaged base model was made, if this run started from it."""

@@ -9,7 +9,6 @@ from stepwiser.processbench import first_negative
 from stepwiser.records import ChunkValue, Judgement, JudgePrompt, StepItem, group_by
 from stepwiser.report.blocks import ABSENT, Section, judge_title
 from stepwiser.report.reading import RunData
-from stepwiser.values import ValueEstimate
 
 OF_EACH_KIND = 4
 """Solutions with a wrong step, without one, and annotated: so many of each."""
@@ -215,8 +214,8 @@ def _value(value: ChunkValue | None, prompt: JudgePrompt | None) -> str:
     if value.is_outcome:
         text = f"value {value.mean:.2f} (outcome)"
     else:
-        low, high = ValueEstimate(value.successes, value.trials).interval()
-        text = f"value {value.successes}/{value.trials} [{low:.2f}, {high:.2f}]"
+        interval = f"[{value.q_low:.2f}, {value.q_high:.2f}]"
+        text = f"value {value.successes}/{value.trials} {interval}"
     return text if prompt is None else f"{text}, label {'+' if prompt.label else '−'}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from stepwiser.report.blocks import (
@@ -102,7 +103,7 @@ def annotation(data: RunData) -> Section:
         ),
         ("trajectories", whole(number(counts, "trajectories"))),
         ("chunks valued", whole(number(counts, "chunks"))),
-        ("rollouts of a prefix", whole(number(metrics, "rollouts_per_prefix"))),
+        ("rollouts of a prefix", _rollouts(metrics)),
         ("prefixes rolled out", whole(number(counts, "prefixes"))),
         ("rollouts", whole(number(counts, "rollouts"))),
         ("tokens of responses", whole(number(counts, "response_tokens"))),
@@ -121,6 +122,15 @@ def annotation(data: RunData) -> Section:
         Table(("responses dropped because", "count"), dropped),
     )
     return section
+
+
+def _rollouts(metrics: Mapping[str, Any]) -> str:
+    """M, and how many were made on average where they stop early."""
+    planned, counts = number(metrics, "rollouts_per_prefix"), mapping(metrics, "counts")
+    made, prefixes = number(counts, "rollouts"), number(counts, "prefixes")
+    if metrics.get("stopping", "fixed") == "fixed" or not made or not prefixes:
+        return whole(planned)
+    return f"{decimal(made / prefixes)} of {whole(planned)} planned ({metrics['stopping']})"
 
 
 def _histogram(data: RunData) -> Figure | None:
@@ -159,7 +169,7 @@ def _value_paths(data: RunData) -> Figure | None:
     for value in data.values:
         trajectory = data.trajectories.get(value.trajectory_id)
         if trajectory is not None:
-            sums[trajectory.correct][value.chunk_index + 1].append(value.mean)
+            sums[trajectory.correct][value.chunk_index + 1].append(value.unbiased_mean)
     # A position that few trajectories reach says more about those few than about the position.
     enough = 5
     curves = {

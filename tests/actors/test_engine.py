@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +302,50 @@ def test_a_failure_inside_vllm_reaches_every_caller(models, prompt, monkeypatch)
     for failure in asyncio.run(scenario()):
         assert isinstance(failure, EngineFailure)
         assert "FloatingPointError: the adder is on fire" in str(failure)
+
+
+_TWO_PROCESSES = """
+import sys, time
+from actors.engine import Engine, EngineOptions
+from stepwiser.generation import Sampling
+
+if __name__ == "__main__":
+    engine = Engine(EngineOptions(
+        model=sys.argv[1], dtype="float32", max_model_len=256, max_num_seqs=4,
+        kv_cache_bytes=64 * 2**20, enforce_eager=True, multiprocess=True,
+    ))
+    engine.wait_ready(240.0)
+    assert engine.stats().kv_usage is None, engine.stats()
+    futures = [engine.submit(list(range(5, 40)), Sampling(max_tokens=200, n=4)) for _ in range(2)]
+    seen = []
+    while not all(future.done() for future in futures):
+        stats = engine.stats()
+        if stats.kv_usage:
+            seen.append((stats.sequences_running, stats.sequences_waiting, stats.kv_usage))
+        time.sleep(0.005)
+    assert (4, 4) in {(running, waiting) for running, waiting, _ in seen}, seen
+    usages = [usage for *_, usage in seen]
+    assert 0.0 < min(usages) < max(usages) < 1.0, seen
+    after = engine.stats()
+    assert (after.sequences_running, after.sequences_waiting, after.kv_usage) == (0, 0, 0.0), after
+    engine.shutdown()
+    print("told")
+"""
+
+
+def test_a_core_in_another_process_tells_how_full_its_cache_is(models, tmp_path):
+    # vLLM settles how many processes it takes when the first engine of a process is made.
+    script = tmp_path / "two_processes.py"
+    script.write_text(_TWO_PROCESSES)
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, str(script), str(models[0])],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "told" in done.stdout, done.stderr[-3000:]
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

@@ -85,21 +85,6 @@ def test_one_name_stays_on_one_engine_and_many_names_spread(pool):
     asyncio.run(scenario())
 
 
-def test_a_busy_home_gives_way_to_an_idle_engine():
-    client = PoolClient([None, None, None], None)
-    home = client.route("a name", cost=10)
-    assert home is not None
-    client._load[home] = 30
-    assert client.route("a name", cost=10) == home
-    client._load[home] = 1000
-    other = client.route("a name", cost=10)
-    assert other != home and client.route(None, cost=10) == other
-    # As busy everywhere, it is at home again.
-    client._load = [900] * 3
-    client._load[home] = 1000
-    assert client.route("a name", cost=10) == home
-
-
 def test_new_weights_reach_every_engine_and_every_client(pool, models):
     @ray.remote(num_cpus=0)
     class Elsewhere:
@@ -157,7 +142,7 @@ def test_a_cancelled_request_leaves_its_engine(pool):
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(scenario(), 60.0))
-    assert pool._load == [0, 0]
+    assert [pool._router.own(i).sequences for i in (0, 1)] == [0, 0]
 
 
 @ray.remote(num_cpus=0)
@@ -192,8 +177,8 @@ def test_nothing_is_lost_when_an_engine_and_the_publisher_are_killed(pool, model
         assert {s.weight_version for samples in answers for s in samples} == {11}
         assert await pool.actors[0].ready.remote() != victim
         await _check_each_engine(pool, models[2])
-        while pool.route(None, 1) is None or pool._returning:
-            pool._is_up(0)
+        while pool._returning:
+            pool._refresh()
             await asyncio.sleep(0.05)
         # Counters go on where they were a moment before the end.
         after = await pool.stats()

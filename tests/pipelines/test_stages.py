@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stepwiser.records import ChunkValue, JudgePrompt, Trajectory
+from stepwiser.status import read_status
 from stepwiser.store import RunStore
 from tests.pipelines.harness import finish, parquet_files, run, start, wait_for
 from tests.stepwiser.test_config import ROOT
@@ -129,14 +130,14 @@ def _with_models(source: Path, target: Path, *models: str) -> Path:
 
 def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    process = start("annotate", f"run_dir={folder}", "data.limit=32", "annotate.concurrent_units=1")
+    process = start("annotate", f"run_dir={folder}", "data.limit=32")
     units = folder / "units"
     wait_for(lambda: len(list(units.glob("*.json"))) >= 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
     assert 0 < len(before) < 8, "killed half-way"
-    output = run("annotate", f"run_dir={folder}", "data.limit=32", "annotate.concurrent_units=1")
+    output = run("annotate", f"run_dir={folder}", "data.limit=32")
     assert "units are already done" in output
     after = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
     assert len(after) == 8
@@ -144,6 +145,40 @@ def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path)
     names = {Path(name).stem for name in after}
     for table in ("trajectories", "values"):
         assert {Path(name).stem for name in parquet_files(folder, table)} == names
+
+
+def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy")
+    arguments = (f"run_dir={folder}", "data.limit=16")
+    for shard, others in (("0/2", "2 of 4 units"), ("1/2", "4 of 4 units")):
+        output = run("annotate", "--shard", shard, *arguments)
+        assert f"shard {shard}: 2 of the run's 4 units" in output
+        assert f"seen from shard {shard}: {others}" in output.replace("\n", " ")
+    assert "every unit is already done" in run("annotate", *arguments), "the whole run"
+    status = read_status(RunStore(folder))
+    assert (status.state, status.units, status.problems) == ("done", 4, 16)
+    assert status.labels.keys() == {"rel_effective"} and status.chunks > 0
+
+
+def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy")
+    rows = RunStore(quickstart[0]).read_table("trajectories", "annotate")
+    known = {row.question: row for row in Trajectory.from_table(rows)}
+    given = tmp_path / "given.jsonl"
+    with given.open("w") as file:
+        for i, row in enumerate(list(known.values())[:6]):
+            line = {"id": f"g{i}", "problem": row.question, "answer": row.answer}
+            file.write(json.dumps(line | {"steps": row.chunks}) + "\n")
+    run("annotate", f"run_dir={folder}", f"annotate.source={given}")
+    store = RunStore(folder)
+    trajectories = Trajectory.from_table(store.read_table("trajectories", "annotate"))
+    assert {t.trajectory_id for t in trajectories} == {f"g{i}" for i in range(6)}
+    assert {tuple(t.chunks) for t in trajectories} == {
+        tuple(row.chunks) for row in list(known.values())[:6]
+    }
+    values = ChunkValue.from_table(store.read_table("values", "annotate"))
+    assert {v.trajectory_id for v in values} == {t.trajectory_id for t in trajectories}
+    assert {v.trials for v in values if not v.is_outcome} == {8}
 
 
 def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:

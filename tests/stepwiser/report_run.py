@@ -13,6 +13,7 @@ from stepwiser.labels import LabelRule, balance, class_shares, label_chunks
 from stepwiser.records import ChunkValue, Judgement, JudgePrompt, StepItem, Trajectory
 from stepwiser.store import RunStore
 from stepwiser.tasks import first_error, make_problem, solution
+from stepwiser.values import ValueEstimate
 
 JUDGES = {"start": 0.62, "start, forced": 0.7, "judge": 0.9, "judge-discriminative": 0.76}
 """Made judges and how often their verdict on a step is right."""
@@ -121,6 +122,12 @@ def write_annotation(store: RunStore, rng: random.Random) -> list[Trajectory]:
                     unverifiable=0,
                     generated_tokens=0 if last else 640,
                     is_outcome=last,
+                    planned=16,
+                    error_bound=0.0,
+                    first_successes=successes,
+                    first_trials=16,
+                    q_low=ValueEstimate(successes, 16).interval()[0],
+                    q_high=ValueEstimate(successes, 16).interval()[1],
                 )
             )
     half = len(trajectories) // 2

@@ -6,7 +6,7 @@ import pytest
 
 from stepwiser.config import difference, load_config, parse_config
 from stepwiser.errors import UserError
-from stepwiser.plan import plan_run
+from stepwiser.plan import engine_range, plan_run, plan_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -48,6 +48,15 @@ def test_paper_numbers() -> None:
         ("name.x=1", ["name", "not a section"]),
         ("prompts.judge=hello", ["prompts.judge", "chunk"]),
         ("train.minibatch_prompts=4096", ["minibatch_prompts", "prompts_per_step"]),
+        ("annotate.stopping=early", ["annotate.stopping", "exact"]),
+        ("annotate={stopping: exact, wave: 32}", ["annotate.wave=32", "annotate.rollouts=16"]),
+        ("annotate.max_rollouts=64", ["annotate.max_rollouts=64", "stopping=sequential"]),
+        (
+            "annotate={stopping: sequential, max_rollouts: 8}",
+            ["annotate.max_rollouts=8", "annotate.rollouts=16", "raise"],
+        ),
+        ("annotate.error_bound=0.5", ["annotate.error_bound", "less than 0.5"]),
+        ("annotate.rules=[{rule: rel_ratio, gama: 1}]", ["annotate.rules.0.gama", "rules.gamma"]),
     ],
 )
 def test_mistakes_are_named(override: str, words: list[str]) -> None:
@@ -74,3 +83,13 @@ def test_difference_ignores_where_and_how_fast() -> None:
     old = parse_config({})
     new = parse_config({"engine": {"count": 7}, "run_dir": "x", "train": {"steps": 3}})
     assert difference(old, new) == {"train.steps": (800, 3)}
+
+
+def test_engines_may_change_between_starts_and_come_in_order() -> None:
+    assert difference(parse_config({}), parse_config({"annotate": {"max_engines": 9}})) == {}
+    assert engine_range(parse_config({})) == (1, 1)
+    config = parse_config({"engine": {"count": 4}, "annotate": {"max_engines": 9}})
+    assert engine_range(config) == (4, 9)
+    assert plan_stage(config, "annotate").needs[0].count == 4
+    with pytest.raises(UserError, match="max_engines=2 is below annotate.min_engines=3"):
+        parse_config({"annotate": {"min_engines": 3, "max_engines": 2}})

@@ -13,7 +13,7 @@ from stepwiser.store import RunStore, writing
 
 
 def _value(index: int) -> ChunkValue:
-    return ChunkValue("t", "p", index, 3, 16, 0, 0, 100, False)
+    return ChunkValue("t", "p", index, 3, 16, 0, 0, 100, False, 16, 0.0, 3, 16, 0.066, 0.43)
 
 
 def test_rows_come_back_as_they_went(tmp_path: Path) -> None:

@@ -1,0 +1,296 @@
+"""PoolClient: one `generate` over engines that come and go, for any process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import count
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+
+from actors.board import Census, Publication, StaleWeights
+from actors.engine import EngineFailure, EngineStats
+from actors.routing import Load, Router
+from stepwiser.errors import UserError
+from stepwiser.generation import Sample, Sampling
+
+MAX_ATTEMPTS = 8
+"""Engines a request may lose before it fails: one that kills every engine must not go on for ever.
+"""
+PULSE_S = 0.25
+"""How often a client with waiting requests looks for news of the engines."""
+
+
+class EnginesLost(EngineFailure):
+    """There is no engine, and none will come."""
+
+
+class PoolClient:
+    """Routes requests to engines; picklable, each copy has a queue and a name of its own.
+
+    An engine that dies is avoided until it is back with the newest weights; its requests move to
+    the others, or wait for it when there are none. Engines that the pool adds or takes away are
+    learnt of from the board, by one call that is open while there is work.
+    """
+
+    def __init__(self, board: Any, slots: int, census: Census | None = None) -> None:
+        self._board = board
+        self._slots = slots
+        self._name = uuid.uuid4().hex
+        self._router = Router(slots)
+        self._engines: dict[int, Any] = {}
+        self._census = 0
+        self._closed: str | None = None
+        self._watch: Future[Census] | None = None
+        self._returning: dict[int, Future[int]] = {}
+        self._lost: dict[int, BaseException] = {}
+        self._serial = 0
+        self._published: Publication | None = None
+        self._numbers = count()
+        self._waiting: dict[int, tuple[asyncio.Future[int], Load]] = {}
+        self._pulse: asyncio.Task[None] | None = None
+        if census is not None:
+            self._adopt(census)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        census = Census(self._census, self._engines)
+        return PoolClient, (self._board, self._slots, census)
+
+    @property
+    def actors(self) -> list[Any]:
+        """The engines' actors, as far as this client knows."""
+        return list(self._engines.values())
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, affinity: str | None = None
+    ) -> list[Sample]:
+        """``sampling.n`` samples of weights at least as new as any this client has seen.
+
+        Raises UserError for a prompt that does not fit, EnginesLost when no engine is left and
+        EngineFailure when `MAX_ATTEMPTS` engines died with this request.
+        """
+        return await self._ask(
+            Load(sampling.n * sampling.max_tokens, sampling.n),
+            affinity,
+            lambda actor: actor.generate.remote(prompt_ids, sampling, self._serial, self._name),
+        )
+
+    async def score(
+        self, token_ids: Sequence[int], start: int, affinity: str | None = None
+    ) -> list[float]:
+        """Log-probs of ``token_ids[start:]``, each given all tokens before it."""
+        return await self._ask(
+            Load(len(token_ids), 1),
+            affinity,
+            lambda actor: actor.score.remote(token_ids, start, self._serial, self._name),
+        )
+
+    async def update_weights(self, source: Any, version: int, timeout_s: float) -> None:
+        """Load weights into all engines at once; running requests go on with them.
+
+        ``source``: a directory of safetensors, safetensors bytes, or a reference (or a list of
+        them) to such bytes. Raises UserError when the engines refuse the weights and TimeoutError
+        when one does not answer in time. An engine that is down loads them when it is back, and a
+        new one before it answers anything.
+        """
+        if isinstance(source, bytes):
+            source = ray.put(source)
+        if isinstance(source, ray.ObjectRef):
+            source = [source]
+        publication = Publication(time.time_ns(), version, source)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._publish(publication)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"the engines did not all load weight version {version} within {timeout_s:g} s: "
+                "look at their logs, or allow more time"
+            ) from error
+        self._published, self._serial = publication, publication.serial
+        self._board.keep.remote(publication.serial)
+
+    async def stats(self) -> list[EngineStats]:
+        """Counters of every engine there has been, the oldest first; of one that is down or gone,
+        what it last reported."""
+        self._refresh()
+        noted = await self._board.all_noted.remote()
+        up = [i for i in self._engines if i not in self._router.down]
+        fresh = await asyncio.gather(*map(self._stats, up))
+        noted |= {i: stats for i, stats in zip(up, fresh, strict=True) if stats is not None}
+        down = {i: EngineStats() for i in self._engines}
+        return [stats for _, stats in sorted((down | noted).items())]
+
+    async def _stats(self, index: int) -> EngineStats | None:
+        try:
+            return await self._engines[index].stats.remote()
+        except RayActorError:
+            self._mark_down(index)
+            return None
+
+    # --- news of the engines --------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Take in what has arrived of the board and of engines that were down; never waits."""
+        watch = self._watch
+        if watch is not None and watch.done():
+            self._watch = None
+            error = watch.exception()
+            if error is None:
+                self._adopt(watch.result())
+            elif not isinstance(error, ActorUnavailableError):
+                self._closed = f"the pool was shut down ({type(error).__name__})"
+        if self._watch is None and self._closed is None and self._board is not None:
+            waiting = self._router.waiting
+            self._watch = self._board.watch.remote(self._census, self._name, waiting).future()
+        for index, back in tuple(self._returning.items()):
+            if back.done():
+                self._take_back(index, back.exception())
+
+    def _adopt(self, census: Census) -> None:
+        self._closed = census.closed
+        if census.engines is not None and census.serial > self._census:
+            self._census = census.serial
+            self._engines = dict(census.engines)
+            for known in (self._returning, self._lost):
+                for index in known.keys() - self._engines.keys():
+                    del known[index]
+            self._router.set_members(self._engines)
+        if census.elsewhere is not None:
+            self._router.set_elsewhere(census.elsewhere)
+        self._dispatch()
+
+    def _mark_down(self, index: int) -> None:
+        if index in self._engines and index not in self._returning and index not in self._lost:
+            # Ray repeats this one call until the actor is back, or lost for good.
+            self._returning[index] = self._engines[index].ready.remote().future()
+            self._router.set_down(index, True)
+
+    def _take_back(self, index: int, error: BaseException | None) -> None:
+        del self._returning[index]
+        if isinstance(error, ActorUnavailableError):
+            self._mark_down(index)
+        # One without the newest weights says so itself, to whoever asks it for samples.
+        elif error is None or isinstance(error, StaleWeights):
+            self._router.set_down(index, False)
+            self._dispatch()
+        else:
+            self._lost[index] = error
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def _ask(self, cost: Load, affinity: str | None, call: Callable[[Any], Any]) -> Any:
+        error: BaseException | None = None
+        for _ in range(MAX_ATTEMPTS):
+            index = await self._place(cost, affinity)
+            if index not in self._engines:
+                continue  # it left in the moment before
+            try:
+                serial, answer = await _answer(call(self._engines[index]))
+            except StaleWeights as stale:
+                if self._published is None:
+                    raise
+                error = stale
+                await self._board.post.remote(self._published)
+            except (EngineFailure, RayActorError, ObjectLostError) as failure:
+                # A lost object is an answer that went with its node before it was fetched.
+                error = failure
+                self._mark_down(index)
+            else:
+                self._serial = max(self._serial, serial)
+                return answer
+            finally:
+                self._leave(index, cost)
+        raise EngineFailure(
+            f"a request failed on {MAX_ATTEMPTS} engines in a row, the last time with: {error}"
+        ) from error
+
+    async def _place(self, cost: Load, affinity: str | None) -> int:
+        """Wait for an engine with room; from its return on, ``cost`` counts there."""
+        self._refresh()
+        number = next(self._numbers)
+        engine = self._router.submit(number, affinity, cost)
+        if engine is not None:
+            return engine
+        granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (granted, cost)
+        if self._pulse is None or self._pulse.done():
+            self._pulse = asyncio.create_task(self._beat())
+        try:
+            return await granted
+        except BaseException:
+            self._router.drop(number)
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self._leave(granted.result(), cost)  # cancelled between the grant and its news
+            raise
+        finally:
+            del self._waiting[number]
+
+    def _leave(self, index: int, cost: Load) -> None:
+        self._router.finish(index, cost)
+        self._dispatch(index)
+
+    def _dispatch(self, engine: int | None = None) -> None:
+        for number, index in self._router.dispatch(engine):
+            granted, cost = self._waiting[number]
+            if granted.done():
+                self._router.finish(index, cost)  # cancelled a moment ago
+            else:
+                granted.set_result(index)
+
+    async def _beat(self) -> None:
+        """While requests wait: news of the engines may be what lets them go."""
+        while self._waiting:
+            self._refresh()
+            self._dispatch()
+            gone = self._hopeless()
+            for granted, _ in tuple(self._waiting.values()) if gone else ():
+                if not granted.done():
+                    granted.set_exception(EnginesLost(gone))
+            await asyncio.sleep(PULSE_S)
+
+    def _hopeless(self) -> str | None:
+        """Why waiting for an engine is in vain."""
+        if len(self._lost) < len(self._engines) or self._closed is None:
+            return None
+        lost = next(reversed(self._lost.values()), None)
+        why = f"{self._closed}: {lost}" if lost else self._closed
+        return f"all engines are lost: {why}"
+
+    # --- weights --------------------------------------------------------------------------------
+
+    async def _publish(self, publication: Publication) -> None:
+        # First the board: an engine that dies or comes from now on has these.
+        replaced, census = await self._board.post.remote(publication)
+        self._adopt(census)
+        try:
+            await asyncio.gather(*(self._update(i, publication) for i in self._engines))
+        except Exception:
+            # Nobody has them: names and shapes are checked before anything is loaded.
+            await self._board.post.remote(replaced)
+            raise
+
+    async def _update(self, index: int, publication: Publication) -> None:
+        if index in self._lost:
+            return
+        try:
+            await _answer(self._engines[index].update_weights.remote(publication))
+        except (EngineFailure, RayActorError):
+            self._mark_down(index)
+
+
+async def _answer(ref: Any) -> Any:
+    """Await a call; the engine's own exceptions come back as they were raised there."""
+    try:
+        return await ref
+    except asyncio.CancelledError:
+        ray.cancel(ref)  # or the engine would go on for nobody
+        raise
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | EngineFailure | StaleWeights):
+            raise error.cause from None
+        raise

@@ -1,0 +1,239 @@
+"""How far annotation is, read from the run directory alone, while it goes on and after.
+
+The drivers' logs have one line a unit, so that ten thousand units are read in a fraction of a
+second. A finished unit that no log knows (its driver was killed) is read from its own summary.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stepwiser.errors import UserError
+from stepwiser.store import RunStore
+from stepwiser.units import finished_units, log_files, read_log, read_plan, read_summary
+
+RECENT_S = 600.0
+"""Seconds that rates are taken over: long enough to see several units of a slow run."""
+
+SILENT_S = 1800.0
+"""A driver that wrote no end and nothing else for so long is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Period:
+    """One start of a driver: when it ran, and on how many GPUs."""
+
+    started: float
+    last: float
+    """Seconds since the epoch of its last word."""
+    ended: bool
+    """It said that it ended; else it is still running, or was killed."""
+    gpus: float
+
+    def alive(self, now: float) -> bool:
+        return not self.ended and now - self.last < SILENT_S
+
+    def gpu_hours(self, now: float) -> float:
+        """Held so far; a killed driver counts until its last word."""
+        until = now if self.alive(now) else self.last
+        return self.gpus * (until - self.started) / 3600
+
+
+@dataclass(frozen=True)
+class Done:
+    """One finished unit."""
+
+    unit: str
+    time: float
+    counts: dict[str, int]
+
+    @property
+    def tokens(self) -> int:
+        return self.counts.get("response_tokens", 0) + self.counts.get("rollout_tokens", 0)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `stepwiser status` shows."""
+
+    run: str
+    state: str
+    """`not started`, `running`, `stopped` (units are left and nobody works), or `done`."""
+    units: int
+    planned_units: int | None
+    problems: int
+    planned_problems: int | None
+    trajectories: int
+    chunks: int
+    rollouts: int
+    tokens: int
+    tokens_per_s: float | None
+    """Over the last minutes of work; None before the first unit."""
+    units_per_s: float | None
+    eta_s: float | None
+    """Seconds to go at that rate; None unless it is running."""
+    gpu_hours: float
+    labels: dict[str, float]
+    """Positive share of the labels, by rule."""
+    rejected: dict[str, int]
+    """Problems that could not be annotated, by reason."""
+    dropped: dict[str, int]
+    """Responses that could not be used, by reason."""
+    difficulty: dict[str, int]
+    """Problems all of whose responses are right, wrong, or neither."""
+    last_s: float | None
+    """Seconds since the last unit was finished."""
+
+
+def read_status(store: RunStore, now: float | None = None) -> Status:
+    """Look at a run directory.
+
+    Args:
+        store: the run.
+        now: seconds since the epoch; the clock's if None.
+
+    Raises UserError where it is no run directory.
+    """
+    if not (store.root / "config.yaml").is_file():
+        raise UserError(f"{store.root} is not a run directory: it has no config.yaml")
+    now = time.time() if now is None else now
+    plan = read_plan(store)
+    there = finished_units(store)
+    # Units of an earlier plan (other unit sizes) stay in the folder and are no part of this one.
+    units = there & set(plan["units"]) if plan else there
+    done, periods = _read_logs(store, units)
+    counts: Counter[str] = Counter()
+    for unit in done:
+        counts.update(unit.counts)
+    alive = any(period.alive(now) for period in periods)
+    planned = len(plan["units"]) if plan else None
+    recent = _recent(done, periods, now if alive else None)
+    per_s = len(recent[0]) / recent[1] if recent else None
+    left = planned - len(units) if planned is not None else None
+    if left == 0:
+        state = "done"
+    elif alive:
+        state = "running"
+    else:
+        state = "stopped" if units or periods else "not started"
+    return Status(
+        run=str(store.root),
+        state=state,
+        units=len(units),
+        planned_units=planned,
+        problems=counts["problems"] + counts["rejected"],
+        planned_problems=plan["problems"] if plan else None,
+        trajectories=counts["trajectories"],
+        chunks=counts["chunks"],
+        rollouts=counts["rollouts"],
+        tokens=counts["response_tokens"] + counts["rollout_tokens"],
+        tokens_per_s=sum(u.tokens for u in recent[0]) / recent[1] if recent else None,
+        units_per_s=per_s,
+        eta_s=left / per_s if state == "running" and left is not None and per_s else None,
+        gpu_hours=_gpu_hours(store, periods, now),
+        labels=_label_shares(store, counts),
+        rejected=_rejected(store, done),
+        dropped=_with_prefix(counts, "malformed: "),
+        difficulty={name: counts[name] for name in ("all_right", "mixed_problems", "all_wrong")},
+        last_s=now - done[-1].time if done else None,
+    )
+
+
+def _read_logs(store: RunStore, units: set[str]) -> tuple[list[Done], list[Period]]:
+    """Finished units in order of time, and the drivers' periods."""
+    done: dict[str, Done] = {}
+    periods: list[Period] = []
+    for path in log_files(store):
+        periods += _read_periods(path, units, done)
+    for unit in units - done.keys():
+        summary = store.table_dir("units") / f"{unit}.json"
+        done[unit] = Done(unit, summary.stat().st_mtime, read_summary(store, unit)["counts"])
+    return sorted(done.values(), key=lambda unit: unit.time), periods
+
+
+def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Period]:
+    """Periods of one log; its units go into `done`."""
+    periods: list[Period] = []
+    current: dict[str, Any] = {}
+
+    def close(ended: bool) -> None:
+        if current:
+            periods.append(Period(current["time"], current["last"], ended, current["gpus"]))
+            current.clear()
+
+    for event in read_log(path):
+        if event["event"] == "start":
+            close(ended=True)  # the same shard was started again: the earlier driver is gone
+            current.update(time=event["time"], gpus=event["gpus"])
+        elif event["event"] == "unit" and event["unit"] in units:
+            done[event["unit"]] = Done(event["unit"], event["time"], event["counts"])
+        if current:
+            current["last"] = event["time"]
+        if event["event"] == "end":
+            close(ended=True)
+    close(ended=False)
+    return periods
+
+
+def _recent(
+    done: Sequence[Done], periods: Sequence[Period], now: float | None
+) -> tuple[list[Done], float] | None:
+    """Units of the last minutes and how many seconds those were, all drivers together.
+
+    Up to now while a driver works, so that a stall shows; else up to the last unit.
+    """
+    if not done or not periods:
+        return None  # without a log there are only the files' dates, which a copy changes
+    end = done[-1].time if now is None else now
+    # The time before the work began is no slow work: after an interruption, that of the latest
+    # start counts.
+    fresh = [
+        p.started for p in periods if not any(q.started < p.started <= q.last for q in periods)
+    ]
+    begin = max(end - RECENT_S, max((s for s in fresh if s < end), default=min(fresh)))
+    recent = [unit for unit in done if unit.time > begin]
+    return (recent, max(end - begin, 1e-9)) if recent else None
+
+
+def _gpu_hours(store: RunStore, periods: Sequence[Period], now: float) -> float:
+    """By the logs; a run from before there were any says it at its end."""
+    if periods:
+        return sum(period.gpu_hours(now) for period in periods)
+    return float((store.read_metrics("cost-annotate") or {}).get("gpu_hours", 0.0))
+
+
+def _label_shares(store: RunStore, counts: Counter[str]) -> dict[str, float]:
+    """From the label stage where it ran; else of the chunks labelled while they were annotated."""
+    metrics = store.read_metrics("label")
+    if metrics:
+        return {row["rule"]: row["positive_share"] for row in metrics["rules"]}
+    positive = _with_prefix(counts, "positive: ")
+    return {
+        rule: positive.get(rule, 0) / total
+        for rule, total in _with_prefix(counts, "labelled: ").items()
+    }
+
+
+def _rejected(store: RunStore, done: Iterable[Done]) -> dict[str, int]:
+    """Reasons are long, so only the units' own files hold them."""
+    reasons: Counter[str] = Counter()
+    for unit in done:
+        if unit.counts.get("rejected"):
+            rejects = read_summary(store, unit.unit)["rejects"]
+            reasons.update(reject["reason"] for reject in rejects)
+    return dict(reasons.most_common())
+
+
+def _with_prefix(counts: Counter[str], prefix: str) -> dict[str, int]:
+    return {k.removeprefix(prefix): n for k, n in counts.most_common() if k.startswith(prefix)}
+
+
+def to_json(status: Status) -> str:
+    """One JSON object, for machines."""
+    return json.dumps(asdict(status), indent=1)
