@@ -59,7 +59,7 @@ class Session:
         self.config = config
         self.console = console or make_console()
         # Absolute: Ray Train gives its workers a working directory of their own.
-        self.store = RunStore(Path(config.run_dir).absolute())
+        self.store = RunStore(Path(config.run_dir).resolve())
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
         self._checker: ExactChecker | MathVerifyChecker | None = None

@@ -48,6 +48,9 @@ def start(stage: str, *overrides: str) -> subprocess.Popen[str]:
     """Start a stage in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     environment.pop("RAY_ADDRESS", None)
+    # Of a run in this process: its W&B service would outlive a command that is killed, and hold on
+    # to the run that the next start continues.
+    environment.pop("WANDB_SERVICE", None)
     return subprocess.Popen(
         command(stage, *overrides),
         cwd=ROOT,
