@@ -131,17 +131,19 @@ def _with_models(source: Path, target: Path, *models: str) -> Path:
 
 def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    process = start("annotate", f"run_dir={folder}", "data.limit=32")
+    # Many small units: with a few large ones a quick machine is done before the signal arrives.
+    arguments = (f"run_dir={folder}", "data.limit=48", "annotate.problems_per_unit=1")
+    process = start("annotate", *arguments)
     units = folder / "units"
     wait_for(lambda: len(list(units.glob("*.json"))) >= 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
-    assert 0 < len(before) < 8, "killed half-way"
-    output = run("annotate", f"run_dir={folder}", "data.limit=32")
+    assert 0 < len(before) < 48, "killed half-way"
+    output = run("annotate", *arguments)
     assert "units are already done" in output
     after = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
-    assert len(after) == 8
+    assert len(after) == 48
     assert all(after[name] == stamp for name, stamp in before.items()), "nothing is done twice"
     names = {Path(name).stem for name in after}
     for table in ("trajectories", "values"):
