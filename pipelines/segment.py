@@ -46,6 +46,7 @@ def run(session: Session) -> dict[str, Any]:
         kept, before = _responses(session)
         segmented = _segment(session, [text for _, text in kept])
         pairs = [(q, s) for (q, _), s in zip(kept, segmented, strict=True) if s is not None]
+        _list_rejects(session, [r for r, s in zip(kept, segmented, strict=True) if s is None])
         if not pairs:
             raise UserError(
                 f"none of {len(kept)} right responses was segmented exactly: use a stronger "
@@ -142,6 +143,18 @@ def _segment(session: Session, responses: list[str]) -> list[str | None]:
             session.pool(model), session.prompts(model), config.attempts, config.max_tokens
         )
     return session.run(segment_all(segmenter, responses))
+
+
+def _list_rejects(session: Session, responses: list[tuple[str, str]]) -> None:
+    """Write down the right responses that no exact segmentation was found for."""
+    if not responses:
+        return
+    rows = [
+        {"question": question, "response": text, "reason": "no exact segmentation"}
+        for question, text in responses
+    ]
+    path = session.store.write_json("rejects/segment.json", rows)
+    session.console.print(f"[yellow]{len(rows)} responses without chunks are listed in {path}")
 
 
 def _evaluate(session: Session, model: str, *, tuned: bool) -> dict[str, float]:

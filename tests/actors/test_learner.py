@@ -76,14 +76,18 @@ def _assert_same_training(
 ) -> None:
     """Two runs from ``start`` went the same way, up to the order in which floats were added.
 
-    Adam divides by the size of the gradient, so where that is nearly 0 rounding alone moves a
-    weight by a share of the learning rate: the whole way is compared, not every weight.
+    Every weight to 1e-5, all together to a five-thousandth of the way; but Adam divides by the
+    size of the gradient, so where that is nearly 0 rounding alone moves a weight: one in ten
+    thousand may be off by up to one whole step, the learning rate.
     """
     assert a.keys() == b.keys()
     for name in a:
         way = np.linalg.norm(b[name] - start[name])
         assert way > 0, name
-        assert np.linalg.norm(a[name] - b[name]) < 2e-3 * way, name
+        gap = np.abs(a[name] - b[name])
+        rounded = gap > 1e-5
+        assert rounded.mean() <= 1e-4 and gap.max() <= 1e-4, (name, rounded.sum(), gap.max())
+        assert np.linalg.norm(gap[~rounded]) < 2e-4 * way, name
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +136,9 @@ def test_zero_3_with_a_failure_on_the_way_gives_the_same_weights(reference, mode
     # Fails in step 3, goes on from the checkpoint after two updates, publishes that at once.
     assert publishes == [0, 1, 2, 3, 2, 3, 4]
     assert [line["step"] for line in after_failure.metrics] == list(range(STEPS))
-    _assert_same_training(
-        _weights(after_failure.model_dir), _weights(result.model_dir), _weights(model_dir)
-    )
+    zero_2, zero_3 = _weights(result.model_dir), _weights(after_failure.model_dir)
+    for name in zero_2 | zero_3:
+        np.testing.assert_allclose(zero_3[name], zero_2[name], rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_one_rank_in_two_runs_gives_the_same_weights_as_two_ranks(reference, model_dir, tmp_path):

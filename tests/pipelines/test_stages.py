@@ -17,6 +17,7 @@ import pytest
 from stepwiser.records import ChunkValue, JudgePrompt, Trajectory
 from stepwiser.status import read_status
 from stepwiser.store import RunStore
+from stepwiser.tasks import segment_plain
 from tests.pipelines.harness import finish, parquet_files, run, start, wait_for
 from tests.stepwiser.test_config import ROOT
 
@@ -49,7 +50,11 @@ def test_it_ends_with_the_report(quickstart: tuple[Path, str]) -> None:
 
 def test_segmentation_teaches_the_format(quickstart: tuple[Path, str]) -> None:
     metrics = _metrics(quickstart[0], "segment")
-    # A right answer may stand on a line that the rule-based segmenter cannot read.
+    # A right answer may stand on a line that is no step: nothing else may be left out.
+    file = quickstart[0] / "rejects" / "segment.json"
+    rejects = json.loads(file.read_text()) if file.is_file() else []
+    assert metrics["kept_responses"] - metrics["exact_segmentations"] == len(rejects)
+    assert all(segment_plain(row["response"]) is None for row in rejects), rejects
     assert metrics["exact_share"] > 0.9
     assert metrics["after"]["well_formed"] > 0.8
     assert metrics["before"]["steps"] > metrics["after"]["steps"]
