@@ -82,7 +82,7 @@ class StoppingPlan:
     planned: int
     """M: completions behind the label that is aimed at, and the most a prefix gets."""
     wave: int
-    """Completions of the first request for a prefix, and most of any further one."""
+    """Most completions of one request for a prefix."""
     error_bound: float = 0.0
     """Largest probability that what is taken for settled is not so after all of them."""
     stop_below: float = 0.0
@@ -113,8 +113,8 @@ def requests(plan: StoppingPlan, path: ValuePath, in_flight: Container[int] = ()
 
     Chunks behind one that may still turn out to be below ``stop_below`` wait for it; all others
     are asked for together. A decision that hangs on two prefixes is pursued at the one whose
-    completions are expected to settle it, and by as many as are expected to, up to a wave: what
-    is settled by 5 successes is not asked for 8 completions.
+    completions are expected to settle it, and by no more than that takes, up to a wave: what is
+    settled by 2 more successes is not asked for 4 completions.
 
     Args:
         plan: the rule and what it needs.
@@ -129,9 +129,10 @@ def requests(plan: StoppingPlan, path: ValuePath, in_flight: Container[int] = ()
     rolled = [i for i in range(1, min(reach + 1, len(path) - 1)) if i not in in_flight]
     if plan.rule is StoppingRule.FIXED:
         return {i: path[i].missing for i in rolled if path[i].missing}
-    # A whole wave, whatever it takes: the prior alone settles nothing, and the first wave, whose
-    # size owes nothing to how it turns out, is what unbiased means are made of.
-    asked = {i: min(plan.wave, path[i].planned) for i in rolled if path[i].trials == 0}
+    # Whatever it takes: the prior alone settles nothing, and the first wave, whose size owes
+    # nothing to how it turns out, is what unbiased means are made of.
+    first = first_wave(plan)
+    asked = {i: min(first, path[i].planned) for i in rolled if path[i].trials == 0}
     started = frozenset(asked)
     for decision in _unsettled(plan, path, reach):
         if any(i in in_flight or i in started for i in decision.positions):
@@ -139,6 +140,19 @@ def requests(plan: StoppingPlan, path: ValuePath, in_flight: Container[int] = ()
         for i in _decisive(plan, path, decision):
             asked[i] = max(asked.get(i, 0), _wave(plan, path, decision, i))
     return asked
+
+
+def first_wave(plan: StoppingPlan) -> int:
+    """Completions of a prefix of which nothing is known.
+
+    Where labels are exact, no more than the quickest of them may take, but two: one success settles
+    Abs-Q, and a whole wave would be most of what its prefixes need. Where an error is allowed a
+    whole wave, which outweighs the prior.
+    """
+    if plan.error_bound:
+        return plan.wave
+    quickest = (_least_successes(q, plan.planned, plan.planned)[-1] for q in plan.questions)
+    return min(plan.wave, max(2, min(quickest, default=plan.wave)))
 
 
 def annotated(plan: StoppingPlan, path: ValuePath) -> int:
@@ -326,15 +340,20 @@ def _decisive(plan: StoppingPlan, path: ValuePath, decision: _Decision) -> list[
 
 
 def _wave(plan: StoppingPlan, path: ValuePath, decision: _Decision, position: int) -> int:
-    """As many completions as are expected to settle a decision, at most a wave."""
+    """Completions to ask for next, at most a wave.
+
+    As many as are expected to settle the decision. Where labels are exact the fraction is dropped,
+    as what comes after that is made in vain; where an error is allowed it is rounded up, as every
+    further look is a chance to err.
+    """
     tally = path[position]
     rate = _rate(tally)
     size = min(plan.wave, tally.missing)
     for run in range(1, size):
         for chance, more in ((rate, (run, 0)), (1.0 - rate, (0, run))):
-            expected = math.ceil(run / chance)
-            if expected < size and decision.settled(_with(path, position, *more), plan.error_bound):
-                size = expected
+            enough = (math.ceil if plan.error_bound else math.floor)(run / chance)
+            if enough < size and decision.settled(_with(path, position, *more), plan.error_bound):
+                size = enough
     return size
 
 
