@@ -116,12 +116,16 @@ class WeightBoard:
         engines: Mapping[int, Any],
         loaded: Mapping[int, int],
         closed: str | None = None,
+        published: Publication | None = None,
     ) -> list[int]:
         """Set the engines that take requests; ``census`` grows with every change.
 
-        ``loaded``: the publication that each new engine has. Returns those that are left out, as
-        a newer one has been posted since. Said again and again, so that a restarted board knows.
+        ``loaded``: the publication that each new engine has. ``published``: what the pool's own
+        process published last. Returns the engines that are left out, as a newer one has been
+        posted since. Said again and again, so that a restarted board knows.
         """
+        if published is not None and self._newest is None and published.serial >= self._in_use:
+            self._newest = published
         newest = self._newest.serial if self._newest else 0
         behind = [i for i, serial in loaded.items() if i not in self._members and serial < newest]
         if census > self._census or closed != self._closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import count
 from typing import Any
@@ -14,20 +14,27 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from actors.board import Census, Publication, StaleWeights
+from actors.company import ANY, Record
 from actors.engine import EngineFailure, EngineStats
 from actors.routing import Load, Router
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
-MAX_ATTEMPTS = 8
-"""Engines a request may lose before it fails: one that kills every engine must not go on for ever.
-"""
+MAX_STALE = 8
+"""Engines in a row that may lack weights this client knows of: somebody must publish again."""
+STALE_S = 1.0
+"""Between two such questions, where another process has to publish; the pool's own looks once a
+second whether its board still has what it published."""
 PULSE_S = 0.25
 """How often a client with waiting requests looks for news of the engines."""
 
 
 class EnginesLost(EngineFailure):
     """There is no engine, and none will come."""
+
+
+class EnginesEnded(EngineFailure):
+    """The request ends every engine it meets: asking again would only end more of them."""
 
 
 class PoolClient:
@@ -72,23 +79,16 @@ class PoolClient:
         """``sampling.n`` samples of weights at least as new as any this client has seen.
 
         Raises UserError for a prompt that does not fit, EnginesLost when no engine is left and
-        EngineFailure when `MAX_ATTEMPTS` engines died with this request.
+        EnginesEnded when engines died under this request alone (see `actors.company`).
         """
-        return await self._ask(
-            Load(sampling.n * sampling.max_tokens, sampling.n),
-            affinity,
-            lambda actor: actor.generate.remote(prompt_ids, sampling, self._serial, self._name),
-        )
+        cost = Load(sampling.n * sampling.max_tokens, sampling.n)
+        return await self._ask(cost, affinity, "generate", prompt_ids, sampling)
 
     async def score(
         self, token_ids: Sequence[int], start: int, affinity: str | None = None
     ) -> list[float]:
         """Log-probs of ``token_ids[start:]``, each given all tokens before it."""
-        return await self._ask(
-            Load(len(token_ids), 1),
-            affinity,
-            lambda actor: actor.score.remote(token_ids, start, self._serial, self._name),
-        )
+        return await self._ask(Load(len(token_ids), 1), affinity, "score", token_ids, start)
 
     async def update_weights(self, source: Any, version: int, timeout_s: float) -> None:
         """Load weights into all engines at once; running requests go on with them.
@@ -183,31 +183,34 @@ class PoolClient:
 
     # --- requests -------------------------------------------------------------------------------
 
-    async def _ask(self, cost: Load, affinity: str | None, call: Callable[[Any], Any]) -> Any:
-        error: BaseException | None = None
-        for _ in range(MAX_ATTEMPTS):
+    async def _ask(self, cost: Load, affinity: str | None, method: str, *request: Any) -> Any:
+        record = Record()
+        stale = 0
+        while True:
             index = await self._place(cost, affinity)
             if index not in self._engines:
                 continue  # it left in the moment before
+            ticket = (*request, self._serial, self._name)
             try:
-                serial, answer = await _answer(call(self._engines[index]))
-            except StaleWeights as stale:
-                if self._published is None:
+                serial, answer = await _attempt(self._engines[index], method, ticket, record)
+            except StaleWeights:
+                stale += 1
+                if stale == MAX_STALE:
                     raise
-                error = stale
-                await self._board.post.remote(self._published)
+                if self._published is not None:
+                    await self._board.post.remote(self._published)
+                else:
+                    await asyncio.sleep(STALE_S)
             except (EngineFailure, RayActorError, ObjectLostError) as failure:
                 # A lost object is an answer that went with its node before it was fetched.
-                error = failure
                 self._mark_down(index)
+                if record.convicted:
+                    raise EnginesEnded(f"a request {record}{_reason(failure)}") from failure
             else:
                 self._serial = max(self._serial, serial)
                 return answer
             finally:
                 self._leave(index, cost)
-        raise EngineFailure(
-            f"a request failed on {MAX_ATTEMPTS} engines in a row, the last time with: {error}"
-        ) from error
 
     async def _place(self, cost: Load, affinity: str | None) -> int:
         """Wait for an engine with room; from its return on, ``cost`` counts there."""
@@ -281,6 +284,37 @@ class PoolClient:
             await _answer(self._engines[index].update_weights.remote(publication))
         except (EngineFailure, RayActorError):
             self._mark_down(index)
+
+
+async def _attempt(actor: Any, method: str, ticket: tuple[Any, ...], record: Record) -> Any:
+    """One engine's answer to a request; if it dies with the request in it, ``record`` knows.
+
+    Most requests wait for one answer. One that is under suspicion is told when it has been let
+    into the engine: an engine that dies while it waits there outside is none of its doing.
+    """
+    most = record.company
+    if most == ANY:
+        try:
+            return await _answer(getattr(actor, method).remote(*ticket))
+        except (EngineFailure, RayActorError):
+            record.lost()
+            raise
+    steps = getattr(actor, f"{method}_among").remote(most, *ticket)
+    try:
+        await _answer(await anext(steps))
+        try:
+            return await _answer(await anext(steps))
+        except (EngineFailure, RayActorError):
+            record.lost()
+            raise
+    except asyncio.CancelledError:
+        ray.cancel(steps)
+        raise
+
+
+def _reason(failure: BaseException) -> str:
+    """What vLLM said, if it said anything; Ray's words have ids of actors in them."""
+    return f": {failure}" if isinstance(failure, EngineFailure) else ""
 
 
 async def _answer(ref: Any) -> Any:

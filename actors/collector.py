@@ -1,24 +1,23 @@
 """ExperienceCollector: judge prompts in, scored groups of verdicts out.
 
 The learner asks for the batch of a step. Which prompts a step reads follows from (seed, step)
-alone, so a restarted learner is served the same prompts and the collector keeps no position of its
-own.
+alone, or from the log of a live annotation, so a restarted learner is served the same prompts and
+the collector keeps no position of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import ray
 
 from actors.client import PoolClient
+from actors.prompt_source import FinishedPrompts, LiveOptions, LivePrompts, PromptSource
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import TrainConfig
 from stepwiser.errors import UserError
@@ -42,33 +41,9 @@ class CollectorOptions:
     train: TrainConfig
     max_response_tokens: int
     seed: int
+    live: LiveOptions | None = None
+    """For prompts that are offered while training goes on."""
     heldout_limit: int = 256
-
-
-def prompts_of_step(
-    positives: int, negatives: int, count: int, step: int, seed: int, draw: int = 0
-) -> tuple[list[int], list[int]]:
-    """Indices of the positive and negative prompts of a step, half each.
-
-    Each class is read in shuffled epochs: nothing comes twice before everything came once. Further
-    draws of a step (`draw` > 0) come from a shuffle of their own.
-    """
-    halves = (count // 2, count - count // 2)
-    chosen = []
-    for size, half, salt in ((positives, halves[0], "+"), (negatives, halves[1], "-")):
-        indices = []
-        for position in range(step * half, (step + 1) * half):
-            epoch, offset = divmod(position, size)
-            indices.append(_shuffled(size, f"{seed}/{salt}/{epoch}/{draw}")[offset])
-        chosen.append(indices)
-    return chosen[0], chosen[1]
-
-
-@lru_cache(maxsize=8)
-def _shuffled(size: int, seed: str) -> list[int]:
-    order = list(range(size))
-    random.Random(seed).shuffle(order)
-    return order
 
 
 def _remedy(silent: float) -> str:
@@ -95,17 +70,35 @@ class ExperienceCollector:
         self.options = options
         self.pool = pool
         self.format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
-        self.positives = [p for p in prompts if p.label]
-        self.negatives = [p for p in prompts if not p.label]
-        if not self.positives or not self.negatives:
-            raise UserError(
-                f"{len(self.positives)} positive and {len(self.negatives)} negative prompts: "
-                "training needs both; annotate more problems or choose another label rule"
-            )
+        self.live = LivePrompts(options.live, options.seed) if options.live else None
+        self.source: PromptSource = self.live or FinishedPrompts(
+            prompts, options.train.prompts_per_step, options.seed
+        )
         self.heldout = heldout[: options.heldout_limit]
         self._steps: dict[int, asyncio.Task[ExperienceBatch]] = {}
         self._figures_of_step: dict[str, float] = {}
         self.version = -1
+
+    async def offer(self, prompts: list[JudgePrompt], heldout: list[JudgePrompt]) -> int:
+        """Take in the prompts of an annotated unit; returns how many more should be made."""
+        assert self.live is not None, "the prompts of a finished annotation are all there"
+        room = max(0, self.options.heldout_limit - len(self.heldout))
+        self.heldout += heldout[:room]
+        self.live.offer(prompts)
+        return self.live.wanted()
+
+    async def wanted(self) -> int:
+        """Prompts that a live annotation should make now."""
+        assert self.live is not None
+        return self.live.wanted()
+
+    async def end_of_prompts(self, failure: str | None = None) -> None:
+        """No more will be offered: all problems are annotated, or annotation has failed."""
+        assert self.live is not None
+        if failure is None:
+            self.live.close()
+        else:
+            self.live.fail(failure)
 
     async def next_batch(self, step: int) -> ExperienceBatch:
         """The experience of one step; every rank that asks gets the same batch."""
@@ -133,16 +126,11 @@ class ExperienceCollector:
         started = time.monotonic()
         experiences: list[Experience] = []
         figures: list[dict[str, float]] = []
+        waited = 0.0
         for draw in range(MAX_ROUNDS):
-            positive, negative = prompts_of_step(
-                len(self.positives),
-                len(self.negatives),
-                config.prompts_per_step,
-                step,
-                self.options.seed,
-                draw,
-            )
-            chosen = [self.positives[i] for i in positive] + [self.negatives[i] for i in negative]
+            asked = time.monotonic()
+            chosen = await self.source.draw(step, draw)
+            waited += time.monotonic() - asked
             groups = await asyncio.gather(*(self._sample(p, config.group_size) for p in chosen))
             rewards = np.array(
                 [
@@ -164,6 +152,13 @@ class ExperienceCollector:
         self._figures_of_step = {
             key: float(np.nanmean([f[key] for f in figures])) for key in figures[0]
         } | {"seconds_collect": time.monotonic() - started, "draws": float(len(figures))}
+        if self.live is not None:
+            unread = self.live.unread
+            self._figures_of_step |= {
+                "seconds_for_prompts": waited,
+                "unread_positive": float(unread[True]),
+                "unread_negative": float(unread[False]),
+            }
         return ExperienceBatch.from_experiences(experiences)
 
     async def _sample(self, prompt: JudgePrompt, n: int) -> tuple[list[int], list[Sample]]:

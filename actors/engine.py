@@ -32,7 +32,7 @@ class EngineStats:
 
     generated_tokens: int = 0
     prompt_tokens: int = 0
-    """Tokens of the prompts asked for, each prompt once however many samples it gave."""
+    """Tokens of the prompts answered, each prompt once however many samples it gave."""
     cached_prompt_tokens: int = 0
     """Of those, tokens that the prefix cache held for the last sample of each prompt."""
     finished_requests: int = 0
@@ -334,7 +334,6 @@ class Engine:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(refusal)
             return
-        self._counts["prompt"] += len(request.prompt_ids)
         request.future.add_done_callback(lambda future: self._forget(future, request_id))
 
     def _forget(self, future: Future[Any], request_id: str) -> None:
@@ -348,6 +347,8 @@ class Engine:
         if request is None:
             return  # cancelled, and not yet taken out
         self._counts["finished"] += 1
+        # With its cached tokens: between two looks one is then never more than the other.
+        self._counts["prompt"] += len(request.prompt_ids)
         self._counts["cached"] += output.num_cached_tokens or 0
         if request.score_from is None:
             samples = core.samples(output, request.sampling, request.version)

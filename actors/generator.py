@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.board import Publication, StaleWeights
+from actors.company import ANY, Company
 from actors.engine import Engine, EngineFailure, EngineOptions, EngineStats
 from actors.routing import Load
 from stepwiser.errors import UserError
@@ -49,6 +50,7 @@ class RolloutGenerator:
         self._index = index
         self._tokens: Counter[str] = Counter()
         self._sequences: Counter[str] = Counter()
+        self._company = Company()
         self._serial: int | None = None
         self._before: EngineStats | None = None
         self._loading = asyncio.Lock()
@@ -81,10 +83,26 @@ class RolloutGenerator:
         self, prompt_ids: Sequence[int], sampling: Sampling, serial: int = 0, client: str = ""
     ) -> tuple[int, list[Sample]]:
         """Samples, with the publication they come from: ``serial`` or a later one."""
+        return await self._answer(self.generate_among(ANY, prompt_ids, sampling, serial, client))
+
+    async def generate_among(
+        self,
+        most: int,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        serial: int = 0,
+        client: str = "",
+    ) -> AsyncGenerator[tuple[int, list[Sample]] | None]:
+        """`generate` with at most ``most`` requests in the engine, this one included.
+
+        Yields None when it is about to begin, then the answer: so its sender knows whether it was
+        in an engine that died.
+        """
         with self._counted(client, sampling.n * sampling.max_tokens, sampling.n):
-            await self._catch_up(serial)
-            now = self._serial or 0
-            return now, await self._engine.generate(prompt_ids, sampling)
+            async with self._admitted(most, serial):
+                yield None
+                now = self._serial or 0
+                yield now, await self._engine.generate(prompt_ids, sampling)
 
     async def generate_many(
         self, requests: Sequence[tuple[Sequence[int], Sampling]], serial: int = 0
@@ -99,10 +117,17 @@ class RolloutGenerator:
         self, token_ids: Sequence[int], start: int, serial: int = 0, client: str = ""
     ) -> tuple[int, list[float]]:
         """See `Engine.score`."""
+        return await self._answer(self.score_among(ANY, token_ids, start, serial, client))
+
+    async def score_among(
+        self, most: int, token_ids: Sequence[int], start: int, serial: int = 0, client: str = ""
+    ) -> AsyncGenerator[tuple[int, list[float]] | None]:
+        """`score` as `generate_among` does it."""
         with self._counted(client, len(token_ids), 1):
-            await self._catch_up(serial)
-            now = self._serial or 0
-            return now, await self._engine.score(token_ids, start)
+            async with self._admitted(most, serial):
+                yield None
+                now = self._serial or 0
+                yield now, await self._engine.score(token_ids, start)
 
     async def update_weights(self, publication: Publication) -> None:
         """Load a publication, unless this engine has it or a later one already."""
@@ -124,6 +149,19 @@ class RolloutGenerator:
 
     async def wake(self, tags: tuple[str, ...] | None = None) -> None:
         await self._engine.wake(tags)
+
+    async def _answer(self, steps: AsyncGenerator[Any]) -> Any:
+        async with contextlib.aclosing(steps):
+            return [step async for step in steps][-1]
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self, most: int, serial: int) -> AsyncIterator[None]:
+        async with self._company.join(most):
+            await self._catch_up(serial)
+            if most < ANY:
+                # What it may be blamed for shall not be the end of the one before it.
+                await self._engine.check_health()
+            yield
 
     @contextlib.contextmanager
     def _counted(self, client: str, tokens: int, sequences: int) -> Iterator[None]:

@@ -26,7 +26,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.board import StaleWeights
+from actors.board import Census, Publication, StaleWeights
 from actors.engine import EngineOptions, engine_environment
 from actors.generator import RolloutGenerator
 from actors.roster import Nodes, Phase, Standing, decide
@@ -68,6 +68,8 @@ class Recipe:
             num_gpus=self.gpus,
             max_restarts=MAX_RESTARTS,
             max_concurrency=_CONCURRENCY,
+            # Ray would remember the last hundred thousand requests, in its head's memory.
+            enable_task_events=False,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             runtime_env={"env_vars": variables},
         ).remote(self.options, self.board, index, self.build)
@@ -98,9 +100,17 @@ class Held:
 class EngineKeeper:
     """Keeps as many engines as the cluster has room for, up to ``wanted``."""
 
-    def __init__(self, recipe: Recipe, board: Any, wanted: int, give_up_s: float) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        board: Any,
+        wanted: int,
+        give_up_s: float,
+        published: Callable[[], Publication | None],
+    ) -> None:
         self._recipe = recipe
         self._board = board
+        self._published = published
         self._wanted = wanted
         self._give_up_s = give_up_s
         self._held: dict[int, Held] = {}
@@ -110,6 +120,9 @@ class EngineKeeper:
         self._served = time.monotonic()
         self._members: dict[int, Any] = {}
         self._census = 0
+        # Engine-seconds up to the last look, engines with a place then, and when that was: one
+        # object, so that another thread never reads half of a change.
+        self._account = (0.0, 0, time.monotonic())
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
 
@@ -117,6 +130,25 @@ class EngineKeeper:
     def held(self) -> list[Held]:
         """The engines, also those that wait for a place."""
         return list(self._held.values())
+
+    @property
+    def placed(self) -> int:
+        """Engines that had a place at the last look, serving or not."""
+        return self._account[1]
+
+    @property
+    def held_seconds(self) -> float:
+        """Engine-seconds so far: how long every engine there has been has had its place.
+
+        Right to a second for each engine that comes or goes, which is how often there is a look.
+        """
+        seconds, placed, looked = self._account
+        return seconds + placed * (time.monotonic() - looked)
+
+    @property
+    def census(self) -> Census:
+        """The engines that take requests, as the board was told last."""
+        return Census(self._census, self._members)
 
     def add(self, number: int) -> None:
         """Ask for more engines, each with a placement group of its own."""
@@ -133,7 +165,7 @@ class EngineKeeper:
 
     def tick(self) -> None:
         """One look at the cluster and at every engine, and what follows from it."""
-        nodes = self._look()
+        nodes = self.look()
         for held in tuple(self._held.values()):
             if held.call.done():
                 self._advance(held, nodes)
@@ -159,9 +191,10 @@ class EngineKeeper:
             self._served = time.monotonic()
         self._members = members
         loaded = {index: self._held[index].serial for index in members}
-        behind = ray.get(
-            self._board.enroll.remote(self._census, members, loaded, self._closed()), timeout=60
+        said = self._board.enroll.remote(
+            self._census, members, loaded, self._closed(), self._published()
         )
+        behind = ray.get(said, timeout=60)
         for index in behind:
             held = self._held[index]
             held.phase, held.call = Phase.STARTING, held.actor.join.remote().future()
@@ -174,6 +207,7 @@ class EngineKeeper:
             self._thread.join(timeout=30)
         for index in tuple(self._held):
             self._remove(index)
+        self._take_stock()
 
     # --- one engine -----------------------------------------------------------------------------
 
@@ -212,7 +246,8 @@ class EngineKeeper:
 
     # --- the cluster ----------------------------------------------------------------------------
 
-    def _look(self) -> Nodes:
+    def look(self) -> Nodes:
+        """Where the engines are, and so what they hold; nothing is changed."""
         nodes = cluster_nodes()
         table = placement_group_table() if self._held else {}
         for held in self.held:
@@ -220,7 +255,12 @@ class EngineKeeper:
             held.displaced = row.get("state") == "RESCHEDULING"
             place = next(iter(row.get("bundles_to_node_id", {}).values()), None)
             held.node = place if row.get("state") == "CREATED" else None
+        self._take_stock()
         return nodes
+
+    def _take_stock(self) -> None:
+        placed = sum(held.node is not None for held in self.held)
+        self._account = (self.held_seconds, placed, time.monotonic())
 
     def _closed(self) -> str | None:
         if self._failures >= MAX_FAILURES and not self.held:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import ray
+from ray.exceptions import RayTaskError
 
-from actors.client import EnginesLost, PoolClient
+from actors.client import EnginesEnded, EnginesLost, PoolClient
+from actors.engine import EngineFailure
 from stepwiser.admission import COLD_START
 from stepwiser.annotation import Annotator, ProblemAnnotation
 from stepwiser.config import PromptConfig
@@ -27,10 +30,14 @@ from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory
 from stepwiser.stopping import Question, StoppingPlan
 from stepwiser.store import RunStore
-from stepwiser.units import count_labels
+from stepwiser.units import count_labels, is_finished, read_summary
 
 ATTEMPTS = 3
 """Tries of one problem before it is rejected with its reason."""
+
+
+class _Refused(Exception):
+    """A problem that is not to be tried."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class LabelerOptions:
     seed: int
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=256)
+# More units than are ever under way at a time, or `allow` would have to wait for one to end.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=10_000)
 class MonteCarloLabeler:
     """Annotates units; several are under way at once, since it waits more than it works."""
 
@@ -67,9 +75,15 @@ class MonteCarloLabeler:
         return self._gate.inside, self._gate.inside + self._gate.waiting
 
     async def annotate(
-        self, unit: str, problems: Sequence[Problem], pool: PoolClient
+        self,
+        unit: str,
+        problems: Sequence[Problem],
+        pool: PoolClient,
+        refused: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, int]:
         """Annotate and write one unit; returns its counts.
+
+        ``refused``: problems (by id) that are rejected without being tried, with the reasons.
 
         The pool comes with every unit, so that a labeler that was restarted gets it again: Ray
         does not keep actor handles among the arguments of a constructor alive for a restart, and
@@ -81,17 +95,15 @@ class MonteCarloLabeler:
         one that no engine is left for EnginesLost.
         """
         started = time.time()
-        if self._annotator is None:
-            self._annotator = Annotator(
-                generator=pool,
-                prompts=self._prompts,
-                checker=self._checker,
-                config=self._options.annotate,
-                stopping=self._options.stopping,
-                seed=self._options.seed,
+        outcomes: list[ProblemAnnotation | Exception] = []
+        if not is_finished(self._store, unit):
+            outcomes = await asyncio.gather(
+                *(self._try(problem, pool, refused.get(problem.problem_id)) for problem in problems)
             )
-        annotator = self._annotator
-        outcomes = await asyncio.gather(*(_annotation(annotator, p, self._gate) for p in problems))
+        if is_finished(self._store, unit):
+            # By the process before this one, which died before it could say so, or by what is left
+            # of a driver that was killed: finished rows are never touched again.
+            return dict(read_summary(self._store, unit)["counts"])
         counts: Counter[str] = Counter()
         rejects = []
         trajectories: list[Trajectory] = []
@@ -103,13 +115,52 @@ class MonteCarloLabeler:
                 values += outcome.values
             else:
                 counts["rejected"] += 1
-                rejects.append({"problem_id": problem.problem_id, "reason": str(outcome)})
+                rejects.append({"problem_id": problem.problem_id, "reason": _reason(outcome)})
         counts += count_labels(self._options.label, trajectories, values)
         self._store.write_table("trajectories", unit, Trajectory.to_table(trajectories))
         self._store.write_table("values", unit, ChunkValue.to_table(values))
         summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}
         self._store.write_json(f"units/{unit}.json", summary)
         return dict(counts)
+
+    async def try_out(self, problem: Problem, pool: PoolClient) -> None:
+        """Annotate a problem for nothing but to see whether this process outlives it."""
+        await self._try(problem, pool)
+
+    async def _try(
+        self, problem: Problem, pool: PoolClient, refused: str | None = None
+    ) -> ProblemAnnotation | Exception:
+        """The annotation, or what kept failing. Raises EnginesLost, which is no problem's fault."""
+        if refused is not None:
+            return _Refused(refused)
+        if self._annotator is None:
+            self._annotator = Annotator(
+                generator=pool,
+                prompts=self._prompts,
+                checker=self._checker,
+                config=self._options.annotate,
+                stopping=self._options.stopping,
+                seed=self._options.seed,
+            )
+        failure: Exception = RuntimeError("never tried")
+        async with self._gate:
+            for _ in range(ATTEMPTS):
+                try:
+                    return await self._annotator.annotate(problem)
+                except EnginesLost:
+                    raise
+                except Exception as error:  # recorded with its reason, never scored
+                    failure = error
+                    if isinstance(error, UserError | EnginesEnded):
+                        break  # bad input stays bad, and engines are dear
+        return failure
+
+
+def _reason(failure: Exception) -> str:
+    """In one line, the same for the same failure elsewhere; Ray's own words have process ids."""
+    cause = failure.cause if isinstance(failure, RayTaskError) else failure
+    known = isinstance(cause, UserError | EngineFailure | _Refused)
+    return str(cause) if known else f"{type(cause).__name__}: {cause}"
 
 
 class _Gate:
@@ -141,21 +192,3 @@ class _Gate:
     async def __aexit__(self, *error: object) -> None:
         self.inside -= 1
         self.open(self._limit)
-
-
-async def _annotation(
-    annotator: Annotator, problem: Problem, gate: _Gate
-) -> ProblemAnnotation | Exception:
-    """The annotation, or what kept failing. Raises EnginesLost, which is no fault of a problem."""
-    failure: Exception = RuntimeError("never tried")
-    async with gate:
-        for _ in range(ATTEMPTS):
-            try:
-                return await annotator.annotate(problem)
-            except EnginesLost:
-                raise
-            except Exception as error:  # recorded with its reason, never scored
-                failure = error
-                if isinstance(error, UserError):
-                    break  # bad input stays bad
-    return failure

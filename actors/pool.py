@@ -6,8 +6,9 @@ go alone. Its client only routes; it is what other processes get.
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import Any
 
@@ -17,12 +18,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.board import Census, WeightBoard
 from actors.client import PoolClient
-from actors.engine import Engine, EngineFailure, EngineOptions
-from actors.keeper import EngineKeeper, Phase, Recipe
+from actors.engine import Engine, EngineFailure, EngineOptions, EngineStats
+from actors.keeper import PERIOD_S, EngineKeeper, Phase, Recipe
 from stepwiser.admission import Reading
 from stepwiser.errors import UserError
 
 __all__ = ["EnginePool", "PoolClient"]
+
+NEWS_S = 10.0
+"""Longest wait for the board's counters."""
 
 
 class EnginePool(PoolClient):
@@ -53,12 +57,14 @@ class EnginePool(PoolClient):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         board = WeightBoard.options(name=name, scheduling_strategy=here).remote()
         super().__init__(board, options.max_num_seqs)
-        self._keeper = EngineKeeper(recipe, board, max(count, maximum or 0), start_timeout_s)
+        self._keeper = EngineKeeper(
+            recipe, board, max(count, maximum or 0), start_timeout_s, lambda: self._published
+        )
         try:
             self._keeper.add(count)
             self.pids = self._wait_ready(recipe.bundle, start_timeout_s)
             self._keeper.tick()
-            self._adopt(ray.get(board.watch.remote(0, self._name, 0)))
+            self._adopt(self._keeper.census)
             self._keeper.start()
         except BaseException:
             self.shutdown()
@@ -67,7 +73,15 @@ class EnginePool(PoolClient):
     def _wait_ready(self, bundle: dict[str, float], timeout_s: float) -> list[int]:
         held = self._keeper.held
         calls = [engine.call for engine in held]
-        up, _ = wait(calls, timeout=timeout_s, return_when=FIRST_EXCEPTION)
+        deadline = time.monotonic() + timeout_s
+        up: Set[Any] = set()
+        while len(up) < len(calls) and time.monotonic() < deadline:
+            # What has a place is paid for, also while it loads its model.
+            self._keeper.look()
+            left = max(0.0, min(PERIOD_S, deadline - time.monotonic()))
+            up, _ = wait(calls, timeout=left, return_when=FIRST_EXCEPTION)
+            if any(call.exception() for call in up):
+                break
         for error in (call.exception() for call in up):
             if isinstance(error, RayTaskError):
                 known = isinstance(error.cause, UserError | EngineFailure)
@@ -92,6 +106,23 @@ class EnginePool(PoolClient):
     def serving(self) -> int:
         """Engines that take requests now."""
         return sum(engine.phase is Phase.SERVING for engine in self._keeper.held)
+
+    @property
+    def placed(self) -> int:
+        """Engines that have a place now, also those that still load their model."""
+        return self._keeper.placed
+
+    @property
+    def held_seconds(self) -> float:
+        """How long every engine there has been has had its place, all together."""
+        return self._keeper.held_seconds
+
+    def counters(self) -> dict[int, EngineStats]:
+        """Of every engine there has been, as of about a second ago; from any thread, blocking.
+
+        Raises a RayError while the board cannot be asked.
+        """
+        return ray.get(self._board.all_noted.remote(), timeout=NEWS_S)
 
     async def readings(self) -> dict[int, Reading]:
         """What every engine has to do, as of about a second ago."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from stepwiser.config.models import AnnotateConfig
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.given import GivenProblem, given_trajectories
-from stepwiser.problems import AnswerChecker, boxed_answer
+from stepwiser.problems import AnswerChecker, boxed_answer, check_all
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Problem, Trajectory, content_id
 from stepwiser.stopping import StoppingPlan, annotated, requests
@@ -35,6 +35,17 @@ class ProblemAnnotation:
     values: list[ChunkValue] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     """Responses, right, kept, malformed (by reason), tokens, rollouts …, to be summed."""
+
+
+@dataclass(frozen=True)
+class _Response:
+    """A sample that may become a trajectory."""
+
+    sample: Sample
+    texts: list[str]
+    ends: list[int]
+    """Of the chunks, in characters."""
+    correct: bool
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,8 @@ class Annotator:
             ),
             affinity=problem.problem_id,
         )
-        outcomes = await asyncio.to_thread(self._outcomes, samples, problem.answer)
+        answers = [boxed_answer(sample.text) for sample in samples]
+        outcomes = await check_all(self.checker, answers, problem.answer)
         right = sum(outcome is True for outcome in outcomes)
         counts.update(
             problems=1,
@@ -130,12 +142,8 @@ class Annotator:
                 given_trajectories, problem, self.prompts, self.checker, self.config, right, counts
             )
         elif mixed:
-            usable = [
-                trajectory
-                for sample, outcome in zip(samples, outcomes, strict=True)
-                if (trajectory := self._trajectory(problem, sample, outcome, right, counts))
-            ]
-            result.trajectories = self._choose(problem, usable)
+            usable = self._usable(samples, outcomes, counts)
+            result.trajectories = self._choose(problem, usable, right, counts)
         else:
             return result
         prefixes = PrefixTable(result.trajectories)
@@ -144,54 +152,61 @@ class Annotator:
         counts.update(trajectories=len(result.trajectories), chunks=len(result.values))
         return result
 
-    def _outcomes(self, samples: Sequence[Sample], reference: str) -> list[bool | None]:
-        return [self.checker.check(boxed_answer(s.text), reference) for s in samples]
+    def _usable(
+        self, samples: Sequence[Sample], outcomes: Sequence[bool | None], counts: Counter[str]
+    ) -> list[_Response]:
+        """Distinct well-formed responses; others are counted by reason."""
+        usable: dict[Prefix, _Response] = {}
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            try:
+                texts, ends = self.prompts.split_text(sample)
+                if len(texts) > self.config.max_chunks:
+                    raise ValueError(f"more than {self.config.max_chunks} chunks")
+                if outcome is None:
+                    raise ValueError("answer could not be verified")
+            except ValueError as error:
+                counts[f"malformed: {error}"] += 1
+            else:
+                usable[sample.token_ids] = _Response(sample, texts, ends, outcome)
+        return list(usable.values())
 
-    def _trajectory(
-        self,
-        problem: Problem,
-        sample: Sample,
-        outcome: bool | None,
-        right: int,
-        counts: Counter[str],
-    ) -> Trajectory | None:
-        try:
-            steps = self.prompts.split(sample)
-            if len(steps.texts) > self.config.max_chunks:
-                raise ValueError(f"more than {self.config.max_chunks} chunks")
-            if outcome is None:
-                raise ValueError("answer could not be verified")
-        except ValueError as error:
-            counts[f"malformed: {error}"] += 1
-            return None
+    def _choose(
+        self, problem: Problem, usable: list[_Response], right: int, counts: Counter[str]
+    ) -> list[Trajectory]:
+        """Wrong and right responses in turn (wrong first) up to the limit.
+
+        Ours: wrong responses carry the negatives, which are scarce and which balancing needs.
+        """
+        random.Random(f"{self.seed}/{problem.problem_id}").shuffle(usable)
+        groups = [[r for r in usable if r.correct is side] for side in (False, True)]
+        chosen: list[Trajectory] = []
+        while any(groups):
+            for group in groups:
+                if len(chosen) == self.config.trajectories_per_problem:
+                    return chosen
+                if group:
+                    try:
+                        chosen.append(self._trajectory(problem, group.pop(), right))
+                    except ValueError as error:
+                        counts[f"malformed: {error}"] += 1
+        return chosen
+
+    def _trajectory(self, problem: Problem, response: _Response, right: int) -> Trajectory:
+        sample = response.sample
         return Trajectory(
             trajectory_id=content_id(problem.problem_id, *sample.token_ids),
             problem_id=problem.problem_id,
             question=problem.question,
             answer=problem.answer,
             response_ids=list(sample.token_ids),
-            chunks=steps.texts,
-            chunk_ends=steps.token_ends,
+            chunks=response.texts,
+            # Only here: the tokens of a step take longer to find than all else about a response.
+            chunk_ends=self.prompts.token_ends(sample, response.ends),
             final_answer=boxed_answer(sample.text),
-            correct=bool(outcome),
+            correct=response.correct,
             problem_successes=right,
             problem_trials=self.config.responses,
         )
-
-    def _choose(self, problem: Problem, usable: Sequence[Trajectory]) -> list[Trajectory]:
-        """Distinct responses, wrong and right ones in turn (wrong first) up to the limit.
-
-        Ours: wrong responses carry the negatives, which are scarce and which balancing needs.
-        """
-        rng = random.Random(f"{self.seed}/{problem.problem_id}")
-        distinct = list({t.trajectory_id: t for t in usable}.values())
-        rng.shuffle(distinct)
-        groups = [[t for t in distinct if t.correct is side] for side in (False, True)]
-        limit = self.config.trajectories_per_problem
-        chosen: list[Trajectory] = []
-        while len(chosen) < limit and any(groups):
-            chosen += [group.pop() for group in groups if group]
-        return chosen[:limit]
 
     async def _roll_out(
         self, prompt: list[int], problem: Problem, prefixes: PrefixTable
@@ -323,11 +338,8 @@ class Annotator:
         # The box may straddle the prefix, so the answer is read from the whole response.
         before = self.prompts.decode(prefix)
 
-        def outcomes() -> list[bool | None]:
-            answers = [boxed_answer(before + s.text) for s in samples]
-            return [self.checker.check(answer, problem.answer) for answer in answers]
-
-        checked = await asyncio.to_thread(outcomes)
+        answers = [boxed_answer(before + sample.text) for sample in samples]
+        checked = await check_all(self.checker, answers, problem.answer)
         successes = sum(outcome is True for outcome in checked)
         return Rollouts(
             successes=successes,

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 OPEN = "<chunk>"
 CLOSE = "</chunk>"
 
+GUESSES = 4
+"""Places that `token_ends` tries for one end before it goes on by halves."""
+
 _TAG = re.compile(r"</?chunk>")
 _PARTIAL_TAG = re.compile(r"<(?:/?(?:c(?:h(?:u(?:nk?)?)?)?)?)?\Z")
 _PARAGRAPH_BREAK = re.compile(r"(?<=\n\n)(?!\n)")
@@ -197,8 +200,8 @@ def token_ends(
 
     A token may straddle an end: the prefix then holds a few characters more. Prefixes are compared
     as text, not by length, so that a character cut in the middle of its bytes (which decodes to one
-    or more U+FFFD) is never taken for the character itself. One binary search a chunk, so
-    O(chunks · log n) decodings.
+    or more U+FFFD) is never taken for the character itself. Decodings are what costs: an end is
+    looked for where the average length of a token puts it, and from there on by halves.
 
     Raises:
         ValueError: malformed text (when ``ends`` is not given), or offsets that do not rise or lie
@@ -212,6 +215,7 @@ def token_ends(
         ends = parsed.ends
     counts: list[int] = []
     low, previous = 0, 0
+    length = max(1.0, len(text) / max(1, len(token_ids)))  # characters of a token
     for end in ends:
         if not previous < end <= len(text):
             raise ValueError(
@@ -219,12 +223,20 @@ def token_ends(
             )
         wanted = text[:end]
         high = len(token_ids)  # all tokens hold every end
+        guess, guesses = low + round((end - previous) / length), 0
         while low < high:
-            middle = (low + high) // 2
-            if decode(token_ids[:middle]).startswith(wanted):
+            if guesses == GUESSES:
+                guess = (low + high) // 2
+            else:
+                guesses += 1
+            middle = min(max(guess, low), high - 1)
+            prefix = decode(token_ids[:middle])
+            if prefix.startswith(wanted):
                 high = middle
+                guess = middle - max(1, int((len(prefix) - end) / length))
             else:
                 low = middle + 1
+                guess = middle + max(1, round((end - len(prefix)) / length))
         counts.append(low)
         previous = end
     return tuple(counts)

@@ -68,7 +68,8 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     """Engines and learners of one stage.
 
     Segment and finetune use engines and learners one after the other, but the engines stay up, so
-    both are counted. Solve holds a policy and a judge pool of half the engines each.
+    both are counted. Solve holds a policy and a judge pool of half the engines each, a training
+    with live annotation an annotation pool beside its own.
     """
     needs: list[Need] = []
     if stage == "segment" and config.prompts.steps == "paragraphs":
@@ -79,6 +80,8 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
         if stage == "annotate":
             count, _ = engine_range(config)
         needs.append(Need("engine", count, engine.cpus, engine.gpus))
+    if stage == "train" and config.train.live:
+        needs.append(Need("annotation engine", engine_range(config)[0], engine.cpus, engine.gpus))
     if stage in STAGES_WITH_LEARNERS:
         needs.append(Need("learner", learner.workers, learner.cpus, learner.gpus))
     if stage == "label":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from stepwiser.generation import Generator, Sample, Sampling
-from stepwiser.problems import AnswerChecker, boxed_answer
+from stepwiser.problems import AnswerChecker, boxed_answer, check_all
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import Problem
 from stepwiser.search import ChunkCandidate
@@ -53,9 +53,7 @@ async def sample_solutions(
             prompt_ids(problem.question), sampling, affinity=problem.problem_id
         )
         answers = [boxed_answer(sample.text) for sample in samples]
-        outcomes = await asyncio.to_thread(
-            lambda: [checker.check(answer, problem.answer) for answer in answers]
-        )
+        outcomes = await check_all(checker, answers, problem.answer)
         done()
         return Solutions(problem, samples, outcomes)
 

@@ -7,6 +7,7 @@ itself, under a deadline that ends the worker.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -17,6 +18,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from typing import Literal, Protocol
+
+REMEMBERED = 100_000
+"""Verdicts that a checker keeps: those of the problems under way, not of all there ever were."""
 
 
 def boxed_answer(response: str) -> str | None:
@@ -35,7 +39,22 @@ class AnswerChecker(Protocol):
 
     def check(self, answer: str | None, reference: str) -> bool | None: ...
 
+    def knows(self, answer: str | None, reference: str) -> bool:
+        """Whether `check` answers at once."""
+        ...
+
     def close(self) -> None: ...
+
+
+async def check_all(
+    checker: AnswerChecker, answers: Sequence[str | None], reference: str
+) -> list[bool | None]:
+    """`checker.check` of every answer, each once; off the event loop where it may take long."""
+    verdicts = {a: checker.check(a, reference) for a in answers if checker.knows(a, reference)}
+    if slow := [a for a in dict.fromkeys(answers) if a not in verdicts]:
+        found = await asyncio.to_thread(lambda: [checker.check(a, reference) for a in slow])
+        verdicts |= zip(slow, found, strict=True)
+    return [verdicts[answer] for answer in answers]
 
 
 class ExactChecker:
@@ -43,6 +62,10 @@ class ExactChecker:
 
     def check(self, answer: str | None, reference: str) -> bool | None:
         return answer is not None and answer.strip() == reference.strip()
+
+    def knows(self, answer: str | None, reference: str) -> bool:
+        """Comparing takes no time."""
+        return True
 
     def close(self) -> None:
         """Nothing is held."""
@@ -66,31 +89,49 @@ class MathVerifyChecker:
             return False
         if answer == reference:
             return True
-        key = (answer, reference)
-        if key not in self._known:
-            self._known[key] = self._ask(answer, reference)
-        return self._known[key]
+        try:
+            return self._known[answer, reference]
+        except KeyError:
+            return self._ask(answer, reference)
+
+    def knows(self, answer: str | None, reference: str) -> bool:
+        """Whether there is nothing to ask the worker."""
+        return answer is None or answer == reference or (answer, reference) in self._known
 
     def verifies(self, reference: str) -> bool:
         """Whether a reference answer can be checked at all: it must equal itself."""
         return self._ask(reference, reference) is True
 
     def _ask(self, answer: str, reference: str) -> bool | None:
+        key = (answer, reference)
         with self._one_at_a_time:
-            return self._ask_worker(answer, reference)
+            if key not in self._known:
+                self._known[key] = self._ask_worker(answer, reference)
+                if len(self._known) > REMEMBERED:
+                    del self._known[next(iter(self._known))]
+            return self._known[key]
 
     def _ask_worker(self, answer: str, reference: str) -> bool | None:
+        for _ in range(2):
+            try:
+                check = self._worker().submit(_verify, answer, reference, self.timeout_s)
+                with contextlib.suppress(FutureTimeout):
+                    return check.result(self.timeout_s + 5)
+                break
+            except BrokenProcessPool:
+                # Killed, perhaps not for this answer: only a second death speaks against it.
+                self.close()
+        self.close()
+        return None
+
+    def _worker(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Spawned, not forked: the caller may hold threads and a Ray worker's sockets.
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-            self._pool.submit(_verify, "1", "1", 30).result(60)  # import cost is not a check's
-        try:
-            return self._pool.submit(_verify, answer, reference, self.timeout_s).result(
-                self.timeout_s + 5
+            self._pool = ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=_end_with_parent
             )
-        except (FutureTimeout, BrokenProcessPool):
-            self.close()
-            return None
+            self._pool.submit(_verify, "1", "1", 30).result(60)  # import cost is not a check's
+        return self._pool
 
     def close(self) -> None:
         """End the worker, also one that hangs."""
@@ -100,6 +141,18 @@ class MathVerifyChecker:
                 process.kill()
             with contextlib.suppress(OSError):
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its worker, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _verify(answer: str, reference: str, timeout_s: float) -> bool | None:

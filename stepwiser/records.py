@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from stepwiser.errors import UserError
@@ -50,7 +50,10 @@ class Row:
     def to_table(cls, rows: Iterable[Self]) -> pa.Table:
         import pyarrow as pa
 
-        return pa.Table.from_pylist([asdict(row) for row in rows], schema=cls.schema())  # type: ignore[call-overload]
+        rows = list(rows)
+        # By column: a dict of every row, its lists copied, costs three times as much.
+        columns = {name: [getattr(row, name) for row in rows] for name in cls.types}
+        return pa.Table.from_pydict(columns, schema=cls.schema())
 
     @classmethod
     def from_table(cls, table: pa.Table) -> list[Self]:

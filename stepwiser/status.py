@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stepwiser.errors import UserError
+from stepwiser.shard import Shard
+from stepwiser.stopping import stopping_plan
 from stepwiser.store import RunStore
 from stepwiser.units import finished_units, log_files, read_log, read_plan, read_summary
-
-RECENT_S = 600.0
-"""Seconds that rates are taken over: long enough to see several units of a slow run."""
+from stepwiser.watch import (
+    RECENT_S,
+    Before,
+    EngineCounters,
+    Look,
+    engine_figures,
+    label_shares,
+    saved_share,
+)
 
 SILENT_S = 1800.0
 """A driver that wrote no end and nothing else for so long is taken for dead."""
@@ -27,14 +35,23 @@ SILENT_S = 1800.0
 
 @dataclass(frozen=True)
 class Period:
-    """One start of a driver: when it ran, and on how many GPUs."""
+    """One start of a driver: when it ran, and what its engines held and did."""
 
+    shard: str
+    """i/n"""
     started: float
     last: float
     """Seconds since the epoch of its last word."""
     ended: bool
     """It said that it ended; else it is still running, or was killed."""
     gpus: float
+    """Held at its last look at the engines; as planned before the first, and in older logs."""
+    gpu_seconds: float = 0.0
+    """Held up to that look."""
+    looked: float | None = None
+    """When that was; None where there was none."""
+    looks: tuple[tuple[float, Look], ...] = field(default=(), repr=False)
+    """Its last looks, as many as rates are taken over."""
 
     def alive(self, now: float) -> bool:
         return not self.ended and now - self.last < SILENT_S
@@ -42,7 +59,8 @@ class Period:
     def gpu_hours(self, now: float) -> float:
         """Held so far; a killed driver counts until its last word."""
         until = now if self.alive(now) else self.last
-        return self.gpus * (until - self.started) / 3600
+        since = self.started if self.looked is None else self.looked
+        return (self.gpu_seconds + self.gpus * (until - since)) / 3600
 
 
 @dataclass(frozen=True)
@@ -53,9 +71,34 @@ class Done:
     time: float
     counts: dict[str, int]
 
-    @property
-    def tokens(self) -> int:
-        return self.counts.get("response_tokens", 0) + self.counts.get("rollout_tokens", 0)
+
+@dataclass(frozen=True)
+class Recent:
+    """The last minutes of work, all drivers together."""
+
+    begin: float
+    """Seconds since the epoch."""
+    seconds: float
+    units: list[Done]
+    """Finished in them, one at least."""
+
+    def sum(self, name: str) -> int:
+        return sum(unit.counts.get(name, 0) for unit in self.units)
+
+    def per_s(self, number: float) -> float:
+        return number / self.seconds
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One engine, over the last minutes of work."""
+
+    shard: str
+    """Of the driver whose engine it is, i/n."""
+    engine: int
+    tokens_per_s: float
+    cache_hits: float | None
+    """Share of the prompt tokens that its prefix cache held; None where no prompt was answered."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +115,14 @@ class Status:
     trajectories: int
     chunks: int
     rollouts: int
+    rollouts_per_s: float | None
+    """Over the last minutes of work; None before the first unit, as all rates."""
+    saved_share: float | None
+    """Of the planned rollouts, those that stopping early made needless; None where it is off."""
     tokens: int
     tokens_per_s: float | None
-    """Over the last minutes of work; None before the first unit."""
+    engines: list[EngineStatus]
+    """Those that were up in the last minutes of work, of all shards."""
     units_per_s: float | None
     eta_s: float | None
     """Seconds to go at that rate; None unless it is running."""
@@ -114,7 +162,8 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
     alive = any(period.alive(now) for period in periods)
     planned = len(plan["units"]) if plan else None
     recent = _recent(done, periods, now if alive else None)
-    per_s = len(recent[0]) / recent[1] if recent else None
+    per_s = recent.per_s(len(recent.units)) if recent else None
+    config = store.config()
     left = planned - len(units) if planned is not None else None
     if left == 0:
         state = "done"
@@ -132,8 +181,15 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
         trajectories=counts["trajectories"],
         chunks=counts["chunks"],
         rollouts=counts["rollouts"],
+        rollouts_per_s=recent.per_s(recent.sum("rollouts")) if recent else None,
+        saved_share=saved_share(stopping_plan(config.annotate, config.label), counts),
         tokens=counts["response_tokens"] + counts["rollout_tokens"],
-        tokens_per_s=sum(u.tokens for u in recent[0]) / recent[1] if recent else None,
+        tokens_per_s=(
+            recent.per_s(recent.sum("response_tokens") + recent.sum("rollout_tokens"))
+            if recent
+            else None
+        ),
+        engines=_engines(periods, recent.begin if recent else now - RECENT_S),
         units_per_s=per_s,
         eta_s=left / per_s if state == "running" and left is not None and per_s else None,
         gpu_hours=_gpu_hours(store, periods, now),
@@ -160,19 +216,31 @@ def _read_logs(store: RunStore, units: set[str]) -> tuple[list[Done], list[Perio
 def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Period]:
     """Periods of one log; its units go into `done`."""
     periods: list[Period] = []
+    shard = path.stem.removeprefix("log-").replace("-of-", "/")
     current: dict[str, Any] = {}
+    looks: deque[tuple[float, Look]] = deque()
 
     def close(ended: bool) -> None:
         if current:
-            periods.append(Period(current["time"], current["last"], ended, current["gpus"]))
+            periods.append(Period(shard, ended=ended, looks=tuple(looks), **current))
             current.clear()
+            looks.clear()
 
     for event in read_log(path):
         if event["event"] == "start":
             close(ended=True)  # the same shard was started again: the earlier driver is gone
-            current.update(time=event["time"], gpus=event["gpus"])
+            current.update(started=event["time"], gpus=event["gpus"])
         elif event["event"] == "unit" and event["unit"] in units:
             done[event["unit"]] = Done(event["unit"], event["time"], event["counts"])
+        elif event["event"] == "engines" and current:
+            current.update({name: event[name] for name in ("gpus", "gpu_seconds")})
+            current["looked"] = event["time"]
+            # A line has the engines that were up since the one before.
+            known = {**looks[-1][1]} if looks else {}
+            known |= {int(i): EngineCounters(*counters) for i, counters in event["engines"].items()}
+            looks.append((event["time"], known))
+            while len(looks) > 1 and looks[1][0] <= event["time"] - RECENT_S:
+                looks.popleft()
         if current:
             current["last"] = event["time"]
         if event["event"] == "end":
@@ -181,10 +249,8 @@ def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Pe
     return periods
 
 
-def _recent(
-    done: Sequence[Done], periods: Sequence[Period], now: float | None
-) -> tuple[list[Done], float] | None:
-    """Units of the last minutes and how many seconds those were, all drivers together.
+def _recent(done: Sequence[Done], periods: Sequence[Period], now: float | None) -> Recent | None:
+    """The last minutes of work; None where no unit was finished in them.
 
     Up to now while a driver works, so that a stall shows; else up to the last unit.
     """
@@ -198,7 +264,34 @@ def _recent(
     ]
     begin = max(end - RECENT_S, max((s for s in fresh if s < end), default=min(fresh)))
     recent = [unit for unit in done if unit.time > begin]
-    return (recent, max(end - begin, 1e-9)) if recent else None
+    return Recent(begin, max(end - begin, 1e-9), recent) if recent else None
+
+
+def _engines(periods: Iterable[Period], begin: float) -> list[EngineStatus]:
+    """Of each shard's latest start, those that were up since then."""
+    engines = []
+    latest = {period.shard: period for period in periods}
+    for period in latest.values():
+        if not period.looks or period.looks[-1][0] <= begin:
+            continue
+        before = [look for look in period.looks if look[0] <= begin] or period.looks[:1]
+        figures = engine_figures(before[-1][1], period.looks[-1][1])
+        engines += [
+            EngineStatus(period.shard, index, one.tokens_per_s, one.cache_hits)
+            for index, one in figures.items()
+        ]
+    return engines
+
+
+def work_before(store: RunStore, shard: Shard, units: set[str]) -> Before:
+    """What was done before a driver's start: these units, and what its shard held for them."""
+    done, periods = _read_logs(store, units)
+    counts: Counter[str] = Counter()
+    for unit in done:
+        counts.update(unit.counts)
+    # The start that asks has not ended.
+    ended = [p for p in periods if p.ended and p.shard == str(shard)]
+    return Before(len(done), counts, sum(period.gpu_hours(period.last) for period in ended))
 
 
 def _gpu_hours(store: RunStore, periods: Sequence[Period], now: float) -> float:
@@ -213,11 +306,7 @@ def _label_shares(store: RunStore, counts: Counter[str]) -> dict[str, float]:
     metrics = store.read_metrics("label")
     if metrics:
         return {row["rule"]: row["positive_share"] for row in metrics["rules"]}
-    positive = _with_prefix(counts, "positive: ")
-    return {
-        rule: positive.get(rule, 0) / total
-        for rule, total in _with_prefix(counts, "labelled: ").items()
-    }
+    return label_shares(counts)
 
 
 def _rejected(store: RunStore, done: Iterable[Done]) -> dict[str, int]:

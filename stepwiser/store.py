@@ -48,6 +48,11 @@ def writing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file is one that `writing` has not finished."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 class RunStore:
     """One run directory."""
 

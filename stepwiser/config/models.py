@@ -139,7 +139,7 @@ class AnnotateConfig(Section):
         "or when one would change with probability at most `error_bound`.",
     )
     wave: Positive = Field(
-        4, description="Completions asked for before looking again (exact, sequential)."
+        4, description="Most completions asked for before looking again (exact, sequential)."
     )
     error_bound: float = Field(
         0.05, gt=0, lt=0.5, description="Largest probability of a wrong label (sequential)."
@@ -162,8 +162,8 @@ class AnnotateConfig(Section):
     )
     min_engines: Positive | None = Field(
         None,
-        description="Engines of this stage before it starts; it has all GPUs to itself. Else "
-        "engine.count.",
+        description="Engines of this stage before it starts; it has all GPUs to itself, unless "
+        "it is live (train.live). Else engine.count.",
     )
     max_engines: Positive | None = Field(
         None,
@@ -229,6 +229,17 @@ class TrainConfig(Section):
     importance_cap: float | None = Field(2.0, description="Truncated engine/learner correction.")
     kl_coefficient: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    live: bool = Field(
+        False,
+        description="Annotate while training goes on, as much as the steps read, in place of the "
+        "stages annotate and label.",
+    )
+    live_ahead: Positive = Field(
+        2, description="Steps' worth of labelled prompts that live annotation keeps ready."
+    )
+    live_reads: Positive = Field(
+        8, description="Most readings of one prompt while live annotation goes on."
+    )
     checkpoint_every: Positive = 50
     evaluate_every: Positive | None = Field(None, description="Held-out labels, in steps.")
     publish_timeout_s: Positive = 600

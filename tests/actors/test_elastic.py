@@ -125,13 +125,22 @@ def test_engines_come_with_a_node_and_every_client_sees_them(cluster, make_pool)
         mine = asyncio.ensure_future(work(pool, range(200)))
         theirs = asyncio.ensure_future(_as_future(other.work.remote(pool.client(), 200)))
         await asyncio.sleep(2.0)
-        assert pool.serving == 1
+        assert pool.serving == pool.placed == 1
+        held, then = pool.held_seconds, time.monotonic()
         _add_node(cluster, 2)
         await _until(lambda: pool.serving == 3, "two more engines")
+        assert pool.placed == 3
+        waited = time.monotonic() - then
+        assert waited <= pool.held_seconds - held < 3 * waited
+        held, then = pool.held_seconds, time.monotonic()
         for answers, first in ((await mine, 0), (await theirs, 10_000)):
             assert _numbers(answers) == list(range(first, first + 200))
             assert len(_pids(answers)) == 3
+        waited = time.monotonic() - then
+        assert pool.held_seconds - held == pytest.approx(3 * waited, rel=0.05, abs=0.1)
         assert sum(s.finished_requests for s in await pool.stats()) == 400
+        counters = await asyncio.to_thread(pool.counters)
+        assert sorted(counters) == [0, 1, 2] and min(c.seconds for c in counters.values()) > 0
 
     asyncio.run(asyncio.wait_for(scenario(), 180.0))
 
@@ -247,6 +256,7 @@ def test_a_pool_that_is_shut_down_leaves_nothing_and_says_so(cluster, make_pool)
 
 def _ends_clean(pool: EnginePool) -> None:
     pool.shutdown()
+    held = pool.held_seconds
     states = {row["state"] for row in placement_group_table().values()}
     assert states <= {"REMOVED"}
     deadline = time.monotonic() + WAIT_S
@@ -254,6 +264,7 @@ def _ends_clean(pool: EnginePool) -> None:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.2)
     assert not pool._keeper._thread.is_alive()
+    assert pool.held_seconds == held and pool.placed == 0
 
 
 def test_a_vllm_engine_joins_while_another_works(cluster):

@@ -1,11 +1,17 @@
 """Answer checking: right, bounded in time, usable from any thread."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from stepwiser.problems import ExactChecker, MathVerifyChecker, boxed_answer, unverifiable
+from tests.stepwiser.test_config import ROOT
 
 
 @pytest.mark.parametrize(
@@ -67,3 +73,29 @@ def test_a_hostile_answer_costs_its_timeout_and_the_next_check_works(checker) ->
 
 def test_unverifiable_references_are_found(checker) -> None:
     assert unverifiable(checker, ["12", ""]) == [1]
+
+
+def test_a_killed_worker_does_not_make_an_answer_wrong(checker) -> None:
+    assert checker.check("0.25", r"\frac{1}{4}") is True
+    (worker,) = checker._pool._processes.values()
+    os.kill(worker.pid, signal.SIGKILL)
+    assert checker.check("0.125", r"\frac{1}{8}") is True
+
+
+def test_a_worker_ends_with_its_killed_parent() -> None:
+    code = (
+        "from stepwiser.problems import MathVerifyChecker\n"
+        "if __name__ == '__main__':\n"
+        "    checker = MathVerifyChecker()\n"
+        "    checker.check('1', '2')\n"
+        "    print(next(iter(checker._pool._processes)), flush=True)\n"
+        "    input()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    gone, _ = psutil.wait_procs([worker], timeout=30)
+    assert gone

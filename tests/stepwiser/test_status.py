@@ -11,7 +11,14 @@ import pytest
 from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
 from stepwiser.shard import Shard
-from stepwiser.status import RECENT_S, SILENT_S, read_status, to_json
+from stepwiser.status import (
+    RECENT_S,
+    SILENT_S,
+    EngineStatus,
+    read_status,
+    to_json,
+    work_before,
+)
 from stepwiser.store import RunStore
 from stepwiser.units import UnitLog, write_plan
 from tests.stepwiser.annotated_run import COUNTS, write_run
@@ -37,6 +44,15 @@ def unit(name: str, seconds_ago: float, **more: int) -> dict:
 
 def end(seconds_ago: float) -> dict:
     return {"time": NOW - seconds_ago, "event": "end"}
+
+
+def engines(
+    seconds_ago: float, gpus: float, gpu_seconds: float, **counters: tuple[float, int, int, int]
+) -> dict:
+    """`e0=(seconds, generated, prompt, cached)`"""
+    look = {name.removeprefix("e"): list(counts) for name, counts in counters.items()}
+    line = {"event": "engines", "gpus": gpus, "gpu_seconds": gpu_seconds, "engines": look}
+    return {"time": NOW - seconds_ago, **line}
 
 
 @pytest.fixture
@@ -131,6 +147,57 @@ def test_what_went_wrong_is_said_by_reason(store: RunStore) -> None:
     assert status.problems == 3, "a rejected problem is dealt with"
 
 
+def test_gpu_hours_are_of_what_engines_held(store: RunStore) -> None:
+    finish(store, "u0", "u1")
+    first = [start(3000), engines(2970, 2, 40), engines(2100, 8, 4000), unit("u0", 2090)]
+    write_log(store, first)
+    # It died; its last word is the unit, and it held 8 GPUs until then.
+    shard = Shard()
+    again = [start(900), unit("u1", 800), engines(500, 4, 1500), end(400)]
+    write_log(store, again)
+    held = (4000 + 8 * 10, 1500 + 4 * 100)
+    assert read_status(store, NOW).gpu_hours == pytest.approx(sum(held) / 3600)
+    write_log(store, [start(30), engines(10, 3, 60)])
+    assert read_status(store, NOW).gpu_hours == pytest.approx((sum(held) + 60 + 3 * 10) / 3600)
+    before = work_before(store, shard, {"u0", "u1"})
+    assert before.gpu_hours == pytest.approx(sum(held) / 3600), "without the start that asks"
+    assert (before.units, before.counts["rollouts"]) == (2, 16)
+    assert work_before(store, Shard(1, 2), {"u0"}).gpu_hours == 0.0
+
+
+def test_engines_are_measured_over_the_last_minutes(store: RunStore) -> None:
+    finish(store, "u0", "u1")
+    log = [
+        start(1000),
+        engines(990, 2, 10, e0=(5, 0, 0, 0), e1=(5, 0, 0, 0)),
+        engines(RECENT_S + 1, 2, 800, e0=(400, 1000, 10, 0), e1=(400, 1000, 10, 0)),
+        unit("u0", 500),
+        engines(400, 2, 1200, e0=(600, 2000, 20, 5)),  # engine 1 has gone, engine 2 comes
+        engines(1, 4, 1998, e0=(1000, 7000, 110, 85), e2=(200, 5000, 0, 0)),
+        unit("u1", 1),
+    ]
+    write_log(store, log)
+    write_log(store, [start(700), engines(650, 1, 1, e0=(1, 0, 0, 0))], shard="1-of-2")
+    status = read_status(store, NOW)
+    assert status.engines == [
+        EngineStatus("0/1", 0, 6000 / 600, 85 / 100),
+        EngineStatus("0/1", 2, 25.0, None),
+    ]
+    assert status.rollouts_per_s == pytest.approx(2 * COUNTS["rollouts"] / RECENT_S)
+    assert status.saved_share is None, "nothing stops early"
+    assert json.loads(to_json(status))["engines"][0]["tokens_per_s"] == 10.0
+
+
+def test_what_stopping_early_saved(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"annotate": {"stopping": "exact", "rollouts": 16}})
+    store = RunStore(tmp_path / "run").open(config)
+    write_plan(store, ["u0"], 2)
+    assert read_status(store, NOW).saved_share is None
+    finish(store, "u0")
+    write_log(store, [start(10), unit("u0", 5)])
+    assert read_status(store, NOW).saved_share == pytest.approx(1 - 8 / (2 * 16))
+
+
 def test_labels_come_from_the_counts_then_from_the_label_stage(store: RunStore) -> None:
     finish(store, "u0")
     labels = {"labelled: abs_q": 8, "positive: abs_q": 6}
@@ -162,6 +229,9 @@ def test_ten_thousand_units_take_less_than_a_second(tmp_path: Path) -> None:
         (tmp_path / "units" / f"{name}.json").write_text(text)
     UnitLog(store, Shard()).start(8.0, 10_000)
     write_log(store, [unit(name, 10_000 - i) for i, name in enumerate(names[:9_980])])
+    # Three hours of eight engines, a line each half a minute.
+    busy = {f"e{i}": (12_345.67, 123_456_789, 12_345_678, 9_876_543) for i in range(8)}
+    write_log(store, [engines(10_000 - i, 8, 80_000, **busy) for i in range(0, 9_000, 25)])
     started = time.process_time()  # of this process: the machine may be busy with others
     status = read_status(store)
     assert time.process_time() - started < 1.0

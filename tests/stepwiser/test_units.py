@@ -1,6 +1,7 @@
 """Shards are disjoint and whole; a log is read while it is written."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,15 +10,19 @@ from stepwiser.errors import UserError
 from stepwiser.labels import LabelRule
 from stepwiser.shard import Shard
 from stepwiser.stopping import Question
+from stepwiser.store import RunStore
 from stepwiser.units import (
     UnitLog,
     count_labels,
     finished_units,
     log_files,
+    planned_units,
     read_log,
     read_plan,
     read_unit,
+    sweep,
 )
+from stepwiser.watch import EngineCounters
 from tests.stepwiser.annotated_run import UNITS, write_run
 from tests.stepwiser.test_config import ROOT
 
@@ -76,3 +81,47 @@ def test_labels_are_counted_by_the_rule(tmp_path) -> None:
         rows = [value for part in by_trajectory.values() for value in part]
         total += count_labels(Question(LabelRule.ABS_Q), trajectories, rows)
     assert total == {"labelled: abs_q": 5, "positive: abs_q": 3}
+
+
+def test_lines_of_several_threads_do_not_mix(tmp_path) -> None:
+    log = UnitLog(write_run(tmp_path), Shard(2, 3))
+    many = {index: EngineCounters(1.2345, 10, 20, 5) for index in range(1000)}
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(50):
+            threads.submit(log.engines, 8.0, 12.3456, many)
+            threads.submit(log.finished, "aaaa", {"chunks": 3})
+    events = list(read_log(log.path))
+    assert Counter(event["event"] for event in events) == {"engines": 50, "unit": 50}
+    line = next(event for event in events if event["event"] == "engines")
+    assert (line["gpus"], line["gpu_seconds"]) == (8.0, 12.35)
+    assert line["engines"]["999"] == [1.23, 10, 20, 5]
+
+
+def test_a_shard_s_units_come_from_the_plan(tmp_path) -> None:
+    store = write_run(tmp_path)
+    assert planned_units(store, Shard(1, 2)) == [UNITS[1]]
+    assert planned_units(RunStore(tmp_path / "new"), Shard()) == []
+
+
+def test_a_line_that_a_kill_cut_off_costs_that_line_only(tmp_path) -> None:
+    store = write_run(tmp_path)
+    (log,) = log_files(store)
+    with log.open("a") as file:
+        file.write('{"time":1,"event":"un')
+    UnitLog(store, Shard()).start(0.0, 1)
+    UnitLog(store, Shard()).end()
+    events = [e["event"] for e in read_log(log)]
+    assert events == ["start", "unit", "unit", "end", "start", "end"]
+
+
+def test_sweeping_takes_half_written_files_of_these_units_only(tmp_path) -> None:
+    store = write_run(tmp_path)
+    kept = {path for path in tmp_path.rglob("*") if path.is_file()}
+    # Another shard may be writing this one.
+    other = tmp_path / "units" / ".cccc.json.12.tmp"
+    other.write_text("{")
+    for name in ("trajectories/.aaaa.parquet.7.tmp", "units/.bbbb.json.12.tmp"):
+        (tmp_path / name).write_text("half")
+    sweep(store, set(UNITS))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept | {other}
+    sweep(RunStore(tmp_path / "nothing"), set(UNITS))

@@ -1,0 +1,66 @@
+"""From the values of a trajectory to its judge prompts, and which problems are held out.
+
+Both decide row by row, so that a finished annotation and one that is still going on make the same
+prompts of the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepwiser.config.models import LabelConfig
+from stepwiser.prompts import PromptFormat
+from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id
+from stepwiser.stopping import Question, trajectory_labels
+
+TOO_LONG = "long"
+UNSPLIT = "all"
+
+
+def label_trajectory(
+    trajectory: Trajectory,
+    values: Sequence[ChunkValue],
+    config: LabelConfig,
+    prompt_format: PromptFormat,
+) -> list[JudgePrompt]:
+    """Judge prompts of one trajectory, with split `all`, or `long` over the length limit.
+
+    Args:
+        trajectory: whose chunks are judged.
+        values: of its leading chunks, in order.
+
+    Raises ValueError where the values leave a label open.
+    """
+    labels = trajectory_labels(Question.of(config), trajectory, values)
+    means = [trajectory.problem_successes / trajectory.problem_trials, *(v.mean for v in values)]
+    rows = []
+    # No labels behind a prefix valued below `minimum_previous_value`: fewer labels than values.
+    for i, (value, label) in enumerate(zip(values, labels, strict=False)):
+        if label is None:
+            raise ValueError(f"chunk {i} of trajectory {trajectory.trajectory_id} has no label")
+        history = trajectory.chunks[:i]
+        tokens = len(prompt_format.judge_ids(trajectory.question, history, trajectory.chunks[i]))
+        rows.append(
+            JudgePrompt(
+                prompt_id=content_id(trajectory.trajectory_id, i),
+                trajectory_id=trajectory.trajectory_id,
+                problem_id=trajectory.problem_id,
+                question=trajectory.question,
+                history=history,
+                chunk=trajectory.chunks[i],
+                chunk_index=i,
+                label=label,
+                rule=config.rule,
+                value=value.mean,
+                previous_value=means[i],
+                trials=value.trials,
+                split=TOO_LONG if tokens > config.max_prompt_tokens else UNSPLIT,
+            )
+        )
+    return rows
+
+
+def is_held_out(problem_id: str, share: float, seed: int) -> bool:
+    """Whether a problem is kept for validation: so is about this share of all, whatever else
+    there is, and the same ones however often and in whatever order they are asked for."""
+    return int(content_id("heldout", seed, problem_id)[:8], 16) < share * 2**32
