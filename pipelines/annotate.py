@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.table import Table
 
 from actors.client import EnginesLost
-from actors.labeler import LabelerOptions, MonteCarloLabeler
-from pipelines.feeding import feed
+from actors.labeler import LabelerOptions
+from pipelines.feeding import annotate_units
 from pipelines.session import Session
+from pipelines.watching import AnnotationWatch
+from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
 from stepwiser.given import GivenProblem, load_given
 from stepwiser.plan import engine_range
 from stepwiser.records import Problem, content_id
 from stepwiser.shard import Shard
 from stepwiser.stopping import Question, stopping_plan
-from stepwiser.units import UnitLog, finished_units, summarize, weights_id, write_plan
+from stepwiser.units import UnitLog, finished_units, summarize, sweep, weights_id, write_plan
 
 OPERATIONAL = {"problems_per_unit", "min_engines", "max_engines", "source"}
 """Settings of the stage that do not change what a unit holds (of a source, its content does)."""
 
+REJECTS = "rejects/annotate.json"
+
 
 def run(session: Session) -> dict[str, Any]:
     """Annotate what is not annotated yet; returns the counts of all units of the run."""
-    config = session.config.annotate
     model = session.policy_dir()
-    problems = _problems(session)
+    problems = problems_of(session)
     store, shard = session.store, Shard.parse(session.config.cluster.shard)
-    units = _units(session, problems, model)
+    units = units_of(session, problems, model)
     write_plan(store, list(units), len(problems))
     own = {name: rows for i, (name, rows) in enumerate(units.items()) if shard.owns(i)}
+    sweep(store, own)
     finished = finished_units(store)
     todo = {name: rows for name, rows in own.items() if name not in finished}
     if shard.count > 1:
@@ -55,23 +57,33 @@ def run(session: Session) -> dict[str, Any]:
                 _annotate(session, model, todo, len(own), log)
             finally:
                 log.end()
-    # Other shards of the same directory count too: the last to end sees the whole run.
-    metrics = summarize(store, sorted(finished_units(store) & units.keys()))
-    plan = stopping_plan(config, session.config.label)
-    metrics |= {"rollouts_per_prefix": plan.planned, "stopping": str(plan.rule)}
-    store.write_metrics("annotate", metrics)
+                sweep(store, own)
+    metrics = write_metrics(session, units)
     _print(session, metrics, len(units), shard)
     rejects = summarize(store, sorted(own))["rejects"] if shard.count > 1 else metrics["rejects"]
     if rejects:
-        path = store.write_json("rejects/annotate.json", metrics["rejects"])
+        path = store.write_json(REJECTS, metrics["rejects"])
         raise UserError(
-            f"{len(rejects)} problems could not be annotated; their reasons are in "
-            f"{path}. Everything else is kept"
+            f"{len(rejects)} problem{'s' if len(rejects) > 1 else ''} could not be annotated: "
+            f"{path} has the reason and the unit of each. Everything else is kept. To try them "
+            f"again, remove {store.table_dir('units')}/<unit>.json and start the same command"
         )
+    if not metrics["rejects"]:
+        (store.root / REJECTS).unlink(missing_ok=True)  # of an earlier start
     return metrics
 
 
-def _problems(session: Session) -> list[Problem]:
+def write_metrics(session: Session, units: Iterable[str]) -> dict[str, Any]:
+    """Sum up those of the units that are finished."""
+    # Other shards of the same directory count too: the last to end sees the whole run.
+    metrics = summarize(session.store, sorted(finished_units(session.store).intersection(units)))
+    plan = stopping_plan(session.config.annotate, session.config.label)
+    metrics |= {"rollouts_per_prefix": plan.planned, "stopping": str(plan.rule)}
+    session.store.write_metrics("annotate", metrics)
+    return metrics
+
+
+def problems_of(session: Session) -> list[Problem]:
     """Those of the data set, or those whose trajectories were given."""
     source = session.config.annotate.source
     if source is None:
@@ -80,7 +92,7 @@ def _problems(session: Session) -> list[Problem]:
     return session.usable(given, "given", source)
 
 
-def _units(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:
+def units_of(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:
     """Units by name; the name is the hash of what decides the rows."""
     size = session.config.annotate.problems_per_unit
     recipe = session.config.annotate.model_dump(exclude=OPERATIONAL)
@@ -107,8 +119,33 @@ def _annotate(
     """Annotate the units; engines come and go with the cluster's nodes meanwhile."""
     config = session.config
     fewest, most = engine_range(config)
+    held = session.engine_gpu_seconds
     pool = session.pool(model, count=fewest, maximum=most)
-    options = LabelerOptions(
+    options, root = labeler_options(config, model), str(session.store.root)
+    try:
+        with (
+            session.track("annotate", total, "units", done=total - len(todo)) as tracker,
+            AnnotationWatch(session, pool, tracker, log, todo, held) as watch,
+        ):
+
+            def finished(unit: str, counts: dict[str, int]) -> None:
+                log.finished(unit, counts)
+                watch.finished(counts)
+                tracker.update(advance=1)
+
+            try:
+                session.run(annotate_units(pool, options, root, todo, finished))
+            except RayTaskError as failure:
+                raise readable(failure) from failure
+    finally:
+        if most > fewest:
+            # What waits for a place would take the next stage's.
+            session.release("main")
+
+
+def labeler_options(config: RunConfig, model: str) -> LabelerOptions:
+    """What labelers need to annotate with the policy in this directory."""
+    return LabelerOptions(
         model,
         config.prompts,
         config.annotate,
@@ -118,41 +155,9 @@ def _annotate(
         config.check_timeout_s,
         config.seed,
     )
-    root = str(session.store.root)
-    # Beside the driver, whose node stays: one on a preempted node would lose its units with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    workers: list[Any] = []
-    done: Counter[str] = Counter()
-
-    def hire() -> Any:
-        workers.append(MonteCarloLabeler.options(scheduling_strategy=here).remote(options, root))
-        return workers[-1]
-
-    try:
-        with session.track("annotate", total, "units", done=total - len(todo)) as tracker:
-
-            def finished(unit: str, counts: dict[str, int]) -> None:
-                done.update(counts)
-                log.finished(unit, counts)
-                tokens = done["response_tokens"] + done["rollout_tokens"]
-                note = f"{done['chunks']} chunks, {tokens / tracker.elapsed:,.0f} tokens/s"
-                if most > fewest:
-                    note += f", {pool.serving} engines"
-                tracker.update(advance=1, note=note)
-
-            try:
-                session.run(feed(pool, pool.client(), hire, todo, finished))
-            except RayTaskError as failure:
-                raise _readable(failure) from failure
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-        if most > fewest:
-            # What waits for a place would take the next stage's.
-            session.release("main")
 
 
-def _readable(error: RayTaskError) -> Exception:
+def readable(error: RayTaskError) -> Exception:
     """The labeler's own words instead of Ray's account of them."""
     if isinstance(error.cause, EnginesLost):
         return UserError(
@@ -177,6 +182,7 @@ def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard
     rate = counts["right_responses"] / max(1, counts["responses"])
     for name, value in (
         ("problems", counts["problems"]),
+        ("problems rejected", len(metrics["rejects"])),
         ("pass@1 of the policy", f"{rate:.3f}"),
         (
             "all right / all wrong / mixed",

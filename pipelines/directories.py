@@ -14,10 +14,13 @@ from stepwiser.errors import UserError
 from stepwiser.formats import Format, export
 from stepwiser.labels import LabelRule
 from stepwiser.merge import merge
-from stepwiser.status import read_status, to_json
+from stepwiser.status import Status, read_status, to_json
 from stepwiser.store import RunStore
 
 Choice = TypeVar("Choice", bound=StrEnum)
+
+MOST_ENGINES = 12
+"""That a table names one by one."""
 
 
 def export_run(run: Path, form: str, out: Path, rule: str | None) -> None:
@@ -75,12 +78,15 @@ def show_status(run: Path, as_json: bool) -> None:
         ("trajectories", f"{status.trajectories:,}"),
         ("chunks valued", f"{status.chunks:,}"),
         ("rollouts", f"{status.rollouts:,}"),
+        ("rollouts/s, last minutes of work", known(status.rollouts_per_s, "{:,.1f}")),
+        *((("rollouts saved", f"{status.saved_share:.1%}"),) if status.saved_share else ()),
         ("tokens (responses + rollouts)", f"{status.tokens:,}"),
-        ("tokens/s, last minutes of work", _known(status.tokens_per_s, "{:,.0f}")),
+        ("tokens/s, last minutes of work", known(status.tokens_per_s, "{:,.0f}")),
+        *_engine_rows(status),
         *((f"positive labels, {rule}", f"{share:.1%}") for rule, share in status.labels.items()),
         ("GPU-hours", f"{status.gpu_hours:,.2f}"),
-        ("last unit finished", _known(status.last_s, "{} ago", duration)),
-        ("time to go", _known(status.eta_s, "{}", duration)),
+        ("last unit finished", known(status.last_s, "{} ago", duration)),
+        ("time to go", known(status.eta_s, "{}", duration)),
     ):
         table.add_row(name, value)
     console.print(table)
@@ -90,13 +96,28 @@ def show_status(run: Path, as_json: bool) -> None:
             console.print(f"  {words} {count:,} {what}: {reason}", highlight=False, soft_wrap=True)
 
 
+def _engine_rows(status: Status) -> list[tuple[str, str]]:
+    """One an engine, as long as they can be looked through; `--json` has them all."""
+    several = len({engine.shard for engine in status.engines}) > 1
+    rows = [
+        (
+            f"engine {engine.engine}" + (f" of shard {engine.shard}" if several else ""),
+            f"{engine.tokens_per_s:,.0f} tokens/s, {known(engine.cache_hits, '{:.1%}')} from cache",
+        )
+        for engine in status.engines
+    ]
+    more = len(rows) - MOST_ENGINES
+    return rows[:MOST_ENGINES] + ([("engines", f"{more} more")] if more > 0 else [])
+
+
 def _of(done: int, planned: int | None) -> str:
     return f"{done:,}" + (f" of {planned:,}" if planned is not None else "")
 
 
-def _known(
+def known(
     value: float | None, words: str, show: Callable[[float], object] = lambda value: value
 ) -> str:
+    """The words with the value in them, or a dash for what is not known."""
     return "-" if value is None else words.format(show(value))
 
 

@@ -17,9 +17,10 @@ from pipelines.session import Session
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import LabelConfig
 from stepwiser.errors import UserError
+from stepwiser.labelling import TOO_LONG, is_held_out, label_trajectory
 from stepwiser.labels import LabelRule, balance, class_shares
 from stepwiser.prompts import PromptFormat, resolve_model
-from stepwiser.records import ChunkValue, JudgePrompt, Trajectory, content_id
+from stepwiser.records import JudgePrompt, Trajectory
 from stepwiser.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.store import RunStore
 from stepwiser.units import finished_units, read_unit
@@ -96,48 +97,11 @@ def _label_units(
     return JudgePrompt.to_table(rows)
 
 
-def label_trajectory(
-    trajectory: Trajectory,
-    values: list[ChunkValue],
-    config: LabelConfig,
-    prompt_format: PromptFormat,
-) -> list[JudgePrompt]:
-    """Judge prompts of one trajectory; a prompt over the length limit has split `long`."""
-    labels = trajectory_labels(Question.of(config), trajectory, values)
-    means = [trajectory.problem_successes / trajectory.problem_trials, *(v.mean for v in values)]
-    rows = []
-    # No labels behind a prefix valued below `minimum_previous_value`: fewer labels than values.
-    for i, (value, label) in enumerate(zip(values, labels, strict=False)):
-        if label is None:
-            raise ValueError(f"chunk {i} of trajectory {trajectory.trajectory_id} has no label")
-        history = trajectory.chunks[:i]
-        tokens = len(prompt_format.judge_ids(trajectory.question, history, trajectory.chunks[i]))
-        rows.append(
-            JudgePrompt(
-                prompt_id=content_id(trajectory.trajectory_id, i),
-                trajectory_id=trajectory.trajectory_id,
-                problem_id=trajectory.problem_id,
-                question=trajectory.question,
-                history=history,
-                chunk=trajectory.chunks[i],
-                chunk_index=i,
-                label=label,
-                rule=config.rule,
-                value=value.mean,
-                previous_value=means[i],
-                trials=value.trials,
-                split="long" if tokens > config.max_prompt_tokens else "all",
-            )
-        )
-    return rows
-
-
 def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]]:
     """Split of every prompt: whole problems are held out, then each split is balanced."""
-    usable = [row for row in rows if row.split != "long"]
-    problems = sorted({row.problem_id for row in usable})
-    random.Random(config.seed).shuffle(problems)
-    heldout = set(problems[: round(config.label.heldout_share * len(problems))])
+    usable = [row for row in rows if row.split != TOO_LONG]
+    problems = {row.problem_id for row in usable}
+    heldout = {p for p in problems if is_held_out(p, config.label.heldout_share, config.seed)}
     splits: dict[str, str] = {}
     metrics: dict[str, Any] = {
         "rule": config.label.rule,
@@ -175,7 +139,7 @@ def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]
 
 def _with_split(batch: pa.Table, splits: dict[str, str]) -> pa.Table:
     ids = batch.column("prompt_id").to_pylist()
-    column = [splits.get(prompt_id, "long") for prompt_id in ids]
+    column = [splits.get(prompt_id, TOO_LONG) for prompt_id in ids]
     index = batch.schema.get_field_index("split")
     return batch.set_column(index, "split", pa.array(column, pa.string()))
 

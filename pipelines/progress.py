@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterable
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -28,6 +29,17 @@ def make_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = LOG_COLUMNS
     return console
+
+
+class _Bar(Progress):
+    """A bar, and what else is to be seen under it."""
+
+    under: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.under is not None:
+            yield self.under
 
 
 class Tracker:
@@ -43,21 +55,19 @@ class Tracker:
         self._started = time.monotonic()
         self._note = ""
         self._over = threading.Event()
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         if console.is_terminal:
-            self._bar = Progress(
+            self._bar = _Bar(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
                 TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[eta]}  {task.fields[note]}"),
                 console=console,
             )
             self._task = self._bar.add_task(
-                title, total=total, completed=done, unit=unit, rate="", note=""
+                title, total=total, completed=done, unit=unit, rate="", eta="", note=""
             )
 
     def __enter__(self) -> Self:
@@ -89,12 +99,39 @@ class Tracker:
         """Units a second since this start."""
         return (self.done - self._already) / self.elapsed
 
-    def update(self, done: int | None = None, *, advance: int = 0, note: str = "") -> None:
+    def update(self, done: int | None = None, *, advance: int = 0, note: str | None = None) -> None:
+        """So much is done; the last note stays where none is given."""
         self.done = self.done + advance if done is None else done
-        self._note = note
+        self._note = self._note if note is None else note
         if self._bar:
-            rate = f"{self.rate:.3g}/s"
-            self._bar.update(self._task, completed=self.done, rate=rate, note=note)
+            # What stands under the bar has a time to go of its own.
+            known = self.rate > 0 and self._bar.under is None
+            eta = f"ETA {timedelta(seconds=round(self._left))}" if known else ""
+            self._bar.update(
+                self._task,
+                completed=self.done,
+                rate=f"{self.rate:.3g}/s",
+                eta=eta,
+                note=self._note,
+            )
+
+    @property
+    def _left(self) -> float:
+        """Seconds to go at this rate, which is above 0."""
+        return (self.total - self.done) / self.rate
+
+    @property
+    def is_live(self) -> bool:
+        """There is a bar, under which more can be shown."""
+        return self._bar is not None
+
+    def show(self, *, note: str = "", under: RenderableType | None = None) -> None:
+        """From any thread: what stands under the bar, or as the note of a log, which has none."""
+        if self._bar:
+            self._bar.under = under
+            self._bar.update(self._task, eta="")
+        else:
+            self._note = note
 
     def _tell(self) -> None:
         """From a thread of its own: a log shows a stage alive also while nothing gets done."""
@@ -106,7 +143,7 @@ class Tracker:
         if self.rate > 0:
             words += f", {self.rate:.3g}/s"
             if not last:
-                words += f", ETA {(self.total - self.done) / self.rate:.0f} s"
+                words += f", ETA {self._left:.0f} s"
         note = "" if last else self._note
         # One line each, however long: logs are searched by line.
         self.console.print(f"{words}  {note}".rstrip(), highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import ray
 from rich.console import Console
 
+from actors.engine import Engine, EngineOptions
 from actors.pool import EnginePool
 from pipelines.engines import architecture, engine_options
 from pipelines.planning import local_cpus, plan_table, shortfalls
@@ -53,10 +54,19 @@ def run_stages(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
 
 
 class Session:
-    """Everything the stages of one start share; leaving it ends every actor and engine."""
+    """Everything the stages of one start share; leaving it ends every actor and engine.
 
-    def __init__(self, config: RunConfig, console: Console | None = None) -> None:
+    ``build`` makes each engine inside its actor, as for `EnginePool`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        console: Console | None = None,
+        build: Callable[[EngineOptions], Any] = Engine,
+    ) -> None:
         self.config = config
+        self._build = build
         self.console = console or make_console()
         # Absolute: Ray Train gives its workers a working directory of their own.
         self.store = RunStore(Path(config.run_dir).resolve())
@@ -64,6 +74,7 @@ class Session:
         self._pools: dict[str, tuple[str, EnginePool]] = {}
         self._checker: ExactChecker | MathVerifyChecker | None = None
         self._versions = 0
+        self._released_seconds = 0.0
         self._owns_ray = False
 
     # --- life ---------------------------------------------------------------------------------
@@ -173,8 +184,10 @@ class Session:
         A stage that `resumes` adds to what its earlier starts cost. A part that was killed without
         warning leaves no account of itself.
         """
-        plan = plan_run(self.config, [name])[0].total
-        self.usage = usage = Usage(name, cpus=plan["CPU"], gpus=plan["GPU"])
+        plan = plan_run(self.config, [name])[0]
+        self.usage = usage = Usage(name, cpus=plan.total["CPU"], gpus=plan.total["GPU"])
+        others = sum(need.total["GPU"] for need in plan.needs if need.role != "engine")
+        held = self.engine_gpu_seconds
         try:
             with Meter(usage):
                 before = self._tokens()
@@ -183,8 +196,16 @@ class Session:
                 usage.generated_tokens += after[0] - before[0]
                 usage.prompt_tokens += after[1] - before[1]
         finally:
+            held = self.engine_gpu_seconds - held
+            usage.gpu_hours = (held + others * usage.seconds) / 3600
             earlier = self.store.read_metrics(f"cost-{name}") if resumes else None
             self.store.write_metrics(f"cost-{name}", usage.plus(earlier).as_dict())
+
+    @property
+    def engine_gpu_seconds(self) -> float:
+        """GPU-seconds that engines have held since this start of the program, loading included."""
+        seconds = sum(pool.held_seconds for _, pool in self._pools.values())
+        return (self._released_seconds + seconds) * self.config.engine.gpus
 
     def pool(
         self,
@@ -219,6 +240,7 @@ class Session:
                 cpus=engine.cpus,
                 gpus=engine.gpus,
                 start_timeout_s=engine.start_timeout_s,
+                build=self._build,
             )
         self._pools[slot] = (key, pool)
         return pool
@@ -240,6 +262,7 @@ class Session:
                 self.usage.prompt_tokens += tokens[1]
             finally:
                 held[1].shutdown()
+                self._released_seconds += held[1].held_seconds
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run async work to its end; Ctrl-C cancels it."""

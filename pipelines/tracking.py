@@ -1,8 +1,11 @@
-"""Training curves to Weights & Biases; `metrics.jsonl` is written by the learner itself."""
+"""Curves to Weights & Biases: of training, whose `metrics.jsonl` the learner itself writes, and of
+annotation, whose diary is the unit log."""
 
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,13 +15,20 @@ from stepwiser.config import flatten
 if TYPE_CHECKING:
     from pipelines.session import Session
 
+FINISH_S = 30.0
+"""Longest that a stage waits for the last rows to be sent."""
+
 
 class MetricsLogger:
-    """One W&B run, offline where there is no key; a resumed training continues the same run."""
+    """One W&B run, offline where there is no key; a second start continues the same run.
 
-    def __init__(self, session: Session, name: str) -> None:
+    ``axis``: the figure that charts are drawn over; W&B's own step if None.
+    """
+
+    def __init__(self, session: Session, name: str, axis: str | None = None) -> None:
         self.session = session
         self.name = name
+        self.axis = axis
 
     def __enter__(self) -> Self:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -38,9 +48,12 @@ class MetricsLogger:
             config=flatten(self.session.config),
             settings=wandb.Settings(console="off", x_disable_stats=True),
         )
+        if self.axis:
+            self._run.define_metric("*", step_metric=self.axis)
         return self
 
     def log(self, row: dict[str, Any]) -> None:
+        """Numbers of one moment; ``step`` says which, and never decreases."""
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         self._run.log(numbers, step=row["step"])
 
@@ -51,3 +64,59 @@ class MetricsLogger:
         trace: TracebackType | None,
     ) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
+
+
+class BackgroundLogger:
+    """A `MetricsLogger` that nobody waits for and that nothing fails by.
+
+    W&B takes two seconds to start, more over a slow network, and annotation is done without it:
+    a thread of its own starts it and feeds it. What goes wrong there is a warning, once.
+    """
+
+    def __init__(self, logger: MetricsLogger) -> None:
+        self._logger = logger
+        self._rows: queue.SimpleQueue[dict[str, Any] | type[BaseException] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._feed, name="wandb", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self._thread.is_alive():
+            self._rows.put(row)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._rows.put(kind)
+        self._thread.join(FINISH_S)
+        if self._thread.is_alive():
+            self._warn(f"it was still sending after {FINISH_S:g} s")
+
+    def _feed(self) -> None:
+        try:
+            with self._logger as logger:
+                while isinstance(row := self._rows.get(), dict):
+                    logger.log(row)
+                if row is not None:
+                    raise _Ended
+        except _Ended:
+            pass
+        except Exception as error:
+            self._warn(f"{type(error).__name__}: {error}")
+
+    def _warn(self, reason: str) -> None:
+        self._logger.session.console.print(
+            f"[yellow]W&B has no curve of {self._logger.name}, or not all of it: {reason}",
+            soft_wrap=True,
+        )
+
+
+class _Ended(Exception):
+    """The work failed, not its logging: W&B is told."""

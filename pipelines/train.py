@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from actors.collector import CollectorOptions, ExperienceCollector
 from actors.learner import train_grpo
+from actors.pool import EnginePool
+from actors.prompt_source import LiveOptions
 from actors.sft import SFTJob
+from actors.worker_group import Metrics
 from pipelines.label import load_prompts
 from pipelines.learning import grpo_options, run_sft_jobs
+from pipelines.live import LiveAnnotation, live_options, reading_metrics, settle
 from pipelines.session import Session
 from pipelines.tracking import MetricsLogger
 from stepwiser.experience import TokenExamples
+from stepwiser.plan import engine_range
 from stepwiser.prompts import resolve_model
 from stepwiser.records import JudgePrompt, group_by
 
@@ -33,11 +40,15 @@ def run(session: Session) -> dict[str, Any]:
     if not missing and metrics:
         session.console.print("train: already done, kept")
         return metrics
-    with session.stage("train", resumes=True) as usage:
-        if JUDGE in missing:
+    if JUDGE in missing:
+        with session.stage("train", resumes=True) as usage:
             metrics |= _train_judge(session)
             usage.trained_tokens += metrics["trained_tokens"]
-        if DISCRIMINATIVE in missing:
+        session.store.write_metrics("train", metrics)
+    if session.config.train.live:
+        settle(session)
+    if DISCRIMINATIVE in missing:
+        with session.stage("train", resumes=True) as usage:
             metrics["discriminative"] = train_discriminative(session)
             usage.trained_tokens += metrics["discriminative"]["trained_tokens"]
     session.store.write_metrics("train", metrics)
@@ -52,41 +63,73 @@ def judge_start(session: Session) -> str:
 
 
 def _train_judge(session: Session) -> dict[str, Any]:
-    config = session.config
     start = judge_start(session)
-    train = load_prompts(session.store, "train")
-    heldout = load_prompts(session.store, "heldout")
-    pool = session.pool(start)
+    if not session.config.train.live:
+        train = load_prompts(session.store, "train")
+        heldout = load_prompts(session.store, "heldout")
+        with _collector(session, session.pool(start), start, train, heldout) as collector:
+            rows = _run_grpo(session, start, collector)
+        return _figures(rows) | {"prompts": {"train": len(train), "heldout": len(heldout)}}
+    live = live_options(session)
+    fewest, most = engine_range(session.config)
+    judge = session.pool(start, slot="judge")
+    policy = session.pool(session.policy_dir(), slot="policy", count=fewest, maximum=most)
+    with (
+        _collector(session, judge, start, [], [], live) as collector,
+        LiveAnnotation(session, policy, collector),
+    ):
+        rows = _run_grpo(session, start, collector)
+    return _figures(rows) | {"live": reading_metrics(session)}
+
+
+@contextlib.contextmanager
+def _collector(
+    session: Session,
+    pool: EnginePool,
+    start: str,
+    train: list[JudgePrompt],
+    heldout: list[JudgePrompt],
+    live: LiveOptions | None = None,
+) -> Iterator[Any]:
+    """The collector, for as long as the block lasts."""
+    config = session.config
     options = CollectorOptions(
         model_dir=start,
         prompts=config.prompts,
         train=config.train,
         max_response_tokens=min(config.train.max_response_tokens, config.judge_max_tokens),
         seed=config.seed,
+        live=live,
     )
     collector = ExperienceCollector.remote(options, pool.client(), train, heldout)
     try:
-        with (
-            session.track("train judge", config.train.steps, "steps") as tracker,
-            MetricsLogger(session, JUDGE) as logger,
-        ):
-
-            def on_metrics(row: dict[str, Any]) -> None:
-                note = (
-                    f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
-                    f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
-                )
-                tracker.update(row["step"] + 1, note=note)
-                logger.log(row)
-
-            result = train_grpo(grpo_options(session, JUDGE, start), collector, on_metrics)
+        yield collector
     finally:
         collector.__ray_terminate__.remote()
-    rows = result.metrics
+
+
+def _run_grpo(session: Session, start: str, collector: Any) -> Sequence[Metrics]:
+    """Train to the end; returns the lines of the curve."""
+    with (
+        session.track("train judge", session.config.train.steps, "steps") as tracker,
+        MetricsLogger(session, JUDGE) as logger,
+    ):
+
+        def on_metrics(row: dict[str, Any]) -> None:
+            note = (
+                f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
+                f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
+            )
+            tracker.update(row["step"] + 1, note=note)
+            logger.log(row)
+
+        return train_grpo(grpo_options(session, JUDGE, start), collector, on_metrics).metrics
+
+
+def _figures(rows: Sequence[Metrics]) -> dict[str, Any]:
     window = max(1, len(rows) // 10)
     return {
-        "steps": result.steps,
-        "prompts": {"train": len(train), "heldout": len(heldout)},
+        "steps": rows[-1]["step"] + 1 if rows else 0,
         "reward_first": _mean(rows[:window], "reward"),
         "reward_last": _mean(rows[-window:], "reward"),
         "accuracy_positive_last": _mean(rows[-window:], "accuracy_positive"),
@@ -178,5 +221,11 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
         "response length, first → last tenth",
         f"{metrics['response_length_first']:.1f} → {metrics['response_length_last']:.1f} tokens",
     )
+    if "live" in metrics:
+        live = metrics["live"]
+        table.add_row(
+            "prompts read", f"{live['prompts_read']}, each {live['reads_mean']:.1f} times"
+        )
+        table.add_row("rollouts made for each that was read", f"{live['made_over_read']:.2f}")
     table.add_row("engine/learner log-prob gap", f"{metrics['logprob_gap']:.1e}")
     session.console.print(table)

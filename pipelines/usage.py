@@ -27,10 +27,9 @@ class Usage:
     peak_memory_gb: float = 0.0
     cpus: float = 0.0
     gpus: float = 0.0
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.gpus * self.seconds / 3600
+    """As planned; engines may come and go meanwhile."""
+    gpu_hours: float = 0.0
+    """What engines really held, and by plan what the other roles held."""
 
     def plus(self, earlier: dict[str, Any] | None) -> Usage:
         """Together with the cost of an earlier start of the same stage, if there was one."""
@@ -43,10 +42,11 @@ class Usage:
             prompt_tokens=self.prompt_tokens + earlier["prompt_tokens"],
             trained_tokens=self.trained_tokens + earlier["trained_tokens"],
             peak_memory_gb=max(self.peak_memory_gb, earlier["peak_memory_gb"]),
+            gpu_hours=self.gpu_hours + earlier["gpu_hours"],
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"gpu_hours": self.gpu_hours}
+        return asdict(self)
 
 
 def memory_of_run() -> int:

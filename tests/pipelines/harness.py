@@ -40,11 +40,11 @@ SMALL = (
 )
 
 
-def command(stage: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "pipelines.cli", stage, *SMALL, *overrides]
+def command(stage: str, *overrides: str, module: str = "pipelines.cli") -> list[str]:
+    return [sys.executable, "-m", module, stage, *SMALL, *overrides]
 
 
-def start(stage: str, *overrides: str) -> subprocess.Popen[str]:
+def start(stage: str, *overrides: str, module: str = "pipelines.cli") -> subprocess.Popen[str]:
     """Start a stage in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     environment.pop("RAY_ADDRESS", None)
@@ -52,7 +52,7 @@ def start(stage: str, *overrides: str) -> subprocess.Popen[str]:
     # to the run that the next start continues.
     environment.pop("WANDB_SERVICE", None)
     return subprocess.Popen(
-        command(stage, *overrides),
+        command(stage, *overrides, module=module),
         cwd=ROOT,
         env=environment,
         text=True,

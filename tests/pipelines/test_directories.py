@@ -11,6 +11,8 @@ from pipelines.directories import duration
 from stepwiser.config import RunConfig
 from stepwiser.shard import Shard
 from stepwiser.store import RunStore
+from stepwiser.units import UnitLog
+from stepwiser.watch import EngineCounters
 from tests.stepwiser.annotated_run import write_run
 from tests.stepwiser.test_cost import COUNTS
 from tests.stepwiser.test_merge import write_shard
@@ -51,6 +53,21 @@ def test_status(tmp_path: Path) -> None:
     assert "done" in output and "2 of 2" in output and "4 of 4" in output
     assert json.loads(run("status", tmp_path / "run", "--json"))["rollouts"] == 16
     assert "not a run directory" in run("status", tmp_path, code=2)
+
+
+def test_status_names_engines_one_by_one_up_to_a_dozen(tmp_path: Path) -> None:
+    store = write_run(tmp_path / "run")
+    log = UnitLog(store, Shard())
+    log.start(0.0, 1)
+    for seconds in (1.0, 11.0):
+        tokens = round(100 * seconds)
+        look = {i: EngineCounters(seconds, tokens, tokens, tokens // 2) for i in range(14)}
+        log.engines(0.0, 0.0, look)
+    output = run("status", tmp_path / "run")
+    assert "100 tokens/s, 50.0% from cache" in output
+    assert "engine 11" in output and "engine 12" not in output and "2 more" in output
+    assert "rollouts/s" in output and "saved" not in output
+    assert len(json.loads(run("status", tmp_path / "run", "--json"))["engines"]) == 14
 
 
 def test_plan_says_what_it_assumed(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.label import _compare_rules, _refuse_unsettled, label_trajectory
+from pipelines.label import _compare_rules, _refuse_unsettled
 from stepwiser.config import RunConfig, load_config
 from stepwiser.config.models import LabelConfig
 from stepwiser.errors import UserError
 from stepwiser.formats import Format, export
+from stepwiser.labelling import label_trajectory
 from stepwiser.labels import LabelRule
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import ChunkValue, Trajectory

@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from stepwiser.draws import DRAWS, DrawLog
 from stepwiser.records import ChunkValue, JudgePrompt, Trajectory
 from stepwiser.status import read_status
 from stepwiser.store import RunStore
@@ -119,7 +120,9 @@ def test_solve_and_finetune_report_costs(quickstart: tuple[Path, str]) -> None:
 
 
 def test_wandb_kept_an_offline_run(quickstart: tuple[Path, str]) -> None:
-    assert list((quickstart[0] / "wandb").glob("offline-run-*"))
+    for name in ("annotate", "judge"):
+        run_id = (quickstart[0] / f"wandb-{name}.id").read_text()
+        assert list((quickstart[0] / "wandb").glob(f"offline-run-*-{run_id}"))
 
 
 def test_another_config_is_refused_with_the_difference(quickstart: tuple[Path, str]) -> None:
@@ -150,6 +153,9 @@ def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path)
     after = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
     assert len(after) == 48
     assert all(after[name] == stamp for name, stamp in before.items()), "nothing is done twice"
+    status = read_status(RunStore(folder))
+    assert (status.problems, status.state, len(status.engines)) == (48, "done", 2)
+    assert (status.tokens_per_s or 0) > 0 and all(e.tokens_per_s > 0 for e in status.engines)
     names = {Path(name).stem for name in after}
     for table in ("trajectories", "values"):
         assert {Path(name).stem for name in parquet_files(folder, table)} == names
@@ -212,11 +218,58 @@ def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) ->
     assert (folder / "models" / "judge" / "model.safetensors").is_file()
 
 
+def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy")
+    arguments = (
+        f"run_dir={folder}",
+        "train.live=true",
+        "annotate.min_engines=1",
+        "annotate.problems_per_unit=2",
+        "cluster.cpus=5",
+        "train.steps=8",
+        "discriminative.enabled=false",
+    )
+    process = start("train", *arguments)
+    log = DrawLog(folder / DRAWS)
+    wait_for(lambda: any(draw.step == 4 for draw in log.read()), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = log.read()
+    units = {p.name: p.stat().st_mtime_ns for p in (folder / "units").glob("*.json")}
+    assert max(draw.step for draw in before) < 7, "killed half-way"
+    run("train", *arguments)
+    draws = log.read()
+    assert draws[: len(before)] == before, "steps that are done again read what they have read"
+    assert len({(draw.step, draw.number) for draw in draws}) == len(draws)
+    assert {draw.step for draw in draws} == set(range(8))
+    after = {p.name: p.stat().st_mtime_ns for p in (folder / "units").glob("*.json")}
+    assert all(after[name] == stamp for name, stamp in units.items()), "nothing is done twice"
+    plan = json.loads((folder / "annotate" / "plan.json").read_text())
+    assert len(after) < len(plan["units"]), "no more than training reads"
+    # What it leaves is what the stages annotate and label leave.
+    rows = JudgePrompt.from_table(RunStore(folder).read_table("judge_prompts", "label"))
+    known = {row.prompt_id: row for row in rows}
+    for draw in draws:
+        labels = [known[prompt].label for prompt in draw.prompts]
+        assert labels == [True] * 8 + [False] * 8
+        assert all(known[prompt].split != "heldout" for prompt in draw.prompts)
+    for table in ("trajectories", "values", "judge_prompts"):
+        schemas = [
+            pq.read_schema(next((f / table).glob("*.parquet"))) for f in (folder, quickstart[0])
+        ]
+        assert schemas[0] == schemas[1], table
+    live = _metrics(folder, "train")["live"]
+    assert live["rollouts_read"] <= live["rollouts_made"]
+    assert live["rollouts_made"] == _metrics(folder, "annotate")["counts"]["rollouts"]
+    assert live["prompts_read"] == len({prompt for draw in draws for prompt in draw.prompts})
+
+
 def test_ctrl_c_keeps_finished_work_and_leaves_no_process(
     quickstart: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    process = start("annotate", f"run_dir={folder}")
+    # Many small units, as above.
+    process = start("annotate", f"run_dir={folder}", "annotate.problems_per_unit=1")
     wait_for(lambda: len(list((folder / "units").glob("*.json"))) >= 2, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from actors.collector import prompts_of_step
+from actors.prompt_source import prompts_of_step
 from pipelines.train import discriminative_examples
 from stepwiser.config import load_config
 from stepwiser.prompts import PromptFormat
