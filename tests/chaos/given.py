@@ -1,0 +1,51 @@
+"""A run whose keys are known beforehand: given trajectories, every chunk of which is valued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stepwiser.tasks import ArithmeticProblem, load_base_model_dir
+from stepwiser.tasks.arithmetic import solution_chunks, true_step
+
+SETTINGS = (
+    # The packaged model stands for the chunk-tuned policy: what it writes does not matter here.
+    "annotate.responses=4",
+    "annotate.rollouts=8",
+    "annotate.stop_below=0",
+    "annotate.max_tokens=100",
+)
+
+
+def make_run(folder: Path, problems: Sequence[ArithmeticProblem], per_unit: int = 1) -> list[str]:
+    """A run directory with a policy; returns the overrides that annotate a right and a wrong
+    solution of each problem there, named after its position."""
+    shutil.copytree(load_base_model_dir(), folder / "models" / "policy")
+    source = folder.parent / "given.jsonl"
+    with source.open("w") as file:
+        for number, problem in enumerate(problems):
+            for name, steps in (("right", solution_chunks(problem)), ("wrong", _slip(problem))):
+                row = {"id": f"{number}-{name}", "problem": problem.question, "steps": steps}
+                row |= {"answer": problem.answer, "final_answer_correct": name == "right"}
+                file.write(json.dumps(row) + "\n")
+    return [
+        f"run_dir={folder}",
+        f"annotate.source={source}",
+        f"annotate.problems_per_unit={per_unit}",
+        *SETTINGS,
+    ]
+
+
+def _slip(problem: ArithmeticProblem) -> list[str]:
+    """A solution whose second step is one too high, and what follows from that."""
+    steps, left = [], problem.values[0]
+    for index in range(len(problem.operations)):
+        step = true_step(problem, index, left)
+        if index == 1:
+            step = replace(step, result=step.result + 1)
+        steps.append(step.text)
+        left = step.result
+    return steps
