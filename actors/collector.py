@@ -19,7 +19,7 @@ import ray
 from actors.client import PoolClient
 from actors.prompt_source import FinishedPrompts, LiveOptions, LivePrompts, PromptSource
 from stepwiser.config import PromptConfig
-from stepwiser.config.models import TrainConfig
+from stepwiser.config.training import TrainConfig
 from stepwiser.errors import UserError
 from stepwiser.experience import Experience, ExperienceBatch
 from stepwiser.generation import Sample, Sampling

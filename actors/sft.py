@@ -30,7 +30,7 @@ from actors.worker_group import (
     engine_config,
     run_worker_group,
 )
-from stepwiser.config.models import SFTConfig
+from stepwiser.config.training import SFTConfig
 from stepwiser.errors import UserError
 from stepwiser.experience import TokenExamples
 from stepwiser.grpo import token_logprobs

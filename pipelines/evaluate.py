@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from actors.pool import EnginePool
+from pipelines.baselines import DISCRIMINATIVE, judge_start
 from pipelines.session import Session
-from pipelines.train import DISCRIMINATIVE, JUDGE, judge_start
+from pipelines.train import JUDGE
 from stepwiser.errors import UserError
 from stepwiser.evaluation import calibration, judge_items, score_judge
 from stepwiser.generation import Sample, Sampling

@@ -4,11 +4,10 @@ from stepwiser.config.loading import difference, flatten, load_config, parse_con
 from stepwiser.config.models import (
     DataConfig,
     EngineConfig,
-    LearnerConfig,
     RunConfig,
-    SFTConfig,
 )
 from stepwiser.config.prompts import PromptConfig
+from stepwiser.config.training import LearnerConfig, SFTConfig
 
 __all__ = [
     "DataConfig",

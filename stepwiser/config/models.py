@@ -5,21 +5,19 @@ Importable without torch, Ray or vLLM, so that a config can be checked anywhere.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from stepwiser.config.base import Fraction, Positive, Section
 from stepwiser.config.prompts import PromptConfig
+from stepwiser.config.training import (
+    DiscriminativeConfig,
+    LearnerConfig,
+    SFTConfig,
+    TrainConfig,
+)
 from stepwiser.shard import Shard
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Unknown keys are errors: a misspelled key must never be ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class DataConfig(Section):
@@ -62,31 +60,6 @@ class EngineConfig(Section):
         True, description="Run the engine core in its own process (in-process on a laptop)."
     )
     start_timeout_s: Positive = Field(900, description="Give up on an engine after so long.")
-
-
-class LearnerConfig(Section):
-    """Ray Train workers with DeepSpeed."""
-
-    workers: Positive = Field(1, description="Ray Train workers, one rank each.")
-    cpus: Positive = Field(1, description="Ray CPUs, and threads, of one worker.")
-    gpus: float = Field(0.0, ge=0, description="Ray GPUs of one worker; below 1 it shares one.")
-    zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Forward type.")
-    max_tokens_per_microbatch: Positive = Field(16384, description="Token budget of one forward.")
-    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
-    max_failures: int = Field(2, ge=-1, description="Worker-group restarts before giving up.")
-
-
-class SFTConfig(Section):
-    """Supervised fine-tuning (METHOD: lr 1e-5, packed to 8192, batch 32)."""
-
-    learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    batch_size: Positive = Field(32, description="Examples of one optimizer step, all ranks.")
-    steps: Positive | None = Field(None, description="Optimizer steps; else `epochs`.")
-    epochs: Positive = Field(1)
-    weight_decay: float = Field(0.0, ge=0)
 
 
 class SegmentConfig(Section):
@@ -207,52 +180,6 @@ class LabelConfig(RuleConfig):
     max_prompt_tokens: Positive = Field(3096, description="Longer judge prompts are dropped.")
     balance: bool = Field(True, description="Downsample the majority class to one half.")
     heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")
-
-
-class TrainConfig(Section):
-    """GRPO of the generative judge (paper section 3.3)."""
-
-    steps: Positive = 800
-    prompts_per_step: Positive = 1024
-    minibatch_prompts: Positive = 256
-    group_size: Positive = 4
-    max_response_tokens: Positive = 3096
-    temperature: float = Field(1.0, gt=0)
-    learning_rate: float = Field(1e-6, gt=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.28, gt=0, description="Clip-higher keeps exploration alive.")
-    normalize_advantages: bool = Field(True, description="Divide by the group's deviation.")
-    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    importance_cap: float | None = Field(2.0, description="Truncated engine/learner correction.")
-    kl_coefficient: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    live: bool = Field(
-        False,
-        description="Annotate while training goes on, as much as the steps read, in place of the "
-        "stages annotate and label.",
-    )
-    live_ahead: Positive = Field(
-        2, description="Steps' worth of labelled prompts that live annotation keeps ready."
-    )
-    live_reads: Positive = Field(
-        8, description="Most readings of one prompt while live annotation goes on."
-    )
-    checkpoint_every: Positive = 50
-    evaluate_every: Positive | None = Field(None, description="Held-out labels, in steps.")
-    publish_timeout_s: Positive = 600
-    logprob_tolerance: float = Field(
-        0.05, gt=0, description="Largest mean engine/learner log-prob gap before training stops."
-    )
-
-
-class DiscriminativeConfig(Section):
-    """The discriminative baseline: multi-turn `+` / `-` after every chunk."""
-
-    enabled: bool = True
-    sft: SFTConfig = SFTConfig()
 
 
 class EvaluateConfig(Section):

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from actors.prompt_source import prompts_of_step
-from pipelines.train import discriminative_examples
+from pipelines.baselines import discriminative_examples
 from stepwiser.config import load_config
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import JudgePrompt
