@@ -1,12 +1,13 @@
-"""What the annotation engine is worth: speed, tokens, live labels, scale.
+"""What the annotation engine is worth: speed, tokens, live labels, nodes that come and go, scale.
 
     python -m benchmarks.annotation            about an hour on two cores
     python -m benchmarks.annotation --quick    within five minutes
     python -m benchmarks.annotation --only speed tokens
 
 The parts are modules of their own (`annotation_speed`, `annotation_tokens`, `annotation_live`,
-`annotation_scale`), each with an account of how it measures. All compare arms of one run, so that
-figures are ratios. The last line is one JSON object; a part that is left out has no figure there.
+`annotation_elastic`, `annotation_scale`), each with an account of how it measures. All compare
+arms of one run, so that figures are ratios. The last line is one JSON object; a part that is left
+out (`--quick` leaves out `elastic`) has no figure there.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from rich.table import Table
 from stepwiser.config import load_config
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
-PARTS = ("speed", "tokens", "live", "scale")
+PARTS = ("speed", "tokens", "live", "elastic", "scale")
 QUICK_POLICY = (
-    "segment.problems=128",
-    "segment.evaluation_problems=32",
-    "segment.sft.steps=50",
+    "segment.problems=96",
+    "segment.evaluation_problems=16",
+    "segment.sft.steps=40",
 )
 
 
@@ -43,11 +44,13 @@ class Size:
     tape_problems: int
     shuffles: int
     seeds: int
+    window_s: float
+    elastic_problems: int
     chunks: int
 
 
-FULL = Size(5, 128, 60, 64, 8, 3, 1_000_000)
-QUICK = Size(1, 32, 20, 8, 2, 1, 10_000)
+FULL = Size(5, 128, 60, 64, 8, 3, 30.0, 640, 1_000_000)
+QUICK = Size(1, 48, 16, 4, 1, 1, 0.0, 0, 10_000)
 
 
 def main() -> None:
@@ -62,6 +65,8 @@ def main() -> None:
     policy = _policy(out, args.quick)
     figures: dict[str, Any] = {}
     for part in args.only:
+        if part == "elastic" and args.quick:
+            continue  # three windows and two changes take longer than all else
         figures |= MEASURES[part](console, policy, out, size, args.quick)
     print(json.dumps(figures))
 
@@ -148,6 +153,20 @@ def _live(console: Console, policy: Path, out: Path, size: Size, quick: bool) ->
     return figures
 
 
+def _elastic(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
+    from benchmarks.annotation_elastic import measure_elastic
+
+    overrides = [_fresh(policy, out / "elastic")]
+    figures, windows = measure_elastic(overrides, size.elastic_problems, size.window_s)
+    table = Table(title="A node joins, and leaves", title_justify="left")
+    for name in ("engines", "tokens/s", "engines' CPU time of a token, µs"):
+        table.add_column(name, justify="right")
+    for engines, window in zip(("1", "2", "1"), windows, strict=True):
+        table.add_row(engines, f"{window['tokens_per_s']:,.0f}", f"{window['cpu_us']:,.0f}")
+    console.print(table)
+    return figures
+
+
 def _scale(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation_scale import measure, print_table
 
@@ -160,7 +179,7 @@ def _scale(console: Console, policy: Path, out: Path, size: Size, quick: bool) -
     return {name: found[name] for name in names}
 
 
-MEASURES = {"speed": _speed, "tokens": _tokens, "live": _live, "scale": _scale}
+MEASURES = {"speed": _speed, "tokens": _tokens, "live": _live, "elastic": _elastic, "scale": _scale}
 
 if __name__ == "__main__":
     main()

@@ -34,7 +34,7 @@ BOTH = (
     "evaluate.calibration_trajectories=0",
     "evaluate.forced_prefix=''",
 )
-QUICK = ("train.steps=10", "train.prompts_per_step=64", "train.minibatch_prompts=32")
+QUICK = ("train.steps=6", "train.prompts_per_step=32", "train.minibatch_prompts=16")
 
 
 def measure_live(policy: Path, out: Path, seeds: int, quick: bool) -> dict[str, Any]:
