@@ -17,16 +17,23 @@ import numpy as np
 import ray
 
 from actors.client import PoolClient
-from actors.prompt_source import FinishedPrompts, LiveOptions, LivePrompts, PromptSource
+from actors.prompt_source import (
+    FinishedPrompts,
+    FinishedSolutions,
+    LiveOptions,
+    LivePrompts,
+    PromptSource,
+)
 from stepwiser.config import PromptConfig
 from stepwiser.config.training import TrainConfig
 from stepwiser.errors import UserError
 from stepwiser.experience import Experience, ExperienceBatch
 from stepwiser.generation import Sample, Sampling
 from stepwiser.grpo import group_advantages, zero_variance
-from stepwiser.judging import parse_verdict, verdict_reward
+from stepwiser.judging import parse_verdict
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import JudgePrompt
+from stepwiser.rewards import score_groups
 
 MAX_ROUNDS = 4
 """Times a step may draw further prompts while every group agrees with itself."""
@@ -44,6 +51,8 @@ class CollectorOptions:
     live: LiveOptions | None = None
     """For prompts that are offered while training goes on."""
     heldout_limit: int = 256
+    balanced: bool = True
+    """Half of a step of either class (label.balance)."""
 
 
 def _remedy(silent: float) -> str:
@@ -54,6 +63,18 @@ def _remedy(silent: float) -> str:
             "prompts.judge, raise judge_max_tokens, lower train.temperature or use a stronger model"
         )
     return "raise train.group_size or train.temperature, or start from an earlier checkpoint"
+
+
+def _share_right(rewards: np.ndarray[Any, Any]) -> float:
+    """Of these answers; nan where there are none, as may be without balance."""
+    return float((rewards == 1.0).mean()) if rewards.size else float("nan")
+
+
+def _finished(options: CollectorOptions, prompts: list[JudgePrompt]) -> PromptSource:
+    per_step = options.train.prompts_per_step
+    if options.train.reward == "outcome":
+        return FinishedSolutions(prompts, per_step, options.seed)
+    return FinishedPrompts(prompts, per_step, options.seed, options.balanced)
 
 
 @ray.remote(num_cpus=0, max_concurrency=64)
@@ -71,9 +92,7 @@ class ExperienceCollector:
         self.pool = pool
         self.format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
         self.live = LivePrompts(options.live, options.seed) if options.live else None
-        self.source: PromptSource = self.live or FinishedPrompts(
-            prompts, options.train.prompts_per_step, options.seed
-        )
+        self.source: PromptSource = self.live or _finished(options, prompts)
         self.heldout = heldout[: options.heldout_limit]
         self._steps: dict[int, asyncio.Task[ExperienceBatch]] = {}
         self._figures_of_step: dict[str, float] = {}
@@ -132,12 +151,8 @@ class ExperienceCollector:
             chosen = await self.source.draw(step, draw)
             waited += time.monotonic() - asked
             groups = await asyncio.gather(*(self._sample(p, config.group_size) for p in chosen))
-            rewards = np.array(
-                [
-                    [verdict_reward(parse_verdict(s.text), p.label) for s in samples]
-                    for p, (_, samples) in zip(chosen, groups, strict=True)
-                ]
-            )
+            texts = [[sample.text for sample in samples] for _, samples in groups]
+            rewards = np.array(score_groups(config.reward, chosen, texts))
             experiences += self._experiences(groups, rewards, len(experiences))
             figures.append(self._figures(chosen, [samples for _, samples in groups], rewards))
             if experiences:
@@ -210,8 +225,8 @@ class ExperienceCollector:
         deviations = rewards.std(axis=1)
         return {
             "reward": float(rewards.mean()),
-            "accuracy_positive": float(rewards[labels].mean()),
-            "accuracy_negative": float(rewards[~labels].mean()),
+            "accuracy_positive": _share_right(rewards[labels]),
+            "accuracy_negative": _share_right(rewards[~labels]),
             "share_positive": float(np.mean([v is True for v in verdicts])),
             "share_no_verdict": float(np.mean([v is None for v in verdicts])),
             "mixed_groups": float((deviations > 0).mean()),

@@ -12,14 +12,14 @@ from typing import Protocol
 from stepwiser.draws import Draw, DrawLog, count_reads
 from stepwiser.errors import UserError
 from stepwiser.prompt_buffer import PromptBuffer, Reading
-from stepwiser.records import JudgePrompt
+from stepwiser.records import JudgePrompt, group_by
 
 
 class PromptSource(Protocol):
     """The prompts of a step."""
 
     async def draw(self, step: int, number: int) -> list[JudgePrompt]:
-        """Positive ones, then as many Negative ones; the same ones for the same step and number.
+        """The same ones for the same step and number, where they are balanced Positive ones first.
 
         ``number`` counts the further ones that a step may ask for.
         """
@@ -27,13 +27,21 @@ class PromptSource(Protocol):
 
 
 class FinishedPrompts:
-    """All prompts of a finished annotation, in shuffled epochs."""
+    """All prompts of a finished annotation, in shuffled epochs.
 
-    def __init__(self, prompts: Sequence[JudgePrompt], per_step: int, seed: int) -> None:
+    Half of a step is of either class, unless ``balanced`` is false: then a step is a random part
+    of all, whatever their classes.
+    """
+
+    def __init__(
+        self, prompts: Sequence[JudgePrompt], per_step: int, seed: int, balanced: bool = True
+    ) -> None:
+        self._all = list(prompts)
         self._positives = [p for p in prompts if p.label]
         self._negatives = [p for p in prompts if not p.label]
         self._per_step = per_step
         self._seed = seed
+        self._balanced = balanced
         if not self._positives or not self._negatives:
             raise UserError(
                 f"{len(self._positives)} positive and {len(self._negatives)} negative prompts: "
@@ -42,9 +50,37 @@ class FinishedPrompts:
 
     async def draw(self, step: int, number: int) -> list[JudgePrompt]:
         """See `PromptSource`."""
+        if not self._balanced:
+            size = len(self._all)
+            order = f"{self._seed}/all"
+            return [self._all[i] for i in _next(size, self._per_step, step, order, number)]
         sizes = len(self._positives), len(self._negatives)
         positive, negative = prompts_of_step(*sizes, self._per_step, step, self._seed, number)
         return [self._positives[i] for i in positive] + [self._negatives[i] for i in negative]
+
+
+class FinishedSolutions:
+    """Whole solutions, all steps of each, as many right ones as wrong ones, in shuffled epochs."""
+
+    def __init__(self, prompts: Sequence[JudgePrompt], per_step: int, seed: int) -> None:
+        solutions = group_by(prompts, "trajectory_id").values()
+        self._right = [steps for steps in solutions if steps[0].label]
+        self._wrong = [steps for steps in solutions if not steps[0].label]
+        if not self._right or not self._wrong:
+            raise UserError(
+                f"{len(self._right)} right and {len(self._wrong)} wrong solutions: "
+                "train.reward=outcome needs both; annotate more problems"
+            )
+        # Solutions differ in length: a step has about `per_step` prompts.
+        self._per_step = max(2, round(per_step * len(solutions) / len(prompts)))
+        self._seed = seed
+
+    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
+        """See `PromptSource`."""
+        sizes = len(self._right), len(self._wrong)
+        right, wrong = prompts_of_step(*sizes, self._per_step, step, self._seed, number)
+        chosen = [self._right[i] for i in right] + [self._wrong[i] for i in wrong]
+        return [prompt for steps in chosen for prompt in steps]
 
 
 def prompts_of_step(
@@ -58,12 +94,17 @@ def prompts_of_step(
     halves = (count // 2, count - count // 2)
     chosen = []
     for size, half, salt in ((positives, halves[0], "+"), (negatives, halves[1], "-")):
-        indices = []
-        for position in range(step * half, (step + 1) * half):
-            epoch, offset = divmod(position, size)
-            indices.append(_shuffled(size, f"{seed}/{salt}/{epoch}/{draw}")[offset])
-        chosen.append(indices)
+        chosen.append(_next(size, half, step, f"{seed}/{salt}", draw))
     return chosen[0], chosen[1]
+
+
+def _next(size: int, count: int, step: int, order: str, draw: int) -> list[int]:
+    """What the step reads of so many things, each read once in every epoch."""
+    indices = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, offset = divmod(position, size)
+        indices.append(_shuffled(size, f"{order}/{epoch}/{draw}")[offset])
+    return indices
 
 
 @lru_cache(maxsize=8)

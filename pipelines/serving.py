@@ -17,7 +17,7 @@ def run(session: Session) -> dict[str, Any]:
     judge = session.store.find_model(JUDGE, "train")
     options = ServeOptions(
         engine=engine_options(config, judge),
-        prompts=config.prompts,
+        prompts=config.judge_prompts,
         serve=config.serve,
         max_tokens=config.judge_max_tokens,
         cpus=config.engine.cpus,

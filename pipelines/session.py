@@ -279,7 +279,7 @@ class Session:
         return self.store.find_model("policy", "segment")
 
     def prompts(self, model: str) -> PromptFormat:
-        return PromptFormat.from_model_dir(resolve_model(model), self.config.prompts)
+        return PromptFormat.from_model_dir(resolve_model(model), self.config.judge_prompts)
 
     @property
     def checker(self) -> ExactChecker | MathVerifyChecker:

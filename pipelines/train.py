@@ -1,4 +1,4 @@
-"""The generative judge by GRPO, and the discriminative baseline from the same labels."""
+"""The judge, by GRPO or as one of its baselines, all from the same labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from actors.learner import train_grpo
 from actors.pool import EnginePool
 from actors.prompt_source import LiveOptions
 from actors.worker_group import Metrics
-from pipelines.baselines import DISCRIMINATIVE, judge_start, train_discriminative
+from pipelines.baselines import (
+    DISCRIMINATIVE,
+    JUDGE,
+    judge_start,
+    solutions_prompts,
+    train_discriminative,
+    train_rejection,
+)
 from pipelines.label import load_prompts
 from pipelines.learning import grpo_options
 from pipelines.live import LiveAnnotation, live_options, reading_metrics, settle
@@ -22,41 +29,45 @@ from pipelines.tracking import MetricsLogger
 from stepwiser.plan import engine_range
 from stepwiser.records import JudgePrompt
 
-JUDGE = "judge"
-
 
 def run(session: Session) -> dict[str, Any]:
-    """Trains both judges; an interrupted run goes on from its last checkpoint."""
+    """Trains what `train.method` says; an interrupted run goes on from its last checkpoint."""
+    config = session.config
     metrics = session.store.read_metrics("train") or {}
+    wanted = {
+        JUDGE: config.train.method != "discriminative",
+        DISCRIMINATIVE: config.discriminative.enabled,
+    }
     missing = [
         name
-        for name in (JUDGE, DISCRIMINATIVE)
-        if not (session.store.model_dir(name) / "config.json").is_file()
-        and (name == JUDGE or session.config.discriminative.enabled)
+        for name, asked in wanted.items()
+        if asked and not (session.store.model_dir(name) / "config.json").is_file()
     ]
     if not missing and metrics:
         session.console.print("train: already done, kept")
         return metrics
     if JUDGE in missing:
         with session.stage("train", resumes=True) as usage:
-            metrics |= _train_judge(session)
+            ours = train_rejection if config.train.method == "rs_ft" else _train_judge
+            metrics |= ours(session)
             usage.trained_tokens += metrics["trained_tokens"]
         session.store.write_metrics("train", metrics)
-    if session.config.train.live:
+    if config.train.live:
         settle(session)
     if DISCRIMINATIVE in missing:
         with session.stage("train", resumes=True) as usage:
             metrics["discriminative"] = train_discriminative(session)
             usage.trained_tokens += metrics["discriminative"]["trained_tokens"]
     session.store.write_metrics("train", metrics)
-    _print(session, metrics)
+    if wanted[JUDGE]:
+        _print(session, metrics)
     return metrics
 
 
 def _train_judge(session: Session) -> dict[str, Any]:
     start = judge_start(session)
     if not session.config.train.live:
-        train = load_prompts(session.store, "train")
+        train = solutions_prompts(session) or load_prompts(session.store, "train")
         heldout = load_prompts(session.store, "heldout")
         with _collector(session, session.pool(start), start, train, heldout) as collector:
             rows = _run_grpo(session, start, collector)
@@ -86,11 +97,12 @@ def _collector(
     config = session.config
     options = CollectorOptions(
         model_dir=start,
-        prompts=config.prompts,
+        prompts=config.judge_prompts,
         train=config.train,
         max_response_tokens=min(config.train.max_response_tokens, config.judge_max_tokens),
         seed=config.seed,
         live=live,
+        balanced=config.label.balance,
     )
     collector = ExperienceCollector.remote(options, pool.client(), train, heldout)
     try:
@@ -143,17 +155,19 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_row("steps", str(metrics["steps"]))
+    part = "round" if "rounds" in metrics else "tenth"
     for name, key in (
-        ("reward, first tenth", "reward_first"),
-        ("reward, last tenth", "reward_last"),
-        ("verdict accuracy on positives, last tenth", "accuracy_positive_last"),
-        ("verdict accuracy on negatives, last tenth", "accuracy_negative_last"),
+        (f"reward, first {part}", "reward_first"),
+        (f"reward, last {part}", "reward_last"),
+        (f"verdict accuracy on positives, last {part}", "accuracy_positive_last"),
+        (f"verdict accuracy on negatives, last {part}", "accuracy_negative_last"),
     ):
         table.add_row(name, f"{metrics[key]:.3f}")
     if metrics.get("no_verdict_last"):
-        table.add_row("answers without a verdict, last tenth", f"{metrics['no_verdict_last']:.1%}")
+        words = f"answers without a verdict, last {part}"
+        table.add_row(words, f"{metrics['no_verdict_last']:.1%}")
     table.add_row(
-        "response length, first → last tenth",
+        f"response length, first → last {part}",
         f"{metrics['response_length_first']:.1f} → {metrics['response_length_last']:.1f} tokens",
     )
     if "live" in metrics:
@@ -162,5 +176,6 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
             "prompts read", f"{live['prompts_read']}, each {live['reads_mean']:.1f} times"
         )
         table.add_row("rollouts made for each that was read", f"{live['made_over_read']:.2f}")
-    table.add_row("engine/learner log-prob gap", f"{metrics['logprob_gap']:.1e}")
+    if "logprob_gap" in metrics:
+        table.add_row("engine/learner log-prob gap", f"{metrics['logprob_gap']:.1e}")
     session.console.print(table)

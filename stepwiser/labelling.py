@@ -7,6 +7,7 @@ prompts of the same rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stepwiser.config.models import LabelConfig
 from stepwiser.prompts import PromptFormat
@@ -31,6 +32,9 @@ def label_trajectory(
 
     Raises ValueError where the values leave a label open.
     """
+    if config.chunks_per_step > 1:
+        separator = prompt_format.config.history_separator
+        trajectory, values = merge_chunks(trajectory, values, config.chunks_per_step, separator)
     labels = trajectory_labels(Question.of(config), trajectory, values)
     means = [trajectory.problem_successes / trajectory.problem_trials, *(v.mean for v in values)]
     rows = []
@@ -58,6 +62,44 @@ def label_trajectory(
             )
         )
     return rows
+
+
+def merge_chunks(
+    trajectory: Trajectory, values: Sequence[ChunkValue], size: int, separator: str
+) -> tuple[Trajectory, list[ChunkValue]]:
+    """Every `size` chunks as one step, which is worth what the prefix is that ends with it.
+
+    Where the values end within a step, the last chunk of the solution has its outcome, and any
+    other step the value of its last valued chunk: that is what the unknown one is on average, since
+    the policy that wrote the rest of the step is the one that rolled out.
+    """
+    chunks = trajectory.chunks
+    starts = range(0, len(chunks), size)
+    merged = []
+    for index, start in enumerate(starts):
+        last = min(start + size, len(chunks)) - 1
+        if start >= len(values):
+            break
+        value = values[min(last, len(values) - 1)]
+        if last >= len(values) and last == len(chunks) - 1:
+            value = replace(
+                value,
+                successes=int(trajectory.correct),
+                trials=1,
+                is_outcome=True,
+                planned=1,
+                first_successes=int(trajectory.correct),
+                first_trials=1,
+                q_low=float(trajectory.correct),
+                q_high=float(trajectory.correct),
+            )
+        merged.append(replace(value, chunk_index=index))
+    steps = replace(
+        trajectory,
+        chunks=[separator.join(chunks[start : start + size]) for start in starts],
+        chunk_ends=[trajectory.chunk_ends[min(s + size, len(chunks)) - 1] for s in starts],
+    )
+    return steps, merged
 
 
 def is_held_out(problem_id: str, share: float, seed: int) -> bool:

@@ -12,8 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from stepwiser.config.base import Fraction, Positive, Section
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.config.training import (
+    AblateConfig,
     DiscriminativeConfig,
     LearnerConfig,
+    RejectionConfig,
     SFTConfig,
     TrainConfig,
 )
@@ -180,6 +182,9 @@ class LabelConfig(RuleConfig):
     max_prompt_tokens: Positive = Field(3096, description="Longer judge prompts are dropped.")
     balance: bool = Field(True, description="Downsample the majority class to one half.")
     heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")
+    chunks_per_step: Positive = Field(
+        1, description="Chunks judged as one step; more than 1 for steps that ignore the chunks."
+    )
 
 
 class EvaluateConfig(Section):
@@ -293,6 +298,8 @@ class RunConfig(Section):
     label: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig()
     discriminative: DiscriminativeConfig = DiscriminativeConfig()
+    rejection: RejectionConfig = RejectionConfig()
+    ablate: AblateConfig = AblateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     solve: SolveConfig = SolveConfig()
     select: SelectConfig = SelectConfig()
@@ -308,8 +315,47 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _methods_fit(self) -> RunConfig:
+        train, label = self.train, self.label
+        if train.reward != "verdict" and train.method != "grpo":
+            raise ValueError(
+                f"train.reward={train.reward} is a reward of train.method=grpo, not of "
+                f"{train.method}: leave it out"
+            )
+        if train.method == "discriminative" and not self.discriminative.enabled:
+            raise ValueError(
+                "train.method=discriminative with discriminative.enabled=false trains nothing: "
+                "leave the latter out"
+            )
+        live = {
+            f"train.method={train.method}": train.method != "grpo",
+            "train.reward=outcome": train.reward == "outcome",
+            "label.balance=false": not label.balance,
+            f"label.chunks_per_step={label.chunks_per_step}": label.chunks_per_step > 1,
+        }
+        if train.live and (clash := [name for name, holds in live.items() if holds]):
+            raise ValueError(
+                f"train.live=true cannot be had with {' and '.join(clash)}: run the stages "
+                "annotate and label first and set train.live=false"
+            )
+        if label.chunks_per_step > 1 and self.annotate.stopping != "fixed":
+            raise ValueError(
+                f"label.chunks_per_step={label.chunks_per_step} needs values that are whole, but "
+                f"annotate.stopping={self.annotate.stopping} ends rollouts for the labels of single"
+                " chunks: set annotate.stopping=fixed"
+            )
+        return self
 
-OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_dir"})
+    @property
+    def judge_prompts(self) -> PromptConfig:
+        """The prompts as the generative judge gets them, in training and in use."""
+        if self.train.reward != "verdict_only":
+            return self.prompts
+        return self.prompts.model_copy(update={"judge": self.prompts.verdict})
+
+
+OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_dir", "ablate"})
 """Where and how fast a run happens, not what it computes: may change between two starts."""
 
 OPERATIONAL_KEYS = frozenset({"annotate.min_engines", "annotate.max_engines"})

@@ -49,6 +49,20 @@ trying to do. Then check its logic, its method and every calculation against the
 reasoning so far. End with \\boxed{{Positive}} if the step holds, or \\boxed{{Negative}} if it \
 does not."""
 
+VERDICT = """You check one step of a solution at a time.
+
+### Problem
+{problem}
+
+### Reasoning so far
+{history}
+
+### New step
+{chunk}
+
+Decide whether the new step is a sound move towards the right answer. Write \\boxed{{Positive}} if \
+the step holds, or \\boxed{{Negative}} if it does not, and nothing else."""
+
 DISCRIMINATIVE_FIRST = """{problem}
 
 {chunk}"""
@@ -58,6 +72,7 @@ _FIELDS = {
     "policy": {"problem"},
     "segment": {"response"},
     "judge": {"problem", "history", "chunk"},
+    "verdict": {"problem", "history", "chunk"},
     "discriminative_first": {"problem", "chunk"},
     "discriminative_next": {"chunk"},
 }
@@ -77,6 +92,9 @@ class PromptConfig(BaseModel):
     policy: str = Field(POLICY, description="Asks the chunk-tuned policy for a solution.")
     segment: str = Field(SEGMENT, description="Asks the segmenter to insert chunk tags.")
     judge: str = Field(JUDGE, description="Asks the judge about one chunk.")
+    verdict: str = Field(
+        VERDICT, description="In place of `judge` where only a bare verdict is rewarded."
+    )
     discriminative_first: str = Field(
         DISCRIMINATIVE_FIRST, description="First user turn of the discriminative judge."
     )

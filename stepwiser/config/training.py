@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,8 +35,19 @@ class SFTConfig(Section):
 
 
 class TrainConfig(Section):
-    """GRPO of the generative judge (paper section 3.3)."""
+    """How the judge is trained; all but the first two are settings of GRPO (paper section 3.3)."""
 
+    method: Literal["grpo", "rs_ft", "discriminative"] = Field(
+        "grpo",
+        description="Generative judge by reinforcement learning, or by fine-tuning on its own right"
+        " verdicts (section `rejection`); or the discriminative judge alone.",
+    )
+    reward: Literal["verdict", "verdict_only", "outcome"] = Field(
+        "verdict",
+        description="What GRPO rewards: a verdict that equals the label; the same, and -1 for any"
+        " word besides it (asked with prompts.verdict); or, without labels, verdicts on all steps"
+        " of a solution that together tell whether its final answer is right.",
+    )
     steps: Positive = 800
     prompts_per_step: Positive = 1024
     minibatch_prompts: Positive = 256
@@ -78,3 +89,27 @@ class DiscriminativeConfig(Section):
 
     enabled: bool = True
     sft: SFTConfig = SFTConfig()
+
+
+class RejectionConfig(Section):
+    """Rejection-sampling fine-tuning of the generative judge (train.method=rs_ft)."""
+
+    rounds: Positive = Field(2, description="Times to sample and to fine-tune on what was right.")
+    prompts: Positive | None = Field(
+        None, description="Training prompts sampled in a round, half of each class; all if unset."
+    )
+    samples: Positive = Field(8, description="Judgements of a prompt.")
+    keep_per_prompt: Positive = Field(2, description="Most right judgements kept of a prompt.")
+    sft: SFTConfig = SFTConfig()
+
+
+class AblateConfig(Section):
+    """Trainings that `stepwiser ablate` compares."""
+
+    arms: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Name of each training to what differs from this configuration, as"
+        " `section.key: value`; one of them is the full recipe, which usually differs in nothing.",
+    )
+    reference: str = Field("full", description="Arm that the others are held against.")
+    seeds: Positive = Field(3, description="Repetitions, each with labels of its own.")

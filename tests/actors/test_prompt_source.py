@@ -1,14 +1,16 @@
 """What a step reads of an annotation that goes on, and what it reads again after a restart."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from actors.prompt_source import LiveOptions, LivePrompts
+from actors.prompt_source import FinishedPrompts, FinishedSolutions, LiveOptions, LivePrompts
 from stepwiser.draws import DrawLog, count_reads
 from stepwiser.errors import UserError
 from stepwiser.prompt_buffer import Reading
+from stepwiser.records import group_by
 from tests.stepwiser.test_prompt_buffer import prompt
 
 READING = Reading(steps=6, per_step=4, ahead=2, most_reads=4)
@@ -89,3 +91,33 @@ async def test_when_all_is_annotated_a_step_does_with_what_there_is(tmp_path: Pa
     assert not step.done()
     source.close()
     assert sorted(_ids(await step)) == ["0", "0", "1", "1"]
+
+
+async def test_without_balance_a_step_is_a_part_of_all() -> None:
+    rows = [prompt(n, n < 30) for n in range(40)]
+    source = FinishedPrompts(rows, 10, seed=0, balanced=False)
+    steps = [await source.draw(step, 0) for step in range(4)]
+    read = [row.prompt_id for step in steps for row in step]
+    assert sorted(read) == sorted(row.prompt_id for row in rows), "each once in an epoch"
+    assert any(sum(row.label for row in step) != 5 for step in steps)
+    assert await source.draw(2, 0) == steps[2] and await source.draw(2, 1) != steps[2]
+    balanced = FinishedPrompts(rows, 10, seed=0)
+    assert [row.label for row in await balanced.draw(1, 0)] == [True] * 5 + [False] * 5
+
+
+async def test_solutions_come_whole_and_as_many_of_either_outcome() -> None:
+    rows = [
+        replace(prompt(10 * n + i, n % 4 > 0), trajectory_id=f"t{n}")
+        for n in range(8)
+        for i in range(3 + n % 2)
+    ]
+    source = FinishedSolutions(rows, 14, seed=0)
+    step = await source.draw(0, 0)
+    solutions = group_by(step, "trajectory_id")
+    # 3.5 steps each: four solutions are about 14 prompts.
+    assert len(solutions) == 4
+    assert sum(steps[0].label for steps in solutions.values()) == 2
+    for name, steps in solutions.items():
+        assert steps == [row for row in rows if row.trajectory_id == name]
+    with pytest.raises(UserError, match="6 right and 0 wrong"):
+        FinishedSolutions([row for row in rows if row.label], 14, seed=0)

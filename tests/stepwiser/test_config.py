@@ -56,6 +56,7 @@ def test_paper_numbers() -> None:
             ["annotate.max_rollouts=8", "annotate.rollouts=16", "raise"],
         ),
         ("annotate.error_bound=0.5", ["annotate.error_bound", "less than 0.5"]),
+        ("train={method: rs_ft, reward: outcome}", ["train.reward=outcome", "train.method=grpo"]),
         ("annotate.rules=[{rule: rel_ratio, gama: 1}]", ["annotate.rules.0.gama", "rules.gamma"]),
     ],
 )
@@ -93,3 +94,24 @@ def test_engines_may_change_between_starts_and_come_in_order() -> None:
     assert plan_stage(config, "annotate").needs[0].count == 4
     with pytest.raises(UserError, match="max_engines=2 is below annotate.min_engines=3"):
         parse_config({"annotate": {"min_engines": 3, "max_engines": 2}})
+
+
+def test_settings_that_exclude_each_other_are_named() -> None:
+    for raw, words in (
+        ({"train": {"method": "discriminative"}, "discriminative": {"enabled": False}}, "nothing"),
+        (
+            {"train": {"live": True}, "label": {"balance": False}},
+            "live=true .* label.balance=false",
+        ),
+        ({"annotate": {"stopping": "exact"}, "label": {"chunks_per_step": 2}}, "stopping=fixed"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parse_config(raw)
+
+
+def test_a_judge_of_bare_verdicts_is_asked_for_nothing_else() -> None:
+    verdict = "{problem} {history} {chunk} verdict:"
+    asked = {"prompts": {"verdict": verdict}}
+    assert parse_config(asked).judge_prompts.judge != verdict
+    bare = parse_config(asked | {"train": {"reward": "verdict_only"}})
+    assert bare.judge_prompts.judge == verdict
