@@ -114,7 +114,7 @@ def annotate(
 
 for _name, _summary in (
     ("label", "Turn values into balanced, labelled judge prompts."),
-    ("train", "Train the judge with GRPO, and the discriminative baseline by SFT."),
+    ("train", "Train the judge as train.method says, and the discriminative baseline by SFT."),
     ("evaluate", "Score the judges: ProcessBench, Maj@k, calibration."),
     ("solve", "Solve problems with chunk-reset beside plain sampling and majority vote."),
     ("select", "Pick training answers by mean chunk score."),
@@ -130,6 +130,28 @@ def quickstart(
 ) -> None:
     """Run the whole method on the embedded task and write its report."""
     _run(STAGES, config, overrides, plan)
+
+
+@app.command(epilog=EPILOG)
+def ablate(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions; default ablate.seeds.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Arm to run, may be repeated; default all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that gets a copy of the table and plots.")
+    ] = None,
+) -> None:
+    """Train every arm of ablate.arms on several seeds and compare them."""
+    with explained():
+        more = [] if seeds is None else [f"ablate.seeds={seeds}"]
+        chosen = config or _configs_dir() / "ablate-embedded.yaml"
+        settings = _load(chosen, [*(overrides or []), *more])
+        from pipelines.ablate import run_ablation
+
+        run_ablation(settings, only or [], out)
 
 
 @app.command(epilog=EPILOG)

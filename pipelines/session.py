@@ -103,6 +103,17 @@ class Session:
                 "raise cluster.cpus so that processes share its cores"
             )
 
+    def turn(self, config: RunConfig) -> None:
+        """Go on with another run: Ray stays, and so do engines that suit it. `start` comes next."""
+        if config.engine != self.config.engine:
+            for slot in tuple(self._pools):
+                self.release(slot)
+        if self._checker is not None:
+            self._checker.close()
+            self._checker = None
+        self.config = config
+        self.store = RunStore(Path(config.run_dir).resolve())
+
     def _wait_for_nodes(self, plans: Sequence[ResourcePlan]) -> list[str]:
         """What the cluster lacks, once the autoscaler has had its time."""
         deadline = time.monotonic() + self.config.cluster.wait_for_nodes_s

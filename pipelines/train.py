@@ -34,10 +34,8 @@ def run(session: Session) -> dict[str, Any]:
     """Trains what `train.method` says; an interrupted run goes on from its last checkpoint."""
     config = session.config
     metrics = session.store.read_metrics("train") or {}
-    wanted = {
-        JUDGE: config.train.method != "discriminative",
-        DISCRIMINATIVE: config.discriminative.enabled,
-    }
+    alone = config.train.method == "discriminative"
+    wanted = {JUDGE: not alone, DISCRIMINATIVE: alone or config.discriminative.enabled}
     missing = [
         name
         for name, asked in wanted.items()

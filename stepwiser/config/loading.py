@@ -51,12 +51,17 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    set_key(raw, key, value, f"override {override!r}")
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key of a mapping as YAML gives it, making the sections that it names."""
     node = raw
     *parents, leaf = key.split(".")
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+            raise UserError(f"{where}: {parent} is a value, not a section")
         node = child
     node[leaf] = value
 

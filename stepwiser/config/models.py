@@ -323,11 +323,6 @@ class RunConfig(Section):
                 f"train.reward={train.reward} is a reward of train.method=grpo, not of "
                 f"{train.method}: leave it out"
             )
-        if train.method == "discriminative" and not self.discriminative.enabled:
-            raise ValueError(
-                "train.method=discriminative with discriminative.enabled=false trains nothing: "
-                "leave the latter out"
-            )
         live = {
             f"train.method={train.method}": train.method != "grpo",
             "train.reward=outcome": train.reward == "outcome",

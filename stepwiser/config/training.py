@@ -87,7 +87,7 @@ class TrainConfig(Section):
 class DiscriminativeConfig(Section):
     """The discriminative baseline: multi-turn `+` / `-` after every chunk."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Train it beside the judge, whatever train.method is.")
     sft: SFTConfig = SFTConfig()
 
 

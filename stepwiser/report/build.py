@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section, mapping
+from stepwiser.report.blocks import ABSENT, Bar, Bars, Estimate, Section, mapping
 from stepwiser.report.charts import swatch
 from stepwiser.report.curves import training
 from stepwiser.report.judges import calibration, processbench
@@ -44,24 +45,45 @@ def build_report(store: RunStore) -> Path:
     """
     data = RunData(store)
     sections: list[Section] = [made for make in SECTIONS if (made := make(data)) is not None]
-    package = resources.files("stepwiser.report")
-    template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
-    environment = data.environment
-    page = template.render(
-        name=str(data.config.get("name") or store.root.name),
-        facts=_facts(data.config, environment),
-        versions=[(str(k), str(v)) for k, v in mapping(environment, "packages").items()],
+    text = page(
+        str(data.config.get("name") or store.root.name),
+        _facts(data.config, data.environment),
+        sections,
+        versions=[(str(k), str(v)) for k, v in mapping(data.environment, "packages").items()],
         config=yaml.safe_dump(data.config, sort_keys=False) if data.config else "",
         headline=headline(data),
-        sections=sections,
         notices=data.notices,
-        style=Markup((package / "style.css").read_text("utf-8")),
     )
     path = store.root / "reports" / "report.html"
     with writing(path) as temporary:
         # Text of a model may hold half a surrogate pair, which UTF-8 has no bytes for.
-        temporary.write_text(page, "utf-8", errors="replace")
+        temporary.write_text(text, "utf-8", errors="replace")
     return path
+
+
+def page(
+    name: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    *,
+    versions: Sequence[tuple[str, str]] = (),
+    config: str = "",
+    headline: Sequence[Bars] = (),
+    notices: Sequence[str] = (),
+) -> str:
+    """A page that loads nothing from anywhere."""
+    package = resources.files("stepwiser.report")
+    template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
+    return template.render(
+        name=name,
+        facts=facts,
+        versions=versions,
+        config=config,
+        headline=headline,
+        sections=sections,
+        notices=notices,
+        style=Markup((package / "style.css").read_text("utf-8")),
+    )
 
 
 def _facts(config: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, str]]:

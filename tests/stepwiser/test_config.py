@@ -98,7 +98,6 @@ def test_engines_may_change_between_starts_and_come_in_order() -> None:
 
 def test_settings_that_exclude_each_other_are_named() -> None:
     for raw, words in (
-        ({"train": {"method": "discriminative"}, "discriminative": {"enabled": False}}, "nothing"),
         (
             {"train": {"live": True}, "label": {"balance": False}},
             "live=true .* label.balance=false",
