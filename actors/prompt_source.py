@@ -18,10 +18,11 @@ from stepwiser.records import JudgePrompt
 class PromptSource(Protocol):
     """The prompts of a step."""
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """Positive ones, then as many Negative ones; the same ones for the same step and number.
 
-        ``number`` counts the further ones that a step may ask for.
+        ``number`` counts the further ones that a step may ask for, ``count`` says how many of them
+        it needs at most (else as many as a step has).
         """
         ...
 
@@ -40,10 +41,12 @@ class FinishedPrompts:
                 "training needs both; annotate more problems or choose another label rule"
             )
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """See `PromptSource`."""
         sizes = len(self._positives), len(self._negatives)
         positive, negative = prompts_of_step(*sizes, self._per_step, step, self._seed, number)
+        if count is not None:
+            positive, negative = positive[: count // 2], negative[: count - count // 2]
         return [self._positives[i] for i in positive] + [self._negatives[i] for i in negative]
 
 
@@ -131,8 +134,11 @@ class LivePrompts:
     def unread(self) -> dict[bool, int]:
         return self._buffer.unread
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
-        """See `PromptSource`; waits for prompts. Raises UserError when annotation fails."""
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+        """See `PromptSource`; waits for prompts. Raises UserError when annotation fails.
+
+        What the log has is read again whole, whatever the ``count``.
+        """
         key = (step, number)
         if key in self._drawn:
             while not all(prompt in self._known for prompt in self._drawn[key]):
@@ -140,7 +146,7 @@ class LivePrompts:
             return [self._known[prompt] for prompt in self._drawn[key]]
         # A step before those of the log, whose checkpoint is gone, has been counted already.
         extra = number > 0 or step < self._buffer.taken
-        while (rows := self._buffer.take(extra)) is None:
+        while (rows := self._buffer.take(extra, count)) is None:
             await self._change(f"the prompts of step {step}")
         self._log.add(Draw(step, number, tuple(row.prompt_id for row in rows)))
         self._remember(key, rows)

@@ -89,6 +89,7 @@ def _collector(
         prompts=config.prompts,
         train=config.train,
         max_response_tokens=min(config.train.max_response_tokens, config.judge_max_tokens),
+        context_length=min(config.engine.max_model_len, config.learner.max_tokens_per_microbatch),
         seed=config.seed,
         live=live,
     )
