@@ -46,6 +46,8 @@ class ResponseBatch:
     """[S] float32."""
     engine_logprobs: Tensor | None
     """[S, R] float32, 0 where masked."""
+    weight_versions: Tensor
+    """[S] int64."""
 
     def spread(self, values: Tensor) -> Tensor:
         """[M] values of the chosen positions → [S, R], 0 where masked; keeps the gradient."""
@@ -60,6 +62,7 @@ class ResponseBatch:
             self.mask.to(device),
             self.advantages.to(device),
             engine if engine is None else engine.to(device),
+            self.weight_versions.to(device),
         )
 
 
@@ -77,7 +80,8 @@ def response_batch(batch: ExperienceBatch, units: Sequence[Sequence[int]]) -> Re
     if not units:
         engine = None if batch.engine_logprobs is None else torch.zeros((1, 1))
         mask = torch.zeros((1, 1), dtype=torch.bool)
-        return ResponseBatch(keep_step_tokens(), mask, torch.zeros(1), engine)
+        zero = torch.zeros(1)
+        return ResponseBatch(keep_step_tokens(), mask, zero, engine, zero.long())
     indices = [index for unit in units for index in unit]
     parents = [parent for parent, unit in enumerate(units) for _ in unit]
     prompts = [batch.prompt(unit[0]) for unit in units]
@@ -109,6 +113,7 @@ def response_batch(batch: ExperienceBatch, units: Sequence[Sequence[int]]) -> Re
         torch.from_numpy(mask),
         torch.from_numpy(batch.advantages[indices]),
         None if engine is None else torch.from_numpy(engine),
+        torch.from_numpy(batch.weight_versions[indices].astype(np.int64)),
     )
 
 

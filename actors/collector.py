@@ -1,8 +1,14 @@
 """ExperienceCollector: judge prompts in, scored groups of verdicts out.
 
-The learner asks for the batch of a step. Which prompts a step reads follows from (seed, step)
-alone, or from the log of a live annotation, so a restarted learner is served the same prompts and
-the collector keeps no position of its own.
+Producer to the learner's consumer: every publish of weights lets it begin the steps that these
+weights may sample (`stepwiser.staleness`), and the learner asks for the batch of a step when it
+comes to it. Which prompts a step reads follows from (seed, step) alone, or from the log of a live
+annotation, so a restarted learner is served the same prompts and the collector keeps no position of
+its own.
+
+A sample's weight version is that of the engine when its request was let in. Weights that come while
+it is answered go on with it: later tokens are theirs, and every token has the log-prob of the
+weights that sampled it. So the version never makes a sample look fresher than any of its tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.client import PoolClient
+from actors.client import EnginesEnded, PoolClient
+from actors.engine import EngineFailure, EngineStats
 from actors.prompt_source import (
     FinishedPrompts,
     FinishedSolutions,
@@ -29,14 +36,12 @@ from stepwiser.config.training import TrainConfig
 from stepwiser.errors import UserError
 from stepwiser.experience import Experience, ExperienceBatch
 from stepwiser.generation import Sample, Sampling
-from stepwiser.grpo import group_advantages, zero_variance
+from stepwiser.grpo import group_advantages
 from stepwiser.judging import parse_verdict
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import JudgePrompt
 from stepwiser.rewards import score_groups
-
-MAX_ROUNDS = 4
-"""Times a step may draw further prompts while every group agrees with itself."""
+from stepwiser.staleness import Phase, StalenessGate, sample_age
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,45 @@ class CollectorOptions:
     prompts: PromptConfig
     train: TrainConfig
     max_response_tokens: int
+    context_length: int
+    """Tokens of prompt and response together that engines and learner have room for."""
     seed: int
     live: LiveOptions | None = None
     """For prompts that are offered while training goes on."""
     heldout_limit: int = 256
     balanced: bool = True
     """Half of a step of either class (label.balance)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one prompt and what each of them earned."""
+
+    prompt: JudgePrompt
+    prompt_ids: list[int]
+    samples: list[Sample]
+    rewards: list[float]
+
+    @property
+    def flat(self) -> bool:
+        """All earned the same, so there is no gradient in it."""
+        return len(set(self.rewards)) == 1
+
+
+class _Clock:
+    """How much of its time the pool had nothing to compute, from one look to the next."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = None
+
+    def idle(self, stats: Sequence[EngineStats]) -> float | None:
+        """Share of the engines' time since the last look; None at the first."""
+        busy, seconds = sum(s.busy_seconds for s in stats), sum(s.seconds for s in stats)
+        before, self._before = self._before, (busy, seconds)
+        if before is None or seconds <= before[1]:
+            return None
+        # The counters of an engine that died are those it last sent: a second may be missing.
+        return min(1.0, max(0.0, 1.0 - (busy - before[0]) / (seconds - before[1])))
 
 
 def _remedy(silent: float) -> str:
@@ -94,9 +132,11 @@ class ExperienceCollector:
         self.live = LivePrompts(options.live, options.seed) if options.live else None
         self.source: PromptSource = self.live or _finished(options, prompts)
         self.heldout = heldout[: options.heldout_limit]
+        self.gate = StalenessGate(options.train.staleness, options.train.steps)
         self._steps: dict[int, asyncio.Task[ExperienceBatch]] = {}
-        self._figures_of_step: dict[str, float] = {}
-        self.version = -1
+        self._figures_of_step: dict[int, dict[str, float]] = {}
+        self._hopeless: dict[str, str] = {}
+        self._clock = _Clock()
 
     async def offer(self, prompts: list[JudgePrompt], heldout: list[JudgePrompt]) -> int:
         """Take in the prompts of an annotated unit; returns how many more should be made."""
@@ -120,106 +160,184 @@ class ExperienceCollector:
             self.live.fail(failure)
 
     async def next_batch(self, step: int) -> ExperienceBatch:
-        """The experience of one step; every rank that asks gets the same batch."""
+        """The experience of one step; every rank that asks gets the same batch.
+
+        Raises RuntimeError for a step that the published weights do not allow.
+        """
         if step not in self._steps:
-            self._steps = {step: asyncio.ensure_future(self._collect(step))}
-        return await asyncio.shield(self._steps[step])
+            raise RuntimeError(
+                f"step {step} was asked for while the engines hold weight version "
+                f"{self.gate.version}: publish version {step} first"
+            )
+        batch = await asyncio.shield(self._steps[step])
+        sample_age(step, int(batch.weight_versions.min()), self.gate.bound)
+        return batch
 
     async def publish(self, version: int, weights: Any, timeout_s: float) -> dict[str, float]:
-        """Load weights into every engine; anything sampled with older ones is forgotten.
+        """Load weights into every engine and begin the steps that they may sample.
 
-        Returns the figures of the rollouts that this version was trained on, and held-out accuracy
-        every `train.evaluate_every` versions.
+        Requests under way go on with the new weights. Only when the learner has gone back is what
+        was sampled for later steps given up. Returns the figures of the rollouts that this version
+        was trained on, and held-out accuracy every `train.evaluate_every` versions.
         """
         await self.pool.update_weights(weights, version, timeout_s)
-        self.version = version
-        self._steps = {}
-        figures, self._figures_of_step = self._figures_of_step, {}
+        for step in self.gate.publish(version):
+            self._steps.pop(step).cancel()
+        self._steps = {step: task for step, task in self._steps.items() if step >= version}
+        figures = self._figures_of_step.pop(version - 1, {})
+        self._figures_of_step = {k: v for k, v in self._figures_of_step.items() if k in self._steps}
+        idle = self._clock.idle(await self.pool.stats())
+        if figures and idle is not None:
+            figures["engine_idle"] = idle
+        self._begin_steps()
         every = self.options.train.evaluate_every
         if every and self.heldout and version and version % every == 0:
             figures |= await self._validate()
         return figures
 
+    def _begin_steps(self) -> None:
+        while (step := self.gate.admit()) is not None:
+            task = asyncio.ensure_future(self._collect(step))
+            # Whoever asks for the step is told; that nobody does is no news.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._steps[step] = task
+
+    def _advance(self, step: int, phase: Phase) -> None:
+        self.gate.advance(step, phase)
+        self._begin_steps()
+
     async def _collect(self, step: int) -> ExperienceBatch:
+        """Sample a step: its prompts, and further ones for groups that have no gradient.
+
+        Those are drawn while there is no other group at all, or with `train.replace_flat_groups`
+        as many as are missing, in up to `train.max_draws` draws.
+        """
         config = self.options.train
         started = time.monotonic()
-        experiences: list[Experience] = []
-        figures: list[dict[str, float]] = []
+        groups: list[Group] = []
+        useful = too_long = draws = 0
         waited = 0.0
-        for draw in range(MAX_ROUNDS):
+        while draws < config.max_draws:
             asked = time.monotonic()
-            chosen = await self.source.draw(step, draw)
+            missing = config.prompts_per_step - useful if draws else None
+            chosen = await self.source.draw(step, draws, missing)
             waited += time.monotonic() - asked
-            groups = await asyncio.gather(*(self._sample(p, config.group_size) for p in chosen))
-            texts = [[sample.text for sample in samples] for _, samples in groups]
-            rewards = np.array(score_groups(config.reward, chosen, texts))
-            experiences += self._experiences(groups, rewards, len(experiences))
-            figures.append(self._figures(chosen, [samples for _, samples in groups], rewards))
-            if experiences:
+            draws += 1
+            fitting = self._fitting(chosen)
+            too_long += len(chosen) - len(fitting)
+            groups += await self._sample_groups(step, fitting)
+            useful = sum(not group.flat for group in groups)
+            wanted = config.prompts_per_step if config.replace_flat_groups else 1
+            if useful >= wanted:
                 break
-        if not experiences:
-            silent = float(np.mean([f["share_no_verdict"] for f in figures]))
-            raise UserError(
-                f"step {step}: {MAX_ROUNDS} draws of {config.prompts_per_step} prompts gave no "
-                f"group whose rewards differ, so there is nothing to learn from; {silent:.0%} of "
-                f"the answers hold no verdict: {_remedy(silent)}"
-            )
-        self._figures_of_step = {
-            key: float(np.nanmean([f[key] for f in figures])) for key in figures[0]
-        } | {"seconds_collect": time.monotonic() - started, "draws": float(len(figures))}
+        if not useful:
+            raise UserError(f"step {step}: {self._nothing_to_learn(groups, draws, too_long)}")
+        self._figures_of_step[step] = self._figures(groups) | {
+            "draws": float(draws),
+            "useful_groups": float(useful),
+            "flat_groups": float(len(groups) - useful),
+            "prompts_too_long": float(too_long),
+            "samples": float(sum(len(group.samples) for group in groups)),
+            "seconds_collect": time.monotonic() - started,
+        }
         if self.live is not None:
             unread = self.live.unread
-            self._figures_of_step |= {
+            self._figures_of_step[step] |= {
                 "seconds_for_prompts": waited,
                 "unread_positive": float(unread[True]),
                 "unread_negative": float(unread[False]),
             }
-        return ExperienceBatch.from_experiences(experiences)
+        batch = ExperienceBatch.from_experiences(self._experiences(groups))
+        self._advance(step, Phase.READY)
+        return batch
 
-    async def _sample(self, prompt: JudgePrompt, n: int) -> tuple[list[int], list[Sample]]:
-        ids = self.format.judge_ids(prompt.question, prompt.history, prompt.chunk)
+    def _fitting(self, prompts: Sequence[JudgePrompt]) -> list[tuple[JudgePrompt, list[int]]]:
+        """Prompts with their token ids that leave room for the longest response."""
+        room = self.options.context_length - self.options.max_response_tokens
+        rendered = [(p, self.format.judge_ids(p.question, p.history, p.chunk)) for p in prompts]
+        return [(prompt, ids) for prompt, ids in rendered if len(ids) <= room]
+
+    async def _sample_groups(
+        self, step: int, prompts: Sequence[tuple[JudgePrompt, list[int]]]
+    ) -> list[Group]:
+        """A group of verdicts for each prompt, with their rewards."""
+        n, unanswered = self.options.train.group_size, len(prompts)
+
+        async def sample(prompt: JudgePrompt, ids: list[int]) -> list[Sample]:
+            nonlocal unanswered
+            samples = await self._sample(prompt, ids, n)
+            unanswered -= 1
+            if unanswered == len(prompts) // 2:
+                self._advance(step, Phase.DRAINING)
+            return samples
+
+        calls = [asyncio.ensure_future(sample(*prompt)) for prompt in prompts]
+        try:
+            answers = await asyncio.gather(*calls)
+        except BaseException:
+            for call in calls:
+                call.cancel()
+            raise
+        asked = [prompt for prompt, _ in prompts]
+        texts = [[sample.text for sample in samples] for samples in answers]
+        rewards = score_groups(self.options.train.reward, asked, texts)
+        return [
+            Group(prompt, ids, samples, row)
+            for (prompt, ids), samples, row in zip(prompts, answers, rewards, strict=True)
+        ]
+
+    async def _sample(self, prompt: JudgePrompt, ids: list[int], n: int) -> list[Sample]:
+        """Raises UserError, naming the prompt, when it cannot be answered.
+
+        The pool repeats a request whose engine died (`actors.company`): what comes out of it as a
+        failure ends every engine, or has none left. Such a group is neither left out, which would
+        favour prompts that are easily answered, nor scored.
+        """
         sampling = Sampling(
             max_tokens=self.options.max_response_tokens,
             n=n,
             temperature=self.options.train.temperature,
             logprobs=True,
         )
-        return ids, await self.pool.generate(ids, sampling)
+        if prompt.prompt_id in self._hopeless:  # a restarted learner asks again
+            raise UserError(self._hopeless[prompt.prompt_id])
+        try:
+            return await self.pool.generate(ids, sampling)
+        except (EngineFailure, UserError) as failure:
+            message = (
+                f"judge prompt {prompt.prompt_id} (problem {prompt.problem_id}, chunk "
+                f"{prompt.chunk_index}, {len(ids)} tokens) could not be answered: {failure}"
+            )
+            if isinstance(failure, EnginesEnded):
+                message += "; take its problem out of the data, or look at the engines' logs"
+                self._hopeless[prompt.prompt_id] = message
+            raise UserError(message) from failure
 
-    def _experiences(
-        self,
-        groups: Sequence[tuple[list[int], list[Sample]]],
-        rewards: np.ndarray[Any, Any],
-        first_group: int,
-    ) -> list[Experience]:
+    def _experiences(self, groups: Sequence[Group]) -> list[Experience]:
         import torch
 
-        tensor = torch.tensor(rewards, dtype=torch.float32)
-        advantages = group_advantages(tensor, normalize_std=self.options.train.normalize_advantages)
-        flat = zero_variance(tensor)
+        rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
+        normalize = self.options.train.normalize_advantages
+        advantages = group_advantages(rewards, normalize_std=normalize).tolist()
         return [
             Experience(
-                prompt_ids=ids,
+                prompt_ids=group.prompt_ids,
                 response_ids=sample.token_ids,
-                advantage=float(advantages[g, k]),
-                reward=float(rewards[g, k]),
-                group=first_group + g,
+                advantage=advantages[g][k],
+                reward=group.rewards[k],
+                group=g,
                 weight_version=sample.weight_version,
                 engine_logprobs=sample.logprobs,
             )
-            for g, (ids, samples) in enumerate(groups)
-            if not flat[g]
-            for k, sample in enumerate(samples)
+            for g, group in enumerate(groups)
+            if not group.flat
+            for k, sample in enumerate(group.samples)
         ]
 
-    def _figures(
-        self,
-        prompts: Sequence[JudgePrompt],
-        groups: Sequence[Sequence[Sample]],
-        rewards: np.ndarray[Any, Any],
-    ) -> dict[str, float]:
-        labels = np.array([p.label for p in prompts])
-        samples = [s for group in groups for s in group]
+    def _figures(self, groups: Sequence[Group]) -> dict[str, float]:
+        rewards = np.array([group.rewards for group in groups])
+        labels = np.array([group.prompt.label for group in groups])
+        samples = [sample for group in groups for sample in group.samples]
         verdicts = [parse_verdict(s.text) for s in samples]
         lengths = [len(s.token_ids) for s in samples]
         deviations = rewards.std(axis=1)
@@ -236,11 +354,29 @@ class ExperienceCollector:
             "generated_tokens": float(sum(lengths)),
         }
 
+    def _nothing_to_learn(self, groups: Sequence[Group], draws: int, too_long: int) -> str:
+        config = self.options.train
+        if not groups:
+            return (
+                f"all {too_long} prompts of {draws} draws are too long: with responses of up to "
+                f"{self.options.max_response_tokens} tokens they may not exceed "
+                f"{self.options.context_length - self.options.max_response_tokens}; lower "
+                "train.max_response_tokens, or raise engine.max_model_len or "
+                "learner.max_tokens_per_microbatch"
+            )
+        silent = self._figures(groups)["share_no_verdict"]
+        return (
+            f"{draws} draws of {config.prompts_per_step} prompts gave no group whose rewards "
+            f"differ, so there is nothing to learn from; {silent:.0%} of the answers hold no "
+            f"verdict: {_remedy(silent)}"
+        )
+
     async def _validate(self) -> dict[str, float]:
         """Verdict accuracy per class on held-out labels, one sample each."""
-        groups = await asyncio.gather(*(self._sample(p, 1) for p in self.heldout))
+        fitting = self._fitting(self.heldout)
+        groups = await asyncio.gather(*(self._sample(*prompt, 1) for prompt in fitting))
         hits: dict[bool, list[bool]] = {True: [], False: []}
-        for prompt, (_, samples) in zip(self.heldout, groups, strict=True):
+        for (prompt, _), samples in zip(fitting, groups, strict=True):
             hits[prompt.label].append(parse_verdict(samples[0].text) is prompt.label)
         figures = {
             f"heldout_{name}": float(np.mean(hits[label])) if hits[label] else float("nan")

@@ -27,6 +27,7 @@ from stepwiser.experience import ExperienceBatch
 from stepwiser.grpo import GRPOLossConfig, entropy, grpo_loss, token_logprobs
 from stepwiser.packing import pack_micro_batches, prompt_units, split_groups
 from stepwiser.schedule import LearningRate
+from stepwiser.staleness import sample_age
 
 KIND = "train"
 """What this loop's lines are called in the metrics file."""
@@ -56,7 +57,10 @@ class GRPOTrainOptions:
     gradient_clipping: float = 1.0
     weight_decay: float = 0.0
     logprob_tolerance: float | None = None
-    """Largest mean gap between engine and learner log-probs; beyond it the run stops."""
+    """Largest mean gap between engine and learner log-probs of the same weights; beyond it the run
+    stops."""
+    staleness: int = 0
+    """Weight versions that a sample may be old (`stepwiser.staleness`)."""
     checkpoint_every: int = 10
     batch_timeout_s: float = 3600.0
     publish_timeout_s: float = 600.0
@@ -87,6 +91,7 @@ class GRPOLoop:
         # fetch, or a resumed run waits for ever.
         self._publish(start)
         step = start
+        began = time.monotonic()
         while step < self._options.steps:
             batch, fetch_s = self._fetch(step)
             if batch is None:
@@ -94,7 +99,14 @@ class GRPOLoop:
             metrics = self._train(step, batch)
             published, publish_s = self._publish(step + 1)
             metrics = {**published, **metrics}
-            metrics |= {"seconds_fetch": fetch_s, "seconds_publish": publish_s}
+            began, seconds = time.monotonic(), time.monotonic() - began
+            metrics |= {
+                "seconds_fetch": fetch_s,
+                "seconds_publish": publish_s,
+                "seconds_step": seconds,
+                # Nothing to compute: no batch to train on, or weights on their way.
+                "learner_idle": (fetch_s + publish_s) / seconds,
+            }
             if self._worker.rank == 0:
                 append_metrics(self._options.metrics_path, KIND, self._options.group.name, metrics)
             step += 1
@@ -166,6 +178,7 @@ class GRPOLoop:
     def _train(self, step: int, batch: ExperienceBatch) -> Metrics:
         """All updates of one step; the returned metrics are the same on every rank."""
         options, worker = self._options, self._worker
+        age = sample_age(step, int(batch.weight_versions.min()), options.staleness)
         rate = options.learning_rate.at(step, options.steps)
         parts = split_groups(batch.groups.tolist(), options.minibatches)
         tally = _Tally()
@@ -176,7 +189,7 @@ class GRPOLoop:
             olds = [None, *([self._old_logprobs(m) for m in plan] for plan in plans[1:])]
         with tally.timed("train"):
             for part, plan, old in zip(parts, plans, olds, strict=True):
-                loss_fn = self._loss_fn(self._denominator(batch, part), old, tally)
+                loss_fn = self._loss_fn(step, self._denominator(batch, part), old, tally)
                 pairs = list(enumerate(plan))
                 tally.gradient_norms.append(worker.train_step(pairs, loss_fn, rate))
         metrics = {
@@ -188,7 +201,8 @@ class GRPOLoop:
             "response_tokens": len(batch.response_ids),
             "response_length_mean": float(batch.response_lengths.mean()),
             "prompt_tokens": len(batch.prompt_ids),
-            "staleness_max": step - int(batch.weight_versions.min()),
+            "staleness_max": age,
+            "staleness_mean": step - float(batch.weight_versions.mean()),
             **tally.combined(worker),
         }
         self._check_gap(metrics)
@@ -239,7 +253,7 @@ class GRPOLoop:
         return micro_batch.spread(token_logprobs(logits, targets, self._options.temperature))
 
     def _loss_fn(
-        self, denominator: float, old: list[Tensor] | None, tally: _Tally
+        self, step: int, denominator: float, old: list[Tensor] | None, tally: _Tally
     ) -> Callable[[tuple[int, ResponseBatch]], Tensor]:
         temperature = self._options.temperature
 
@@ -248,9 +262,10 @@ class GRPOLoop:
             logits = self._worker.logits(micro_batch.tokens)
             flat = token_logprobs(logits, micro_batch.tokens.targets, temperature)
             old_flat = flat.detach() if old is None else old[number]
+            at_start = micro_batch.spread(old_flat)
             output = grpo_loss(
                 micro_batch.spread(flat),
-                micro_batch.spread(old_flat),
+                at_start,
                 micro_batch.advantages,
                 micro_batch.mask,
                 self._options.loss,
@@ -259,6 +274,7 @@ class GRPOLoop:
                 self._reference_logprobs(micro_batch),
             )
             tally.add(output.loss, output.metrics, micro_batch, logits.detach(), temperature)
+            tally.compare(at_start, micro_batch, step)
             return output.loss
 
         return loss
@@ -274,6 +290,8 @@ class _Tally:
         self._seconds: dict[str, float] = {}
         self._loss: Tensor | float = 0.0
         self._entropy: Tensor | float = 0.0
+        self._gap: Tensor | float = 0.0
+        self._fresh: Tensor | float = 0.0
 
     @contextmanager
     def timed(self, name: str) -> Any:
@@ -301,21 +319,35 @@ class _Tally:
             for rows in logits.split(_ENTROPY_ROWS):
                 self._entropy = self._entropy + entropy(rows, temperature).sum()
 
+    def compare(self, at_start: Tensor, micro_batch: ResponseBatch, step: int) -> None:
+        """Log-probs of engine and learner where both have the weights of this step.
+
+        Older samples differ by what was learned since, which says nothing of the two.
+        """
+        if micro_batch.engine_logprobs is not None:
+            fresh = micro_batch.mask & (micro_batch.weight_versions == step)[:, None]
+            gap = (at_start - micro_batch.engine_logprobs).abs()
+            self._gap = self._gap + gap.where(fresh, gap.new_zeros(())).sum()
+            self._fresh = self._fresh + fresh.sum()
+
     def combined(self, worker: DeepSpeedWorker) -> Metrics:
         updates = len(self.gradient_norms)
         sums = {
             **self._sums,
             "loss": float(self._loss) / updates / worker.world_size,
             "entropy": float(self._entropy),
+            "logprob_gap": float(self._gap),
+            "fresh": float(self._fresh),
         }
         sums = dict(zip(sums, worker.all_reduce(list(sums.values())), strict=True))
         peaks = {**self._peaks, **self._seconds}
         peaks = dict(zip(peaks, worker.all_reduce(list(peaks.values()), maximum=True), strict=True))
         tokens = sums.pop("tokens")
         loss = sums.pop("loss")
+        gap, fresh = sums.pop("logprob_gap"), sums.pop("fresh")
         means = {name: value / tokens for name, value in sums.items()}
-        if "engine_logprob_error" in means:
-            means["logprob_gap"] = means.pop("engine_logprob_error")
+        if fresh:
+            means["logprob_gap"] = gap / fresh
         return {
             "loss": loss,
             "gradient_norm": sum(self.gradient_norms) / updates,

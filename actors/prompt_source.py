@@ -18,10 +18,11 @@ from stepwiser.records import JudgePrompt, group_by
 class PromptSource(Protocol):
     """The prompts of a step."""
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """The same ones for the same step and number, where they are balanced Positive ones first.
 
-        ``number`` counts the further ones that a step may ask for.
+        ``number`` counts the further ones that a step may ask for, ``count`` says how many of them
+        it needs at most (else as many as a step has).
         """
         ...
 
@@ -48,14 +49,16 @@ class FinishedPrompts:
                 "training needs both; annotate more problems or choose another label rule"
             )
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """See `PromptSource`."""
         if not self._balanced:
             size = len(self._all)
             order = f"{self._seed}/all"
-            return [self._all[i] for i in _next(size, self._per_step, step, order, number)]
+            return [self._all[i] for i in _next(size, self._per_step, step, order, number)[:count]]
         sizes = len(self._positives), len(self._negatives)
         positive, negative = prompts_of_step(*sizes, self._per_step, step, self._seed, number)
+        if count is not None:
+            positive, negative = positive[: count // 2], negative[: count - count // 2]
         return [self._positives[i] for i in positive] + [self._negatives[i] for i in negative]
 
 
@@ -72,13 +75,21 @@ class FinishedSolutions:
                 "train.reward=outcome needs both; annotate more problems"
             )
         # Solutions differ in length: a step has about `per_step` prompts.
-        self._per_step = max(2, round(per_step * len(solutions) / len(prompts)))
+        self._of_a_prompt = len(solutions) / len(prompts)
+        self._per_step = self._number(per_step)
         self._seed = seed
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
-        """See `PromptSource`."""
+    def _number(self, prompts: int) -> int:
+        """Solutions that have about so many steps; of both classes one at least."""
+        return max(2, round(prompts * self._of_a_prompt))
+
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+        """See `PromptSource`; a solution comes whole, so there are only about ``count``."""
         sizes = len(self._right), len(self._wrong)
         right, wrong = prompts_of_step(*sizes, self._per_step, step, self._seed, number)
+        if count is not None:
+            few = self._number(count)
+            right, wrong = right[: few // 2], wrong[: few - few // 2]
         chosen = [self._right[i] for i in right] + [self._wrong[i] for i in wrong]
         return [prompt for steps in chosen for prompt in steps]
 
@@ -172,8 +183,11 @@ class LivePrompts:
     def unread(self) -> dict[bool, int]:
         return self._buffer.unread
 
-    async def draw(self, step: int, number: int) -> list[JudgePrompt]:
-        """See `PromptSource`; waits for prompts. Raises UserError when annotation fails."""
+    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+        """See `PromptSource`; waits for prompts. Raises UserError when annotation fails.
+
+        What the log has is read again whole, whatever the ``count``.
+        """
         key = (step, number)
         if key in self._drawn:
             while not all(prompt in self._known for prompt in self._drawn[key]):
@@ -181,7 +195,7 @@ class LivePrompts:
             return [self._known[prompt] for prompt in self._drawn[key]]
         # A step before those of the log, whose checkpoint is gone, has been counted already.
         extra = number > 0 or step < self._buffer.taken
-        while (rows := self._buffer.take(extra)) is None:
+        while (rows := self._buffer.take(extra, count)) is None:
             await self._change(f"the prompts of step {step}")
         self._log.add(Draw(step, number, tuple(row.prompt_id for row in rows)))
         self._remember(key, rows)

@@ -55,6 +55,7 @@ def grpo_options(session: Session, name: str, start: str) -> GRPOTrainOptions:
         gradient_clipping=train.max_grad_norm,
         weight_decay=train.weight_decay,
         logprob_tolerance=train.logprob_tolerance,
+        staleness=train.staleness,
         checkpoint_every=train.checkpoint_every,
         publish_timeout_s=train.publish_timeout_s,
     )

@@ -98,6 +98,7 @@ def _collector(
         prompts=config.judge_prompts,
         train=config.train,
         max_response_tokens=min(config.train.max_response_tokens, config.judge_max_tokens),
+        context_length=min(config.engine.max_model_len, config.learner.max_tokens_per_microbatch),
         seed=config.seed,
         live=live,
         balanced=config.label.balance,

@@ -1,6 +1,7 @@
 """Group-relative policy optimization of the judge: advantages and the clipped loss (paper: RL).
 
-Shapes: ``G`` groups, ``n`` samples a group, ``B`` sequences, ``T`` response tokens, ``V`` words.
+Shapes, as the signatures have them: ``G`` groups, ``n`` samples a group, ``B`` sequences, ``T``
+response tokens, ``V`` words.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
@@ -59,14 +61,14 @@ class GRPOLossConfig:
 class GRPOLossOutput:
     """The loss of one micro-batch and what to log about it."""
 
-    loss: Tensor
+    loss: Float[Tensor, ""]
     """Scalar with a gradient; losses of the micro-batches of one step add up."""
     metrics: dict[str, float]
     """Means over the micro-batch's tokens; weigh them by ``tokens`` to combine micro-batches."""
 
 
-def zero_variance(rewards: Tensor) -> Tensor:
-    """Which groups have one and the same reward throughout: ``[G, n]`` → bool ``[G]``.
+def zero_variance(rewards: Num[Tensor, "G n"]) -> Bool[Tensor, " G"]:
+    """Which groups have one and the same reward throughout.
 
     By equality, not by standard deviation, which rounding can leave above zero.
     """
@@ -74,8 +76,10 @@ def zero_variance(rewards: Tensor) -> Tensor:
     return (rewards == rewards[:, :1]).all(dim=1)
 
 
-def group_advantages(rewards: Tensor, *, normalize_std: bool = True, eps: float = 1e-4) -> Tensor:
-    """Advantages within each group: (r − mean) / (sample std + eps), ``[G, n]`` → ``[G, n]``.
+def group_advantages(
+    rewards: Num[Tensor, "G n"], *, normalize_std: bool = True, eps: float = 1e-4
+) -> Float[Tensor, "G n"]:
+    """Advantages within each group: (r − mean) / (sample std + eps).
 
     A group without variance gets exactly 0. ``normalize_std=False`` leaves the division out
     (Dr. GRPO).
@@ -92,7 +96,9 @@ def group_advantages(rewards: Tensor, *, normalize_std: bool = True, eps: float 
 
 
 def loss_denominator(
-    mask: Tensor, config: GRPOLossConfig, max_response_length: int | None = None
+    mask: Num[Tensor, "B T"] | Bool[Tensor, "B T"],
+    config: GRPOLossConfig,
+    max_response_length: int | None = None,
 ) -> float:
     """What one micro-batch adds to the global denominator of its optimizer step.
 
@@ -101,7 +107,7 @@ def loss_denominator(
     averages gradients over ranks must multiply the loss by the number of ranks.
 
     Args:
-        mask: ``[B, T]``, non-zero where a token is trained on.
+        mask: non-zero where a token is trained on.
         config: the loss.
         max_response_length: the constant of ``constant_length``, in tokens; unused otherwise.
 
@@ -122,29 +128,35 @@ def loss_denominator(
 
 
 def grpo_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"],
+    mask: Num[Tensor, "B T"] | Bool[Tensor, "B T"],
     config: GRPOLossConfig,
     denominator: float | None = None,
-    engine_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
+    engine_logprobs: Float[Tensor, "B T"] | None = None,
+    ref_logprobs: Float[Tensor, "B T"] | None = None,
 ) -> GRPOLossOutput:
     """Clipped surrogate loss of one micro-batch.
 
+    Two ratios, kept apart (decoupled PPO, arXiv 2110.00641): exp(new − old) says how far the step
+    has moved and is clipped; exp(old − engine) says how far the weights at its start are from
+    those that sampled, by another kernel or, with a staleness bound above 0, by some updates, and
+    corrects the token's weight. So a stale sample is not clipped for its age, and at the start of
+    the step the gradient is that of tokens sampled by its own weights, up to the cap.
+
     Args:
-        logprobs: ``[B, T]``, of the sampled tokens under the weights being trained (gradient).
-        old_logprobs: ``[B, T]``, under the weights at the start of the step, by the same trainer.
-        advantages: ``[B]``, one a sequence.
-        mask: ``[B, T]``, non-zero where a token counts. A sequence masked throughout counts
+        logprobs: of the sampled tokens under the weights being trained (gradient).
+        old_logprobs: under the weights at the start of the step, by the same trainer.
+        advantages: one a sequence.
+        mask: non-zero where a token counts. A sequence masked throughout counts
             nowhere, in no denominator either; what stands at masked places is never read.
         config: the constants.
         denominator: global denominator of the optimizer step, the sum of ``loss_denominator`` over
             its micro-batches; by default this micro-batch's own (``constant_length`` has none).
-        engine_logprobs: ``[B, T]``, as the engine sampled them. When given, token losses are
-            weighted by w = exp(old − engine), detached and capped.
-        ref_logprobs: ``[B, T]``, of the reference model; needed when ``kl_coefficient`` > 0.
+        engine_logprobs: as the engine sampled them, token by token with the weights it then had.
+            When given, token losses are weighted by w = exp(old − engine), detached and capped.
+        ref_logprobs: of the reference model; needed when ``kl_coefficient`` > 0.
 
     Log-ratios are clamped to ±20. The KL penalty is not importance-weighted.
 
@@ -205,11 +217,13 @@ def grpo_loss(
     return GRPOLossOutput(total / denominator, _summarize(keep, statistics, peaks))
 
 
-def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probs of given tokens at a sampling temperature: ``[B, T, V]``, ``[B, T]`` → ``[B, T]``.
+def token_logprobs(
+    logits: Float[Tensor, "*BT V"], ids: Num[Tensor, "*BT"], temperature: float = 1.0
+) -> Float[Tensor, "*BT"]:
+    """Log-probs of given tokens at a sampling temperature; ``*BT``: sequences and tokens, or flat.
 
-    ``logits[:, t]`` must be those that predict ``ids[:, t]``. Computed in float32: in bfloat16 the
-    ratio of two passes is off by more than the clip.
+    ``logits[…, t, :]`` must be those that predict ``ids[…, t]``. Computed in float32: in bfloat16
+    the ratio of two passes is off by more than the clip.
 
     Raises:
         ValueError: shapes that do not fit or a temperature not above 0.
@@ -221,8 +235,8 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     return chosen - scaled.logsumexp(dim=-1)
 
 
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of the next-token distribution, for logging: ``[B, T, V]`` → ``[B, T]``.
+def entropy(logits: Float[Tensor, "*BT V"], temperature: float = 1.0) -> Float[Tensor, "*BT"]:
+    """Entropy in nats of the next-token distribution, for logging.
 
     Without gradient. Raises ValueError for a temperature not above 0.
     """
@@ -239,7 +253,9 @@ def _scale(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _kl(new: Tensor, ref: Tensor, estimator: KLEstimator) -> Tensor:
+def _kl(
+    new: Float[Tensor, "B T"], ref: Float[Tensor, "B T"], estimator: KLEstimator
+) -> Float[Tensor, "B T"]:
     """Estimates of KL(new ‖ ref) from sampled tokens."""
     difference = (new - ref).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     if estimator == "k1":

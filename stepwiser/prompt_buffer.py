@@ -33,9 +33,11 @@ class Reading:
     most_reads: int
     """Of one prompt, while others still come."""
 
-    def half(self, label: bool) -> int:
-        """Prompts of one class in a step; of an odd number the larger part is Negative."""
-        return self.per_step // 2 if label else self.per_step - self.per_step // 2
+    def half(self, label: bool, count: int | None = None) -> int:
+        """Prompts of one class in a step, or of so many; of an odd number the larger part is
+        Negative."""
+        count = self.per_step if count is None else min(count, self.per_step)
+        return count // 2 if label else count - count // 2
 
     def capacity(self, label: bool) -> int:
         """Prompts of a class that are held at most: enough that none is read more often."""
@@ -123,23 +125,23 @@ class PromptBuffer:
         """Prompts by class that nobody has read."""
         return {label: len(shelf.unread) for label, shelf in self._shelves.items()}
 
-    def take(self, extra: bool = False) -> list[JudgePrompt] | None:
+    def take(self, extra: bool = False, count: int | None = None) -> list[JudgePrompt] | None:
         """The prompts of the next step, Positive ones first; None: there are not enough yet.
 
-        ``extra``: further ones for the step that was taken last. Raises UserError when a class has
-        no prompt and none will come.
+        ``extra``: further ones for a step that was taken, ``count`` of them. Raises UserError when
+        a class has no prompt and none will come.
         """
         limit = math.inf if self._closed else self._reading.most_reads
         rows = []
         for label, shelf in self._shelves.items():
             if self._closed and not shelf.supply(limit):
                 raise UserError(self._one_sided())
-            if not self._closed and shelf.supply(limit) < self._reading.half(label):
+            if not self._closed and shelf.supply(limit) < self._reading.half(label, count):
                 self._awaited = True
                 return None
         for label, shelf in self._shelves.items():
             part: list[JudgePrompt] = []
-            while len(part) < (half := self._reading.half(label)):
+            while len(part) < (half := self._reading.half(label, count)):
                 part += shelf.take(half - len(part), limit)  # again from the start if there are few
             rows += part
         self.taken += not extra

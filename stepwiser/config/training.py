@@ -65,6 +65,18 @@ class TrainConfig(Section):
     importance_cap: float | None = Field(2.0, description="Truncated engine/learner correction.")
     kl_coefficient: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    staleness: int = Field(
+        0,
+        ge=0,
+        description="Weight versions that a sample may be old when it is trained on. 0: engines "
+        "and learner take turns; k: up to k steps are sampled while the learner trains.",
+    )
+    replace_flat_groups: bool = Field(
+        False,
+        description="Sample further prompts for groups whose rewards are all the same, until a "
+        "step has prompts_per_step others; else only while it has none.",
+    )
+    max_draws: Positive = Field(4, description="Draws of prompts of one step, the first included.")
     live: bool = Field(
         False,
         description="Annotate while training goes on, as much as the steps read, in place of the "

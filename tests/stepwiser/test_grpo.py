@@ -249,8 +249,12 @@ def trl_loss(
     max_length: int,
     beta: float,
     cap: float | None,
+    tokens: float | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
-    """TRL's own ``_compute_loss`` on tensors: a trainer with nothing behind it but its fields."""
+    """TRL's own ``_compute_loss`` on tensors: a trainer with nothing behind it but its fields.
+
+    ``tokens``: of the whole optimizer step, where the batch is a part of it.
+    """
     from trl import GRPOTrainer
 
     metrics: dict[str, Any] = {"train": defaultdict(list)}
@@ -283,7 +287,7 @@ def trl_loss(
         "advantages": batch["advantages"],
         "old_per_token_logps": batch["old_logprobs"],
         "ref_per_token_logps": batch["ref_logprobs"],
-        "num_items_in_batch": mask.sum(),
+        "num_items_in_batch": mask.sum() if tokens is None else torch.tensor(tokens),
     }
     if cap is not None:
         weight = (batch["old_logprobs"] - batch["engine_logprobs"]).exp()
@@ -326,6 +330,56 @@ def test_same_loss_and_gradient_as_trl(
         assert got.metrics["clip_high"] == pytest.approx(their_metrics["clip_ratio/high_mean"][0])
         if beta:
             assert got.metrics["kl"] == pytest.approx(their_metrics["kl"][0], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_tokens_of_one_global_step_weigh_the_same_as_in_trl() -> None:
+    pytest.importorskip("trl")
+    batch, config = random_batch(sequences=8, seed=11), GRPOLossConfig()
+    batch["mask"][5] = 0  # a masked sequence, then a group of which nothing is left
+    batch["mask"][6:] = 0
+    total = loss_denominator(batch["mask"], config)
+    theirs, ours = (batch["logprobs"].clone().requires_grad_() for _ in range(2))
+    for part in (slice(0, 1), slice(1, 4), slice(4, 8)):
+        rest = {name: tensor[part] for name, tensor in batch.items()}
+        trl_loss(rest, theirs[part], "dapo", 9, 0.0, 2.0, total)[0].backward()
+        old, engine = rest["old_logprobs"], rest["engine_logprobs"]
+        advantages, mask = rest["advantages"], rest["mask"]
+        grpo_loss(ours[part], old, advantages, mask, config, total, engine).loss.backward()
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+    assert ours.grad[:5].any() and not ours.grad[5:].any()
+
+
+@pytest.mark.slow
+def test_deviation_log_probs_and_entropy_are_those_of_trl() -> None:
+    pytest.importorskip("trl")
+    from trl.trainer.utils import entropy_from_logits, nanstd, selective_log_softmax
+
+    rewards = torch.randint(0, 2, (20, 8)).float()
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    scaled = centred / (nanstd(rewards, dim=1)[:, None] + 1e-4)
+    assert torch.allclose(group_advantages(rewards), scaled, atol=1e-6)
+    assert torch.allclose(group_advantages(rewards, normalize_std=False), centred)
+    logits, ids = torch.randn(3, 5, 13), torch.randint(0, 13, (3, 5))
+    assert torch.allclose(token_logprobs(logits, ids), selective_log_softmax(logits, ids))
+    assert torch.allclose(entropy(logits), entropy_from_logits(logits), atol=1e-6)
+
+
+def test_a_stale_sample_is_corrected_and_not_clipped_for_its_age() -> None:
+    """Engine's weights gave .2, those at the start of the step .3: a ratio of 1.5, above the clip.
+
+    At ratio new/old = 1 nothing is clipped, and the token weighs 1.5 times; had the ratio been
+    taken to the engine's weights, its gradient would be 0.
+    """
+    new = torch.tensor([[0.3]]).log().requires_grad_()
+    engine, one = torch.tensor([[0.2]]).log(), torch.ones(1, 1)
+    out = grpo_loss(new, new.detach(), torch.ones(1), one, GRPOLossConfig(), None, engine)
+    out.loss.backward()
+    assert new.grad.item() == pytest.approx(-1.5)
+    assert out.metrics["clip_high"] == 0.0
+    coupled = new.detach().requires_grad_()
+    grpo_loss(coupled, engine, torch.ones(1), one, GRPOLossConfig()).loss.backward()
+    assert coupled.grad.item() == 0.0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
