@@ -102,3 +102,14 @@ class Elsewhere:
 
     async def work(self, client: PoolClient, count: int) -> list[list[Sample]]:
         return await work(client, range(10_000, 10_000 + count))
+
+
+class TouchyEngine(ScriptedEngine):
+    """Ends its process a moment after it was asked about a prompt of many tokens."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> list[Sample]:
+        if len(prompt_ids) > 100:
+            with Path(self.options.model).with_name("deaths").open("a") as log:
+                log.write(f"{os.getpid()}\n")
+            asyncio.get_running_loop().call_later(0.1, os._exit, 1)
+        return await super().generate(prompt_ids, sampling)

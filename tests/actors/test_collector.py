@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from actors.engine import EngineOptions
 from actors.pool import EnginePool
 from stepwiser.config import load_config
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
 from stepwiser.records import JudgePrompt
 from stepwiser.tasks import load_base_model_dir, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks
-from tests.actors.scripted import ScriptedEngine
+from tests.actors.scripted import TouchyEngine
 from tests.stepwiser.test_config import ROOT
 
 pytestmark = pytest.mark.slow
@@ -196,17 +194,6 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted(pool: EnginePool) -> No
 
 def _longer(row: JudgePrompt) -> JudgePrompt:
     return JudgePrompt(**{**vars(row), "history": [row.chunk] * 20})
-
-
-class TouchyEngine(ScriptedEngine):
-    """Ends its process a moment after it was asked about a prompt of many tokens."""
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> list[Sample]:
-        if len(prompt_ids) > 100:
-            with Path(self.options.model).with_name("deaths").open("a") as log:
-                log.write(f"{os.getpid()}\n")
-            asyncio.get_running_loop().call_later(0.1, os._exit, 1)
-        return await super().generate(prompt_ids, sampling)
 
 
 def test_a_prompt_that_ends_engines_ends_the_step_and_is_named(
