@@ -71,10 +71,10 @@ def weight_transfer(config: RunConfig) -> Literal["object_store", "cuda_ipc", "n
     if chosen != "auto":
         return chosen
     engine, learner = config.engine.gpus, config.learner.gpus
-    if not engine or not learner:
-        return "object_store"
     # NCCL takes no two processes on one GPU, and memory of another GPU cannot be opened.
-    return "nccl" if engine >= 1 and learner >= 1 else "cuda_ipc"
+    if 0 < engine < 1 and 0 < learner < 1:
+        return "cuda_ipc"
+    return "nccl" if engine >= 1 and learner >= 1 else "object_store"
 
 
 def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:

@@ -71,8 +71,8 @@ class TrainConfig(Section):
     weight_transfer: Literal["auto", "object_store", "cuda_ipc", "nccl"] = Field(
         "auto",
         description="How weights reach the engines: through Ray's object store, by memory of a GPU "
-        "that both share, or by a broadcast between GPUs. `auto`: the first on a CPU, the second "
-        "where a GPU is shared, else the third.",
+        "that both share, or by a broadcast between GPUs. `auto`: the second "
+        "where both have fractions of a GPU, the third where both have whole ones, else the first.",
     )
     weight_bucket_mb: Positive = Field(
         512, description="Weights are gathered and sent in pieces of so many MiB."

@@ -258,6 +258,7 @@ def test_between_two_processes_with_gpus(models, way):
         ticket = mine.recv()
         asyncio.run(engine.update_weights(ticket, 1))
         assert mine.recv() is None
+        mine.send("enough")
         learner.join(60.0)
         assert _gap(engine, models[1]) < 0.05
     finally:
