@@ -17,11 +17,14 @@ import ray
 
 from actors.engine import EngineStats
 from actors.routing import Load
+from actors.weight_sync.ticket import Ticket
 from stepwiser.admission import Reading
 
 WATCH_S = 1.0
 """Longest that a client waits for news of the engines: at most one question a second and client,
 and none from a client that has nothing to do."""
+COPY_S = 120.0
+"""Longest that an engine waits for the copy of weights that were sent past the board."""
 _FORGET_S = 5.0
 """A client that has not asked for so long has nothing waiting."""
 
@@ -33,10 +36,18 @@ class Publication:
     serial: int
     """Orders publications; versions need not grow, since a learner may resume an earlier one."""
     version: int
-    source: str | list[Any]
-    """A directory of safetensors, or references to safetensors blobs."""
+    source: str | list[Any] | None
+    """A directory of safetensors, or references to safetensors blobs; None until there is a copy
+    of what a learner sent."""
+    ticket: Ticket | None = None
+    """For an engine that takes part in the learner's transfer."""
 
-    async def payload(self) -> str | list[bytes]:
+    async def payload(self) -> str | list[bytes] | Ticket:
+        """Raises StaleWeights when there is nothing to load from yet."""
+        if self.ticket is not None:
+            return self.ticket
+        if self.source is None:
+            raise StaleWeights("the newest weights have not been copied yet")
         if isinstance(self.source, str):
             return self.source
         return list(await asyncio.gather(*self.source))
@@ -69,6 +80,7 @@ class WeightBoard:
 
     def __init__(self) -> None:
         self._newest: Publication | None = None
+        self._posted = asyncio.Event()
         self._in_use = 0
         self._stats: dict[int, EngineStats] = {}
         self._loads: dict[int, Mapping[str, Load]] = {}
@@ -85,16 +97,33 @@ class WeightBoard:
 
         An engine that is not among them is told by `enroll` to load it first.
         """
-        replaced, self._newest = self._newest, publication
+        replaced = self._newest
+        self._set_newest(publication)
         return replaced, Census(self._census, self._members)
+
+    async def withdraw(self, serial: int, replaced: Publication | None) -> None:
+        """Take down a publication that no engine has, unless there is a newer one already."""
+        if self._newest is not None and self._newest.serial == serial:
+            self._set_newest(replaced)
+
+    def _set_newest(self, publication: Publication | None) -> None:
+        self._newest = publication
+        self._posted.set()
+        self._posted = asyncio.Event()
+
+    async def supply(self, serial: int, refs: list[Any]) -> None:
+        """The blobs of a publication that was sent past this board."""
+        if self._newest is not None and self._newest.serial == serial:
+            self._set_newest(replace(self._newest, source=refs, ticket=None))
+            await self.keep(serial)
 
     async def keep(self, serial: int) -> None:
         """Take over the blobs of a publication that every engine has loaded."""
         publication = self._newest
-        if publication is None or publication.serial != serial:
+        if publication is None or publication.serial != serial or publication.source is None:
             return
         payload = await publication.payload()
-        if isinstance(payload, str) or self._newest is not publication:
+        if not isinstance(payload, list) or self._newest is not publication:
             return
         refs = [ray.put(blob) for blob in payload]
         self._newest = Publication(serial, publication.version, refs)
@@ -102,10 +131,18 @@ class WeightBoard:
     async def newest(self) -> Publication | None:
         """None before the first publication.
 
-        Raises StaleWeights when engines have later weights than this board, which has restarted.
+        Waits for the copy of weights that were sent past this board. Raises StaleWeights when
+        there is none in time, and when engines have later weights than this board, which has
+        restarted.
         """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COPY_S):
+                while self._newest is not None and self._newest.source is None:
+                    await self._posted.wait()
         if self._in_use > (self._newest.serial if self._newest else 0):
             raise StaleWeights("the newest weights were lost with the board that kept them")
+        if self._newest is not None and self._newest.source is None:
+            raise StaleWeights(f"the newest weights had no copy after {COPY_S:g} s")
         return self._newest
 
     # --- engines --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -17,6 +18,7 @@ from actors.board import Census, Publication, StaleWeights
 from actors.company import ANY, Record
 from actors.engine import EngineFailure, EngineStats
 from actors.routing import Load, Router
+from actors.weight_sync.ticket import Ticket, TransferFailed
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
@@ -25,6 +27,8 @@ MAX_STALE = 8
 STALE_S = 1.0
 """Between two such questions, where another process has to publish; the pool's own looks once a
 second whether its board still has what it published."""
+_MEMORY = ("weights", "kv_cache")
+"""What an engine holds on a GPU, in the order in which a sleeping one takes it back."""
 PULSE_S = 0.25
 """How often a client with waiting requests looks for news of the engines."""
 
@@ -58,6 +62,7 @@ class PoolClient:
         self._lost: dict[int, BaseException] = {}
         self._serial = 0
         self._published: Publication | None = None
+        self._asleep: tuple[str, ...] = ()
         self._numbers = count()
         self._waiting: dict[int, tuple[asyncio.Future[int], Load]] = {}
         self._pulse: asyncio.Task[None] | None = None
@@ -93,26 +98,62 @@ class PoolClient:
     async def update_weights(self, source: Any, version: int, timeout_s: float) -> None:
         """Load weights into all engines at once; running requests go on with them.
 
-        ``source``: a directory of safetensors, safetensors bytes, or a reference (or a list of
-        them) to such bytes. Raises UserError when the engines refuse the weights and TimeoutError
-        when one does not answer in time. An engine that is down loads them when it is back, and a
-        new one before it answers anything.
+        ``source``: a directory of safetensors, safetensors bytes, a reference (or a list of them)
+        to such bytes, or the ticket of a learner that sends them itself. Raises UserError when the
+        engines refuse the weights, TransferFailed when a learner's do not arrive, and TimeoutError
+        when an engine does not answer in time. An engine that is down loads them when it is back,
+        and a new one before it answers anything; for a ticket that is once `keep_copy` was called.
+
+        Engines that `sleep` take back the memory for weights before this, and for their KV cache
+        after it.
         """
         if isinstance(source, bytes):
             source = ray.put(source)
         if isinstance(source, ray.ObjectRef):
             source = [source]
-        publication = Publication(time.time_ns(), version, source)
+        ticket = source if isinstance(source, Ticket) else None
+        publication = Publication(time.time_ns(), version, None if ticket else source, ticket)
         try:
             async with asyncio.timeout(timeout_s):
+                await self._wake("weights")
                 await self._publish(publication)
+                await self._wake("kv_cache")
         except TimeoutError as error:
             raise TimeoutError(
                 f"the engines did not all load weight version {version} within {timeout_s:g} s: "
                 "look at their logs, or allow more time"
             ) from error
-        self._published, self._serial = publication, publication.serial
+        self._published, self._serial = replace(publication, ticket=None), publication.serial
         self._board.keep.remote(publication.serial)
+
+    async def keep_copy(self, version: int, refs: list[Any]) -> None:
+        """Blobs of what a learner has sent itself, for engines that come later."""
+        published = self._published
+        if published is not None and published.version == version and published.source is None:
+            self._published = replace(published, source=refs)
+            await self._board.supply.remote(published.serial, refs)
+
+    async def sleep(self) -> None:
+        """Have every engine finish what it runs and free its GPU memory, weights included (they
+        move to host memory), until `update_weights`."""
+        if self._asleep != _MEMORY:
+            for tag in self._asleep:  # of an update that failed half-way
+                await self._wake(tag)
+            self._asleep = _MEMORY
+            await asyncio.gather(*(self._command(i, "sleep") for i in self._engines))
+
+    async def _wake(self, tag: str) -> None:
+        if tag in self._asleep:
+            await asyncio.gather(*(self._command(i, "wake", (tag,)) for i in self._engines))
+            self._asleep = tuple(other for other in self._asleep if other != tag)
+
+    async def _command(self, index: int, method: str, *arguments: Any) -> None:
+        if index in self._router.down:
+            return  # it comes back awake
+        try:
+            await _answer(getattr(self._engines[index], method).remote(*arguments))
+        except (EngineFailure, RayActorError):
+            self._mark_down(index)
 
     async def stats(self) -> list[EngineStats]:
         """Counters of every engine there has been, the oldest first; of one that is down or gone,
@@ -271,11 +312,33 @@ class PoolClient:
         replaced, census = await self._board.post.remote(publication)
         self._adopt(census)
         try:
-            await asyncio.gather(*(self._update(i, publication) for i in self._engines))
+            if publication.ticket is None:
+                await asyncio.gather(*(self._update(i, publication) for i in self._engines))
+            else:
+                await self._stream(publication, publication.ticket)
         except Exception:
-            # Nobody has them: names and shapes are checked before anything is loaded.
-            await self._board.post.remote(replaced)
+            # Nobody has them, or their learner will say them again: names and shapes are checked
+            # before anything is loaded.
+            await self._board.withdraw.remote(publication.serial, replaced)
             raise
+
+    async def _stream(self, publication: Publication, ticket: Ticket) -> None:
+        """Let the engines that are up take part in a learner's transfer; all must succeed."""
+        up = [i for i in self._engines if i not in self._router.down]
+        try:
+            seats = await asyncio.gather(*(_answer(self._engines[i].seats.remote()) for i in up))
+            if not up:
+                raise TransferFailed("no engine is up")
+            calls, rank = [], 1
+            for index, workers in zip(up, seats, strict=True):
+                own = replace(ticket, rank=rank, size=1 + sum(seats))
+                call = self._engines[index].update_weights.remote(replace(publication, ticket=own))
+                calls.append(_answer(call))
+                rank += workers
+            await asyncio.gather(*calls)
+        except (EngineFailure, RayActorError) as error:
+            # Which one is found out when the weights are said again.
+            raise TransferFailed(f"an engine was lost: {type(error).__name__}") from error
 
     async def _update(self, index: int, publication: Publication) -> None:
         if index in self._lost:
@@ -325,6 +388,6 @@ async def _answer(ref: Any) -> Any:
         ray.cancel(ref)  # or the engine would go on for nobody
         raise
     except RayTaskError as error:
-        if isinstance(error.cause, UserError | EngineFailure | StaleWeights):
+        if isinstance(error.cause, UserError | EngineFailure | StaleWeights | TransferFailed):
             raise error.cause from None
         raise

@@ -206,6 +206,14 @@ class ExperienceCollector:
         self.gate.advance(step, phase)
         self._begin_steps()
 
+    async def keep_copy(self, version: int, refs: list[Any]) -> None:
+        """Blobs of weights that the learner sent to the engines itself, for those that join."""
+        await self.pool.keep_copy(version, refs)
+
+    async def sleep(self) -> None:
+        """Free the engines' memory for the learner, until the next publish."""
+        await self.pool.sleep()
+
     async def _collect(self, step: int) -> ExperienceBatch:
         """Sample a step: its prompts, and further ones for groups that have no gradient.
 

@@ -197,19 +197,32 @@ class DeepSpeedWorker:
         torch.distributed.all_reduce(tensor, op=operation)
         return tensor.tolist()
 
-    def state_buckets(self, bucket_bytes: int = _BUCKET_BYTES) -> Iterator[dict[str, Tensor]]:
-        """The full weights under their Hugging Face names, on the CPU, in buckets.
+    def weight_buckets(self, bucket_bytes: int) -> list[list[tuple[str, nn.Parameter]]]:
+        """The parameters under their Hugging Face names, in buckets, wider types first in each.
 
-        Tied weights appear once, under the name of the input embedding. All ranks must run the
-        iterator to its end (ZeRO-3 gathers); ranks other than 0 get empty buckets. Tensors may
-        share memory with the model: use a bucket before asking for the next.
+        Tied weights appear once, under the name of the input embedding. Under ZeRO-3 these are
+        shares: `weight_shape` tells the whole shape, `gathered_buckets` gives the whole weights.
         """
-        for bucket in _buckets(list(self._hf_model.named_parameters()), bucket_bytes):
+        buckets = _buckets(list(self._hf_model.named_parameters()), bucket_bytes)
+        return [sorted(bucket, key=lambda item: -item[1].element_size()) for bucket in buckets]
+
+    def gathered_buckets(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """The same with full weights, on the device of every rank.
+
+        All ranks must run the iterator to its end (ZeRO-3 gathers). Tensors may share memory with
+        the model: use a bucket before asking for the next.
+        """
+        for bucket in self.weight_buckets(bucket_bytes):
             with self._gathered([parameter for _, parameter in bucket]):
-                if self.rank == 0:
-                    yield {name: p.detach().to("cpu").contiguous() for name, p in bucket}
-                else:
-                    yield {}
+                yield [(name, parameter.detach()) for name, parameter in bucket]
+
+    def state_buckets(self, bucket_bytes: int = _BUCKET_BYTES) -> Iterator[dict[str, Tensor]]:
+        """`gathered_buckets` on the CPU of rank 0; other ranks get empty buckets."""
+        for bucket in self.gathered_buckets(bucket_bytes):
+            if self.rank == 0:
+                yield {name: tensor.to("cpu").contiguous() for name, tensor in bucket}
+            else:
+                yield {}
 
     def state_bytes(self, bucket_bytes: int = _BUCKET_BYTES) -> Iterator[bytes]:
         """``state_buckets`` as safetensors; nothing is yielded on ranks other than 0."""
@@ -263,6 +276,11 @@ class DeepSpeedWorker:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
         return state
 
+    def free_unused(self) -> None:
+        """Give back GPU memory that torch only keeps for its next allocations."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def close(self) -> None:
         """Free the engine, so that the next job of this process starts from nothing."""
         import gc
@@ -270,8 +288,7 @@ class DeepSpeedWorker:
         self.engine.destroy()
         del self.engine, self._hf_model, self._reference
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.free_unused()
 
     @contextmanager
     def _gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
@@ -311,6 +328,11 @@ def _deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "checkpoint": {"use_node_local_storage": True},
     }
+
+
+def weight_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole weight, also where ZeRO-3 has left a share."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _buckets(

@@ -20,6 +20,7 @@ from typing import Any
 
 from actors.engine_worker import Payload
 from actors.vllm_core import MAX_TOP_LOGPROBS, EngineOptions, VllmCore, engine_environment
+from actors.weight_sync.ticket import TransferFailed
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
@@ -160,11 +161,12 @@ class Engine:
         return await asyncio.wrap_future(self._enqueue(request))
 
     async def update_weights(self, payload: Payload, version: int) -> None:
-        """Load new weights between two steps: a directory of safetensors, or safetensors bytes.
+        """Load new weights between two steps: a directory of safetensors, safetensors bytes, or
+        those of a learner that waits with them (a Ticket).
 
         Running requests go on with the new weights (their prefix is recomputed); their samples keep
-        the version they began with. Raises UserError, and changes nothing, when names or shapes
-        are not those of the loaded model.
+        the version they began with. Raises UserError when names or shapes are not those of the
+        loaded model, TransferFailed when the learner's did not arrive; both change nothing.
         """
         await self._command(lambda core: self._update(core, payload, version), after="scores")
 
@@ -307,8 +309,8 @@ class Engine:
     def _execute(self, core: VllmCore, command: _Command) -> None:
         try:
             result = command.run(core)
-        except UserError as error:
-            command.future.set_exception(error)
+        except (UserError, TransferFailed) as error:
+            command.future.set_exception(error)  # nothing was changed
         except BaseException as error:
             # Half-loaded weights must not answer anything: the engine ends here.
             self._failure = error

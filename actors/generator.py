@@ -17,6 +17,7 @@ from actors.board import Publication, StaleWeights
 from actors.company import ANY, Company
 from actors.engine import Engine, EngineFailure, EngineOptions, EngineStats
 from actors.routing import Load
+from actors.weight_sync.ticket import TransferFailed
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
@@ -128,6 +129,15 @@ class RolloutGenerator:
                 yield None
                 now = self._serial or 0
                 yield now, await self._engine.score(token_ids, start)
+
+    async def seats(self) -> int:
+        """How many workers of this engine can take part in a transfer from the learner now.
+
+        Raises TransferFailed while it starts or loads: it takes part in none then.
+        """
+        if self._serial is None or self._loading.locked():
+            raise TransferFailed("an engine is still loading other weights")
+        return self._engine.options.tensor_parallel_size
 
     async def update_weights(self, publication: Publication) -> None:
         """Load a publication, unless this engine has it or a later one already."""

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from actors.batches import ResponseBatch, response_batch
 from actors.deepspeed_worker import STATE_FILE, DeepSpeedWorker
+from actors.weight_sync.sending import make_sender
+from actors.weight_sync.ticket import Way
 from actors.worker_group import Metrics, WorkerGroup, append_metrics, engine_config
 from stepwiser.experience import ExperienceBatch
 from stepwiser.grpo import GRPOLossConfig, entropy, grpo_loss, token_logprobs
@@ -64,17 +66,33 @@ class GRPOTrainOptions:
     checkpoint_every: int = 10
     batch_timeout_s: float = 3600.0
     publish_timeout_s: float = 600.0
+    weight_transfer: Way = "object_store"
+    """How weights reach the engines."""
+    weight_bucket_mb: int = 512
+    """Weights are gathered and sent in pieces of so many MiB."""
+    colocated: bool = False
+    """Engines share the learner's GPUs, and sleep while it works."""
 
 
 def grpo_worker(config: dict[str, Any]) -> None:
     """What every rank runs. ``config``: options (GRPOTrainOptions), collector (actor handle)."""
     options: GRPOTrainOptions = config["options"]
+    if options.colocated:
+        # Of a run that goes on they are awake, and the model would find no room.
+        make_room(config["collector"], options.publish_timeout_s)
     worker = DeepSpeedWorker(
         engine_config(
             options.group, options.model_dir, options.gradient_clipping, options.weight_decay
         )
     )
     GRPOLoop(options, config["collector"], worker).run()
+
+
+def make_room(collector: Any, timeout_s: float) -> None:
+    """Put the engines to sleep; returns on every rank when they are."""
+    if torch.distributed.get_rank() == 0:
+        ray.get(collector.sleep.remote(), timeout=timeout_s)
+    torch.distributed.barrier()
 
 
 class GRPOLoop:
@@ -84,6 +102,13 @@ class GRPOLoop:
         self._options = options
         self._collector = collector
         self._worker = worker
+        self._sender = make_sender(
+            options.weight_transfer,
+            worker,
+            options.weight_bucket_mb << 20,
+            self._hand_over,
+            lambda version, refs: ray.get(collector.keep_copy.remote(version, refs)),
+        )
 
     def run(self) -> None:
         start = self._restore()
@@ -157,16 +182,17 @@ class GRPOLoop:
     def _publish(self, version: int) -> tuple[Metrics, float]:
         """Hand the weights to the collector; its figures come back on rank 0."""
         began = time.monotonic()
-        refs = [ray.put(bucket) for bucket in self._worker.state_bytes()]
-        figures = self._hand_over(version, refs) if self._worker.rank == 0 else {}
+        if self._options.colocated:
+            self._worker.free_unused()
+        figures = self._sender.send(version, self._options.publish_timeout_s)
         # Nobody may ask for the next batch before the engines have the weights for it.
         torch.distributed.barrier()
         return figures, time.monotonic() - began
 
-    def _hand_over(self, version: int, refs: list[Any]) -> Metrics:
-        timeout = self._options.publish_timeout_s
+    def _hand_over(self, version: int, source: Any, timeout: float) -> Metrics:
+        """``source``: references to blobs, or the ticket of a transfer."""
         try:
-            call = self._collector.publish.remote(version, refs, timeout)
+            call = self._collector.publish.remote(version, source, timeout)
             figures = ray.get(call, timeout=timeout)
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(
@@ -177,6 +203,8 @@ class GRPOLoop:
 
     def _train(self, step: int, batch: ExperienceBatch) -> Metrics:
         """All updates of one step; the returned metrics are the same on every rank."""
+        if self._options.colocated:
+            make_room(self._collector, self._options.publish_timeout_s)
         options, worker = self._options, self._worker
         age = sample_age(step, int(batch.weight_versions.min()), options.staleness)
         rate = options.learning_rate.at(step, options.steps)

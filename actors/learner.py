@@ -30,14 +30,18 @@ def train_grpo(
 ) -> TrainResult:
     """Train the judge; blocks. A run of the same name and path is continued, not started anew.
 
-    ``collector`` is a Ray actor handle with two methods:
+    ``collector`` is a Ray actor handle with these methods:
 
     - ``next_batch(step)`` → ExperienceBatch, an ObjectRef to one, or None when there is no more.
       Every rank asks; the same step must give the same batch until a publish of an equal or lower
       version says that the learner has gone back.
-    - ``publish(version, refs, timeout)``: put weights into the engines and return figures (a dict
-      of numbers) for the metrics. ``refs`` is a list of ObjectRefs to safetensors bytes; together
-      they hold every weight once. Called with the starting version before the first fetch.
+    - ``publish(version, source, timeout)``: put weights into the engines and return figures (a dict
+      of numbers) for the metrics. ``source`` is a list of ObjectRefs to safetensors bytes, which
+      together hold every weight once, or the Ticket of a transfer (`weight_transfer`). Called with
+      the starting version before the first fetch.
+
+    Beside these ``keep_copy(version, refs)`` with the blobs of what a ticket has brought, and
+    ``sleep()`` before the learner needs the engines' memory (`colocated`).
     """
     run_worker_group(
         grpo_worker,

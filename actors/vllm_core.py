@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from actors.engine_text import TextDecoder
 from actors.engine_worker import Payload, tensor_shapes
+from actors.weight_sync.ticket import Ticket, TransferFailed
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
@@ -276,20 +278,32 @@ class VllmCore:
     def update_weights(self, payload: Payload) -> None:
         """Replace the weights; running sequences are recomputed with the new ones.
 
-        Raises UserError, before anything is touched, for names or shapes that are not the model's.
+        Raises UserError, before anything is touched, for names or shapes that are not the model's,
+        and TransferFailed, just as untouched, when a learner's weights do not arrive.
         """
         skip = self._check(tensor_shapes(payload))
+        given = None if isinstance(payload, Ticket) else payload
+        if isinstance(payload, Ticket):
+            self._receive(payload)
         # A core in its own process would step on between the two calls.
         pause = self.options.multiprocess and self.unfinished > 0
         if pause:
             self._llm.sleep(0, "keep")
         try:
-            self._llm.collective_rpc("stepwiser_update_weights", args=(payload, skip))
+            self._llm.collective_rpc("stepwiser_update_weights", args=(given, skip))
             # Keys and values of the old weights must serve nobody, running requests included.
             self._llm.reset_prefix_cache(reset_running_requests=True)
         finally:
             if pause:
                 self._llm.wake_up(["scheduling"])
+
+    def _receive(self, ticket: Ticket) -> None:
+        """Have every worker take the weights to host memory; all of them do, or none keeps any."""
+        answers = self._llm.collective_rpc("stepwiser_receive", args=(pickle.dumps(ticket),))
+        failures = [answer for answer in answers if answer is not None]
+        if failures:
+            self._llm.collective_rpc("stepwiser_drop")
+            raise TransferFailed(failures[0])
 
     def _check(self, given: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
         """Compare names and shapes with the model's; returns the names to leave out."""

@@ -27,6 +27,7 @@ def engine_options(config: RunConfig, model: str) -> EngineOptions:
         enforce_eager=engine.enforce_eager,
         multiprocess=engine.multiprocess,
         seed=config.seed,
+        enable_sleep=config.train.colocated,
     )
 
 

@@ -10,6 +10,7 @@ from actors.sft import SFTJob, SFTOptions, SFTResult, run_sft
 from actors.worker_group import WorkerGroup
 from pipelines.session import Session
 from stepwiser.grpo import GRPOLossConfig
+from stepwiser.plan import weight_transfer
 from stepwiser.schedule import LearningRate
 
 
@@ -58,6 +59,9 @@ def grpo_options(session: Session, name: str, start: str) -> GRPOTrainOptions:
         staleness=train.staleness,
         checkpoint_every=train.checkpoint_every,
         publish_timeout_s=train.publish_timeout_s,
+        weight_transfer=weight_transfer(session.config),
+        weight_bucket_mb=train.weight_bucket_mb,
+        colocated=train.colocated,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from stepwiser.config import RunConfig
 
@@ -62,6 +63,18 @@ def engine_range(config: RunConfig) -> tuple[int, int]:
     """Engines that annotation starts with, and may have while it goes on."""
     fewest = config.annotate.min_engines or config.engine.count
     return fewest, max(fewest, config.annotate.max_engines or fewest)
+
+
+def weight_transfer(config: RunConfig) -> Literal["object_store", "cuda_ipc", "nccl"]:
+    """How the learner's weights reach the engines (`train.weight_transfer`)."""
+    chosen = config.train.weight_transfer
+    if chosen != "auto":
+        return chosen
+    engine, learner = config.engine.gpus, config.learner.gpus
+    # NCCL takes no two processes on one GPU, and memory of another GPU cannot be opened.
+    if 0 < engine < 1 and 0 < learner < 1:
+        return "cuda_ipc"
+    return "nccl" if engine >= 1 and learner >= 1 else "object_store"
 
 
 def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:

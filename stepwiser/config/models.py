@@ -342,6 +342,27 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _gpus_are_shared_where_they_must_be(self) -> RunConfig:
+        engine, learner, train = self.engine.gpus, self.learner.gpus, self.train
+        if train.colocated and (engine >= 1 or learner >= 1):
+            raise ValueError(
+                f"train.colocated needs fractions of a GPU, not engine.gpus={engine:g} and "
+                f"learner.gpus={learner:g}: set two that add up to 1, the larger one above 0.5"
+            )
+        if train.colocated and train.staleness:
+            raise ValueError(
+                f"train.staleness={train.staleness} samples while the learner works, but with "
+                "train.colocated the engines sleep then: set train.staleness=0, or leave out "
+                "train.colocated"
+            )
+        if train.weight_transfer == "nccl" and (0 < engine < 1 or 0 < learner < 1):
+            raise ValueError(
+                f"train.weight_transfer=nccl needs a GPU for each process, not engine.gpus="
+                f"{engine:g} and learner.gpus={learner:g}: set auto, or whole GPUs"
+            )
+        return self
+
     @property
     def judge_prompts(self) -> PromptConfig:
         """The prompts as the generative judge gets them, in training and in use."""
@@ -353,5 +374,13 @@ class RunConfig(Section):
 OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_dir", "ablate"})
 """Where and how fast a run happens, not what it computes: may change between two starts."""
 
-OPERATIONAL_KEYS = frozenset({"annotate.min_engines", "annotate.max_engines"})
+OPERATIONAL_KEYS = frozenset(
+    {
+        "annotate.min_engines",
+        "annotate.max_engines",
+        "train.weight_transfer",
+        "train.weight_bucket_mb",
+        "train.colocated",
+    }
+)
 """The same of single settings."""

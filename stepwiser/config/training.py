@@ -91,6 +91,20 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 50
     evaluate_every: Positive | None = Field(None, description="Held-out labels, in steps.")
     publish_timeout_s: Positive = 600
+    weight_transfer: Literal["auto", "object_store", "cuda_ipc", "nccl"] = Field(
+        "auto",
+        description="How weights reach the engines: through Ray's object store, by memory of a GPU "
+        "that both share, or by a broadcast between GPUs. `auto`: the second "
+        "where both have fractions of a GPU, the third where both have whole ones, else the first.",
+    )
+    weight_bucket_mb: Positive = Field(
+        512, description="Weights are gathered and sent in pieces of so many MiB."
+    )
+    colocated: bool = Field(
+        False,
+        description="Engines and learner take turns on the same GPUs: engines sleep while the "
+        "learner works. Both then need fractions of a GPU (engine.gpus, learner.gpus).",
+    )
     logprob_tolerance: float = Field(
         0.05, gt=0, description="Largest mean engine/learner log-prob gap before training stops."
     )

@@ -13,6 +13,7 @@ import ray
 
 from actors.client import PoolClient
 from actors.engine import EngineFailure, EngineOptions, EngineStats
+from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
 SLOTS = 4
@@ -76,6 +77,26 @@ class ScriptedEngine:
             weight_version=self._version,
             seconds=time.monotonic() - self._started,
         )
+
+
+class SleepyEngine(ScriptedEngine):
+    """Writes down what is done to its memory and its weights."""
+
+    def _note(self, what: str) -> None:
+        with Path(self.options.model).open("a") as log:
+            log.write(f"{what}\n")
+
+    async def sleep(self, level: int = 1) -> None:
+        self._note(f"sleep {level}")
+
+    async def wake(self, tags: tuple[str, ...] | None = None) -> None:
+        self._note(f"wake {tags}")
+
+    async def update_weights(self, payload: str, version: int) -> None:
+        if payload.endswith("refused"):
+            self._note("refuse")
+            raise UserError("these weights are refused")
+        self._note(f"load {version}")
 
 
 class MortalEngine(ScriptedEngine):

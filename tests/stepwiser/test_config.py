@@ -6,7 +6,7 @@ import pytest
 
 from stepwiser.config import difference, load_config, parse_config
 from stepwiser.errors import UserError
-from stepwiser.plan import engine_range, plan_run, plan_stage
+from stepwiser.plan import engine_range, plan_run, plan_stage, weight_transfer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -17,15 +17,55 @@ STAGES = ("segment", "annotate", "label", "train", "evaluate", "solve", "select"
 def test_shipped_config_parses_and_its_plan_fits_what_it_expects(path: Path) -> None:
     config = load_config(path)
     available = {"CPU": 96.0, "GPU": float(config.cluster.expected_gpus)}
-    assert [s for plan in plan_run(config, STAGES) for s in plan.shortfalls(available)] == []
+    stages = ("train", "evaluate") if path.stem.startswith("train-") else STAGES
+    assert [s for plan in plan_run(config, stages) for s in plan.shortfalls(available)] == []
 
 
 def test_there_are_configs_for_every_documented_scenario() -> None:
     assert {p.stem for p in CONFIGS} >= {"embedded", "gsm8k", "paper-1.5b", "paper-7b"}
+    assert {p.stem for p in CONFIGS} >= {"train-1gpu", "train-8xa100-7b", "train-multinode-a100"}
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "words"),
+    [
+        ("train-1gpu", 0, ["needs 1 GPU", "1 engine x 0.6", "1 learner x 0.4", "1 short"]),
+        ("train-8xa100-7b", 6, ["needs 8 GPU", "4 engine x 1", "4 learner x 1", "2 short"]),
+        ("train-multinode-a100", 8, ["needs 32 GPU", "16 engine x 1", "24 short"]),
+    ],
+)
+def test_a_plan_for_training_names_what_is_short(name: str, gpus: int, words: list[str]) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    (short,) = plan_stage(config, "train").shortfalls({"CPU": 96.0, "GPU": gpus})
+    assert all(word in short for word in words), short
+
+
+@pytest.mark.parametrize(
+    ("engine", "learner", "way"),
+    [(0, 0, "object_store"), (0.6, 0.4, "cuda_ipc"), (0.25, 1, "object_store"), (1, 1, "nccl")],
+)
+def test_the_way_of_weights_follows_from_the_placement(engine, learner, way) -> None:
+    gpus = {"engine": {"gpus": engine}, "learner": {"gpus": learner}}
+    assert weight_transfer(parse_config(gpus)) == way
+    chosen = {"train": {"weight_transfer": "object_store"}}
+    assert weight_transfer(parse_config(gpus | chosen)) == "object_store"
+
+
+def test_placements_that_cannot_be_are_refused() -> None:
+    whole, half = {"gpus": 1}, {"gpus": 0.5}
+    with pytest.raises(UserError, match=r"train\.colocated.*engine\.gpus=0\.5.*learner\.gpus=1"):
+        parse_config({"engine": half, "learner": whole, "train": {"colocated": True}})
+    with pytest.raises(UserError, match=r"weight_transfer=nccl.*engine\.gpus=0\.5"):
+        parse_config({"engine": half, "learner": whole, "train": {"weight_transfer": "nccl"}})
 
 
 def test_paper_numbers() -> None:
-    for name, alpha, gamma in (("paper-1.5b", 0.4, 0.8), ("paper-7b", 0.8, 0.7)):
+    for name, alpha, gamma in (
+        ("paper-1.5b", 0.4, 0.8),
+        ("paper-7b", 0.8, 0.7),
+        ("train-8xa100-7b", 0.8, 0.7),
+        ("train-multinode-a100", 0.8, 0.7),
+    ):
         config = load_config(ROOT / "configs" / f"{name}.yaml")
         train = config.train
         assert (train.prompts_per_step, train.minibatch_prompts, train.group_size) == (1024, 256, 4)
