@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +116,12 @@ def _finished(options: CollectorOptions, prompts: list[JudgePrompt]) -> PromptSo
     return FinishedPrompts(prompts, per_step, options.seed, options.balanced)
 
 
-@ray.remote(num_cpus=0, max_concurrency=64)
+@ray.remote(num_cpus=0, max_concurrency=64, max_restarts=-1, max_task_retries=-1)
 class ExperienceCollector:
-    """One long-lived actor between the engines and the learner."""
+    """One long-lived actor between the engines and the learner.
+
+    A restarted one has the prompts it was made with, and is asked again what it was being asked.
+    """
 
     def __init__(
         self,
@@ -137,6 +141,7 @@ class ExperienceCollector:
         self._figures_of_step: dict[int, dict[str, float]] = {}
         self._hopeless: dict[str, str] = {}
         self._clock = _Clock()
+        self._life = uuid.uuid4().hex
 
     async def offer(self, prompts: list[JudgePrompt], heldout: list[JudgePrompt]) -> int:
         """Take in the prompts of an annotated unit; returns how many more should be made."""
@@ -159,11 +164,23 @@ class ExperienceCollector:
         else:
             self.live.fail(failure)
 
+    async def heldout_prompts(self) -> list[JudgePrompt]:
+        """What judges are evaluated on, as far as it fits; a live annotation adds to it."""
+        return [prompt for prompt, _ in self._fitting(self.heldout)]
+
+    async def life(self) -> str:
+        """Another one after each restart, which forgets the prompts that were offered."""
+        return self._life
+
     async def next_batch(self, step: int) -> ExperienceBatch:
         """The experience of one step; every rank that asks gets the same batch.
 
         Raises RuntimeError for a step that the published weights do not allow.
         """
+        if self.gate.version is None and ray.get_runtime_context().was_current_actor_reconstructed:
+            # A learner asks for a step when all engines have its version.
+            self.gate.publish(step)
+            self._begin_steps()
         if step not in self._steps:
             raise RuntimeError(
                 f"step {step} was asked for while the engines hold weight version "
@@ -178,7 +195,7 @@ class ExperienceCollector:
 
         Requests under way go on with the new weights. Only when the learner has gone back is what
         was sampled for later steps given up. Returns the figures of the rollouts that this version
-        was trained on, and held-out accuracy every `train.evaluate_every` versions.
+        was trained on.
         """
         await self.pool.update_weights(weights, version, timeout_s)
         for step in self.gate.publish(version):
@@ -190,9 +207,6 @@ class ExperienceCollector:
         if figures and idle is not None:
             figures["engine_idle"] = idle
         self._begin_steps()
-        every = self.options.train.evaluate_every
-        if every and self.heldout and version and version % every == 0:
-            figures |= await self._validate()
         return figures
 
     def _begin_steps(self) -> None:
@@ -378,17 +392,3 @@ class ExperienceCollector:
             f"differ, so there is nothing to learn from; {silent:.0%} of the answers hold no "
             f"verdict: {_remedy(silent)}"
         )
-
-    async def _validate(self) -> dict[str, float]:
-        """Verdict accuracy per class on held-out labels, one sample each."""
-        fitting = self._fitting(self.heldout)
-        groups = await asyncio.gather(*(self._sample(*prompt, 1) for prompt in fitting))
-        hits: dict[bool, list[bool]] = {True: [], False: []}
-        for (prompt, _), samples in zip(fitting, groups, strict=True):
-            hits[prompt.label].append(parse_verdict(samples[0].text) is prompt.label)
-        figures = {
-            f"heldout_{name}": float(np.mean(hits[label])) if hits[label] else float("nan")
-            for label, name in ((True, "positive"), (False, "negative"))
-        }
-        figures["heldout_balanced"] = sum(figures.values()) / 2
-        return figures

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from actors import shared_prompt
+from actors import checkpoints, shared_prompt
 from actors.batches import FlatTokens
 from stepwiser.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
 
-STATE_FILE = "state.json"
 _TAG = "state"
 _BUCKET_BYTES = 1 << 30
 
@@ -246,35 +247,65 @@ class DeepSpeedWorker:
 
     def save_checkpoint(self, directory: str | Path, state: dict[str, Any]) -> None:
         """Write this rank's share (and on rank 0 ``state``) below a folder of this rank's own."""
-        (Path(directory) / _TAG).mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(directory), tag=_TAG)
+        folder = Path(directory)
+        (folder / _TAG).mkdir(parents=True, exist_ok=True)
+        self.engine.save_checkpoint(str(folder), tag=_TAG)
+        checkpoints.save_random_state(folder, self.rank)
         if self.rank == 0:
-            described = {
-                **state,
-                "world_size": self.world_size,
-                "zero_stage": self.config.zero_stage,
-                "precision": self.config.precision,
-            }
-            (Path(directory) / STATE_FILE).write_text(json.dumps(described))
+            (folder / checkpoints.STATE_FILE).write_text(
+                json.dumps({**state, "world_size": self.world_size, **self._unchangeable})
+            )
+        checkpoints.seal(folder, self.rank)
+
+    @property
+    def _unchangeable(self) -> dict[str, Any]:
+        return {"zero_stage": self.config.zero_stage, "precision": self.config.precision}
 
     def load_checkpoint(self, directory: str | Path) -> dict[str, Any]:
-        """Restore weights and optimizer; returns the ``state`` that was saved with them."""
-        state = json.loads((Path(directory) / STATE_FILE).read_text())
-        here = {
-            "world_size": self.world_size,
-            "zero_stage": self.config.zero_stage,
-            "precision": self.config.precision,
-        }
-        for name, value in here.items():
+        """Restore weights, optimizer and random states; returns the ``state`` saved with them.
+
+        One that another number of ranks has written is converted first. Raises UserError for one
+        that is not whole, or of another ZeRO stage or number type.
+        """
+        state = checkpoints.read_state(Path(directory))
+        for name, value in self._unchangeable.items():
             if state[name] != value:
                 raise UserError(
                     f"the checkpoint was written with {name}={state[name]}, this run has {value}; "
                     f"set {name} back, or start a new run from the exported model"
                 )
+        if state["world_size"] == self.world_size:
+            self._load(Path(directory))
+        else:
+            with self._universal(Path(directory)) as converted:
+                self._load(converted)
+        checkpoints.load_random_state(Path(directory), self.rank)
+        return state
+
+    def _load(self, directory: Path) -> None:
         loaded, _ = self.engine.load_checkpoint(str(directory), tag=_TAG)
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
-        return state
+
+    @contextmanager
+    def _universal(self, directory: Path) -> Iterator[Path]:
+        """The checkpoint in the layout for any number of ranks, which one of each machine makes."""
+        here: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(here, (socket.gethostname(), os.getpid()))
+        firsts = checkpoints.first_of_each(host for host, _ in here)
+        folder = Path(tempfile.gettempdir()) / f"stepwiser-universal-{here[0][0]}-{here[0][1]}"
+        try:
+            if self.rank in firsts:
+                checkpoints.to_universal(directory / _TAG, folder / _TAG)
+            torch.distributed.barrier()
+            # DeepSpeed would have this known before the engine is made, but reads it only here.
+            self.engine._config.load_universal_checkpoint = True
+            yield folder
+            torch.distributed.barrier()
+        finally:
+            self.engine._config.load_universal_checkpoint = False
+            if self.rank in firsts:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def free_unused(self) -> None:
         """Give back GPU memory that torch only keeps for its next allocations."""

@@ -6,35 +6,38 @@ publish the new weights. Every rank sees the same batch and takes its own share 
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
 from torch import Tensor
 
 from actors.batches import ResponseBatch, response_batch
-from actors.deepspeed_worker import STATE_FILE, DeepSpeedWorker
+from actors.deepspeed_worker import DeepSpeedWorker
+from actors.reviews import ReviewOptions, Reviews
+from actors.tally import Tally
 from actors.weight_sync.sending import make_sender
 from actors.weight_sync.ticket import Way
-from actors.worker_group import Metrics, WorkerGroup, append_metrics, engine_config
+from actors.worker_group import (
+    Metrics,
+    WorkerGroup,
+    append_metrics,
+    engine_config,
+    keep_checkpoint,
+    last_checkpoint,
+)
 from stepwiser.experience import ExperienceBatch
-from stepwiser.grpo import GRPOLossConfig, entropy, grpo_loss, token_logprobs
+from stepwiser.grpo import GRPOLossConfig, grpo_loss, token_logprobs
 from stepwiser.packing import pack_micro_batches, prompt_units, split_groups
 from stepwiser.schedule import LearningRate
 from stepwiser.staleness import sample_age
 
 KIND = "train"
 """What this loop's lines are called in the metrics file."""
-
-_ENTROPY_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class GRPOTrainOptions:
     model_dir: str
     """Hugging Face directory the judge starts from."""
     output_dir: str
-    """Where the trained judge is written, in the same format."""
+    """Where the judge that is kept stands in the end, in the same format: the last or the best.
+    Beside it stand both, under its name with ``-last`` and ``-best``."""
     metrics_path: str
     steps: int
     minibatches: int
@@ -64,6 +68,11 @@ class GRPOTrainOptions:
     staleness: int = 0
     """Weight versions that a sample may be old (`stepwiser.staleness`)."""
     checkpoint_every: int = 10
+    tracking_id: str | None = None
+    """Of the W&B run; kept in every checkpoint, so that its curve can be found and continued."""
+    keep: Literal["last", "best"] = "last"
+    reviews: ReviewOptions | None = None
+    """For evaluations while training goes on."""
     batch_timeout_s: float = 3600.0
     publish_timeout_s: float = 600.0
     weight_transfer: Way = "object_store"
@@ -73,9 +82,27 @@ class GRPOTrainOptions:
     colocated: bool = False
     """Engines share the learner's GPUs, and sleep while it works."""
 
+    @property
+    def last_dir(self) -> str:
+        return f"{self.output_dir}-last"
+
+    @property
+    def best_dir(self) -> str:
+        """Made by the evaluator."""
+        return f"{self.output_dir}-best"
+
+    @property
+    def candidates_dir(self) -> str:
+        """Judges that wait to be evaluated."""
+        return f"{self.output_dir}-candidates"
+
 
 def grpo_worker(config: dict[str, Any]) -> None:
-    """What every rank runs. ``config``: options (GRPOTrainOptions), collector (actor handle)."""
+    """What every rank runs.
+
+    ``config``: options (GRPOTrainOptions), collector and evaluator (actor handles, the latter or
+    None).
+    """
     options: GRPOTrainOptions = config["options"]
     if options.colocated:
         # Of a run that goes on they are awake, and the model would find no room.
@@ -85,7 +112,7 @@ def grpo_worker(config: dict[str, Any]) -> None:
             options.group, options.model_dir, options.gradient_clipping, options.weight_decay
         )
     )
-    GRPOLoop(options, config["collector"], worker).run()
+    GRPOLoop(options, config["collector"], worker, config).run()
 
 
 def make_room(collector: Any, timeout_s: float) -> None:
@@ -98,7 +125,15 @@ def make_room(collector: Any, timeout_s: float) -> None:
 class GRPOLoop:
     """The loop of one rank. The step number is all that the collector needs to resume."""
 
-    def __init__(self, options: GRPOTrainOptions, collector: Any, worker: DeepSpeedWorker) -> None:
+    def __init__(
+        self,
+        options: GRPOTrainOptions,
+        collector: Any,
+        worker: DeepSpeedWorker,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``given``: what Ray Train handed to this worker."""
+        self._given = given or {}
         self._options = options
         self._collector = collector
         self._worker = worker
@@ -109,20 +144,33 @@ class GRPOLoop:
             self._hand_over,
             lambda version, refs: ray.get(collector.keep_copy.remote(version, refs)),
         )
+        self._reviews = Reviews(
+            options.reviews,
+            self._given.get("evaluator"),
+            worker,
+            options.candidates_dir,
+            options.steps,
+        )
 
     def run(self) -> None:
         start = self._restore()
         # Engines wait for weights and the learner waits for samples: publish before the first
         # fetch, or a resumed run waits for ever.
         self._publish(start)
+        self._reviews.begin(start)
         step = start
         began = time.monotonic()
-        while step < self._options.steps:
+        while step < self._options.steps and not self._reviews.stop():
             batch, fetch_s = self._fetch(step)
             if batch is None:
                 break
+            if self._options.colocated:
+                self._reviews.free_engines()
+                make_room(self._collector, self._options.publish_timeout_s)
             metrics = self._train(step, batch)
+            self._reviews.free_engines()
             published, publish_s = self._publish(step + 1)
+            self._reviews.after_publish(step + 1)
             metrics = {**published, **metrics}
             began, seconds = time.monotonic(), time.monotonic() - began
             metrics |= {
@@ -139,27 +187,37 @@ class GRPOLoop:
                 self._checkpoint(step, metrics)
         if step > start:
             self._checkpoint(step, {"step": step - 1})
-        self._worker.export(self._options.output_dir)
+        self._worker.export(self._options.last_dir)
+        self._reviews.finish()
 
     def _restore(self) -> int:
-        from ray.train import get_checkpoint
-
-        checkpoint = get_checkpoint()
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as directory:
+        with last_checkpoint(self._given) as directory:
+            if directory is None:
+                return 0
             return int(self._worker.load_checkpoint(directory)["step"])
 
     def _checkpoint(self, step: int, metrics: Metrics) -> None:
-        """``step`` updates are in the weights. Nothing here is random, so no RNG state is kept."""
-        from ray.train import Checkpoint, report
+        """``step`` updates are in the weights; it is also all that the collector needs to know.
 
-        with tempfile.TemporaryDirectory() as directory:
-            self._worker.save_checkpoint(directory, {"step": step})
-            report(metrics, checkpoint=Checkpoint.from_directory(directory))
+        The prompts of a step follow from its number, in a live annotation by way of its log.
+        """
+        state = {"step": step, "tracking_id": self._options.tracking_id}
+        keep_checkpoint(metrics, lambda folder: self._worker.save_checkpoint(folder, state))
 
     def _fetch(self, step: int) -> tuple[ExperienceBatch | None, float]:
         began = time.monotonic()
+        batch = self._ask(step)
+        if not self._same(batch):
+            # A collector that died between two answers has sampled anew: now all have its batch.
+            batch = self._ask(step)
+            if not self._same(batch):
+                raise RuntimeError(
+                    f"ranks were given different batches for step {step}; next_batch must answer "
+                    "the same for the same step"
+                )
+        return batch, time.monotonic() - began
+
+    def _ask(self, step: int) -> ExperienceBatch | None:
         timeout = self._options.batch_timeout_s
         try:
             batch = ray.get(self._collector.next_batch.remote(step), timeout=timeout)
@@ -170,14 +228,13 @@ class GRPOLoop:
                 f"the collector gave no batch for step {step} within {timeout:.0f} s; look at its "
                 "engines, or raise batch_timeout_s"
             ) from error
-        size = 0 if batch is None else len(batch.response_ids)
-        low, high = self._worker.all_reduce([-size, size], maximum=True)
-        if -low != high:
-            raise RuntimeError(
-                f"ranks were given different batches for step {step} ({-low:.0f} and {high:.0f} "
-                "response tokens); next_batch must answer the same for the same step"
-            )
-        return batch, time.monotonic() - began
+        return batch
+
+    def _same(self, batch: ExperienceBatch | None) -> bool:
+        """Whether every rank was given this batch."""
+        mark = -1.0 if batch is None else float(zlib.crc32(batch.response_ids.tobytes()))
+        low, high = self._worker.all_reduce([-mark, mark], maximum=True)
+        return -low == high
 
     def _publish(self, version: int) -> tuple[Metrics, float]:
         """Hand the weights to the collector; its figures come back on rank 0."""
@@ -203,13 +260,11 @@ class GRPOLoop:
 
     def _train(self, step: int, batch: ExperienceBatch) -> Metrics:
         """All updates of one step; the returned metrics are the same on every rank."""
-        if self._options.colocated:
-            make_room(self._collector, self._options.publish_timeout_s)
         options, worker = self._options, self._worker
         age = sample_age(step, int(batch.weight_versions.min()), options.staleness)
         rate = options.learning_rate.at(step, options.steps)
         parts = split_groups(batch.groups.tolist(), options.minibatches)
-        tally = _Tally()
+        tally = Tally()
         with tally.timed("logprobs"):
             plans = [self._plan(batch, part) for part in parts]
             # The first update starts from the weights that old log-probs are taken with: there
@@ -281,7 +336,7 @@ class GRPOLoop:
         return micro_batch.spread(token_logprobs(logits, targets, self._options.temperature))
 
     def _loss_fn(
-        self, step: int, denominator: float, old: list[Tensor] | None, tally: _Tally
+        self, step: int, denominator: float, old: list[Tensor] | None, tally: Tally
     ) -> Callable[[tuple[int, ResponseBatch]], Tensor]:
         temperature = self._options.temperature
 
@@ -306,84 +361,3 @@ class GRPOLoop:
             return output.loss
 
         return loss
-
-
-class _Tally:
-    """Sums up the micro-batches of one step on one rank."""
-
-    def __init__(self) -> None:
-        self.gradient_norms: list[float] = []
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._peaks: defaultdict[str, float] = defaultdict(float)
-        self._seconds: dict[str, float] = {}
-        self._loss: Tensor | float = 0.0
-        self._entropy: Tensor | float = 0.0
-        self._gap: Tensor | float = 0.0
-        self._fresh: Tensor | float = 0.0
-
-    @contextmanager
-    def timed(self, name: str) -> Any:
-        began = time.monotonic()
-        yield
-        self._seconds[f"seconds_{name}"] = time.monotonic() - began
-
-    def add(
-        self,
-        loss: Tensor,
-        metrics: dict[str, float],
-        micro_batch: ResponseBatch,
-        logits: Tensor,
-        temperature: float,
-    ) -> None:
-        self._loss = self._loss + loss.detach()
-        tokens = metrics["tokens"]
-        for name, value in metrics.items():
-            if name.endswith("_max"):
-                self._peaks[name] = max(self._peaks[name], value)
-            elif name not in ("tokens", "sequences"):
-                self._sums[name] += value * tokens
-        self._sums["tokens"] += tokens
-        if tokens:
-            for rows in logits.split(_ENTROPY_ROWS):
-                self._entropy = self._entropy + entropy(rows, temperature).sum()
-
-    def compare(self, at_start: Tensor, micro_batch: ResponseBatch, step: int) -> None:
-        """Log-probs of engine and learner where both have the weights of this step.
-
-        Older samples differ by what was learned since, which says nothing of the two.
-        """
-        if micro_batch.engine_logprobs is not None:
-            fresh = micro_batch.mask & (micro_batch.weight_versions == step)[:, None]
-            gap = (at_start - micro_batch.engine_logprobs).abs()
-            self._gap = self._gap + gap.where(fresh, gap.new_zeros(())).sum()
-            self._fresh = self._fresh + fresh.sum()
-
-    def combined(self, worker: DeepSpeedWorker) -> Metrics:
-        updates = len(self.gradient_norms)
-        sums = {
-            **self._sums,
-            "loss": float(self._loss) / updates / worker.world_size,
-            "entropy": float(self._entropy),
-            "logprob_gap": float(self._gap),
-            "fresh": float(self._fresh),
-        }
-        sums = dict(zip(sums, worker.all_reduce(list(sums.values())), strict=True))
-        peaks = {**self._peaks, **self._seconds}
-        peaks = dict(zip(peaks, worker.all_reduce(list(peaks.values()), maximum=True), strict=True))
-        tokens = sums.pop("tokens")
-        loss = sums.pop("loss")
-        gap, fresh = sums.pop("logprob_gap"), sums.pop("fresh")
-        means = {name: value / tokens for name, value in sums.items()}
-        if fresh:
-            means["logprob_gap"] = gap / fresh
-        return {
-            "loss": loss,
-            "gradient_norm": sum(self.gradient_norms) / updates,
-            **means,
-            **peaks,
-        }
-
-
-def checkpoint_step(directory: str | Path) -> int:
-    """Updates contained in a checkpoint folder written by this loop."""
-    return int(json.loads((Path(directory) / STATE_FILE).read_text())["step"])

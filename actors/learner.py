@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from actors.evaluator import EVALUATION
 from actors.grpo_loop import KIND, GRPOTrainOptions, grpo_worker
 from actors.worker_group import Metrics, read_metrics, run_worker_group
+from stepwiser.exports import link_model, read_evaluation
 
 __all__ = ["GRPOTrainOptions", "TrainResult", "train_grpo"]
 
@@ -17,16 +20,23 @@ class TrainResult:
     """A finished RL run."""
 
     model_dir: str
+    """Of the judge that is kept."""
+    kept: Literal["last", "best"]
+    """Which one that is: the last also where no evaluation has given a best."""
     steps: int
     """Steps trained, of this run and the runs it continued."""
     metrics: tuple[Metrics, ...]
     """One entry a step."""
+    evaluations: tuple[Metrics, ...]
+    """One entry an evaluation."""
 
 
 def train_grpo(
     options: GRPOTrainOptions,
     collector: Any,
     on_metrics: Callable[[Metrics], None] | None = None,
+    evaluator: Any = None,
+    describe: Callable[[Path, int], None] | None = None,
 ) -> TrainResult:
     """Train the judge; blocks. A run of the same name and path is continued, not started anew.
 
@@ -42,15 +52,33 @@ def train_grpo(
 
     Beside these ``keep_copy(version, refs)`` with the blobs of what a ticket has brought, and
     ``sleep()`` before the learner needs the engines' memory (`colocated`).
+
+    ``evaluator``: an `Evaluator` actor, where ``options.reviews`` asks for evaluations.
+    ``on_metrics`` gets the lines of both, told apart by their ``kind``. ``describe(directory,
+    version)`` completes the last and the best judge before one of them takes its final name.
     """
     run_worker_group(
         grpo_worker,
-        {"options": options, "collector": collector},
+        {"options": options, "collector": collector, "evaluator": evaluator},
         options.group,
         options.metrics_path,
-        KIND,
+        (KIND, EVALUATION),
         on_metrics,
     )
     metrics = tuple(read_metrics(options.metrics_path, KIND, options.group.name))
     steps = metrics[-1]["step"] + 1 if metrics else 0
-    return TrainResult(model_dir=options.output_dir, steps=steps, metrics=metrics)
+    last, best = Path(options.last_dir), Path(options.best_dir)
+    figures = read_evaluation(best)
+    if describe is not None:
+        describe(last, steps)
+        if figures is not None:
+            describe(best, int(figures["version"]))
+    chosen: Literal["last", "best"] = options.keep if figures is not None else "last"
+    link_model(best if chosen == "best" else last, Path(options.output_dir))
+    return TrainResult(
+        model_dir=options.output_dir,
+        kept=chosen,
+        steps=steps,
+        metrics=metrics,
+        evaluations=tuple(read_metrics(options.metrics_path, EVALUATION, options.group.name)),
+    )

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from actors.batches import FlatTokens, example_tokens, keep_step_tokens
-from actors.deepspeed_worker import STATE_FILE, DeepSpeedWorker
+from actors.checkpoints import STATE_FILE
+from actors.deepspeed_worker import DeepSpeedWorker
 from actors.worker_group import (
     Metrics,
     WorkerGroup,
     append_metrics,
     engine_config,
+    last_checkpoint,
     run_worker_group,
 )
 from stepwiser.config.training import SFTConfig
@@ -133,7 +135,7 @@ def run_sft(
         {"options": options, "jobs": list(jobs)},
         options.group,
         options.metrics_path,
-        KIND,
+        (KIND,),
         on_metrics,
     )
     return [
@@ -172,16 +174,13 @@ class _Progress:
 
 def sft_worker(config: dict[str, Any]) -> None:
     """What every rank runs. ``config``: options (SFTOptions), jobs (list of SFTJob)."""
-    from ray.train import get_checkpoint
-
     options: SFTOptions = config["options"]
     jobs: list[SFTJob] = config["jobs"]
     progress = _Progress(fingerprint(jobs))
-    checkpoint = get_checkpoint()
-    if checkpoint is None:
-        _run_jobs(jobs, options, progress, None)
-        return
-    with checkpoint.as_directory() as directory:
+    with last_checkpoint(config) as directory:
+        if directory is None:
+            _run_jobs(jobs, options, progress, None)
+            return
         state = json.loads((Path(directory) / STATE_FILE).read_text())["progress"]
         if state["jobs"] != progress.jobs:
             raise UserError(

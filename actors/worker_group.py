@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import json
 import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.checkpoints import mend
 from actors.deepspeed_worker import EngineConfig
 from stepwiser.errors import UserError
 
@@ -27,6 +31,9 @@ class WorkerGroup:
     storage_path: str
     """Shared by all nodes. A second run with the same name and path continues the first."""
     num_workers: int = 1
+    min_workers: int | None = None
+    """Go on with as few where there is no room for all, and grow again when there is; else fixed.
+    A checkpoint of another number of workers is converted."""
     gpus_per_worker: float = 0.0
     """Below 1 the worker shares its GPU with engines; 0 trains on the CPU."""
     cpus_per_worker: float = 1.0
@@ -52,6 +59,11 @@ class WorkerGroup:
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise UserError(f"num_workers is {self.num_workers}; at least 1 is needed")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise UserError(
+                f"learner.min_workers is {self.min_workers}; choose 1 to "
+                f"learner.workers={self.num_workers}"
+            )
         if self.zero_stage not in (2, 3):
             raise UserError(f"zero_stage is {self.zero_stage}; 2 or 3 is supported")
         if self.precision not in ("float32", "bfloat16"):
@@ -83,12 +95,12 @@ def run_worker_group(
     config: dict[str, Any],
     group: WorkerGroup,
     metrics_path: str,
-    kind: str,
+    kinds: Sequence[str],
     on_metrics: Callable[[Metrics], None] | None,
 ) -> None:
     """Run ``train_fn(config)`` on every worker of the group; blocks until all are done.
 
-    Lines of ``kind`` that appear in the metrics file meanwhile go to ``on_metrics``.
+    Lines of these ``kinds`` that appear in the metrics file meanwhile go to ``on_metrics``.
 
     Raises UserError where a worker raised one, TrainingError otherwise.
     """
@@ -100,11 +112,17 @@ def run_worker_group(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     storage = group.storage_path
+    if "://" not in storage:
+        storage = str(Path(storage).absolute())
+        config = {**config, _UNLISTED: mend(Path(storage) / group.name)}
+    fewest = group.min_workers or group.num_workers
     trainer = TorchTrainer(
         train_fn,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=group.num_workers,
+            num_workers=(fewest, group.num_workers)
+            if fewest < group.num_workers
+            else group.num_workers,
             use_gpu=group.use_gpu,
             resources_per_worker={
                 "CPU": group.cpus_per_worker,
@@ -113,7 +131,7 @@ def run_worker_group(
         ),
         run_config=RunConfig(
             name=group.name,
-            storage_path=storage if "://" in storage else str(Path(storage).absolute()),
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=group.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": _worker_environment(group)},
@@ -123,11 +141,60 @@ def run_worker_group(
             backend="nccl" if group.use_gpu else "gloo", timeout_s=group.collective_timeout_s
         ),
     )
-    with _followed(metrics_path, kind, on_metrics):
+    with _followed(metrics_path, kinds, on_metrics):
         try:
             _fit(trainer)
         except TrainingFailedError as error:
             raise _readable(group, error) from error
+
+
+_UNLISTED = "unlisted_checkpoint"
+
+
+@contextlib.contextmanager
+def last_checkpoint(config: Mapping[str, Any]) -> Iterator[str | None]:
+    """Folder of the checkpoint that a worker goes on from; None in a run that begins.
+
+    ``config``: what Ray Train gave the worker.
+    """
+    from ray.train import get_checkpoint
+
+    checkpoint = get_checkpoint()
+    if checkpoint is None:
+        unlisted = config.get(_UNLISTED)
+        yield None if unlisted is None else str(unlisted)
+        return
+    with checkpoint.as_directory() as directory:
+        yield directory
+
+
+def keep_checkpoint(metrics: Metrics, write: Callable[[str], None]) -> None:
+    """Save what ``write`` puts into a folder, every rank its own share.
+
+    Returns when it is written on this machine; its way to the storage goes on beside the training,
+    and it counts from the moment that the shares of all ranks have arrived there. Waits for the
+    one before, so that they never pile up.
+    """
+    from ray.train import Checkpoint, CheckpointUploadMode, get_context, report
+
+    context = get_context()
+    run = f"{context.get_storage().experiment_fs_path}/{context.get_world_rank()}"
+    # Always the same folder: what a killed process has left there is overwritten by the next.
+    folder = Path(tempfile.gettempdir()) / f"stepwiser-{hashlib.sha256(run.encode()).hexdigest()}"
+    while folder in _UNDER_WAY and folder.exists():
+        time.sleep(0.01)  # Ray Train takes the folder away when it has arrived
+    shutil.rmtree(folder, ignore_errors=True)
+    write(str(folder))
+    _UNDER_WAY.add(folder)
+    report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(str(folder)),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+    )
+
+
+_UNDER_WAY: set[Path] = set()
+"""Folders that this process has given to Ray Train."""
 
 
 def _fit(trainer: Any) -> None:
@@ -196,16 +263,16 @@ def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
     Steps that were lost with a crash and trained again stand in the file twice: the later line is
     the one whose update is in the weights.
     """
-    by_step = {line["step"]: line for line in _Tail(path, kind).read() if line["name"] == name}
+    by_step = {line["step"]: line for line in _Tail(path, (kind,)).read() if line["name"] == name}
     return [by_step[step] for step in sorted(by_step)]
 
 
 class _Tail:
     """Reads a growing metrics file from where it stopped the last time."""
 
-    def __init__(self, path: str, kind: str, offset: int = 0) -> None:
+    def __init__(self, path: str, kinds: Sequence[str], offset: int = 0) -> None:
         self._path = Path(path)
-        self._kind = kind
+        self._kinds = kinds
         self._offset = offset
 
     def read(self) -> list[Metrics]:
@@ -218,16 +285,18 @@ class _Tail:
         text = text[: text.rfind(b"\n") + 1]
         self._offset += len(text)
         lines = (json.loads(line) for line in text.splitlines())
-        return [line for line in lines if line.get("kind") == self._kind]
+        return [line for line in lines if line.get("kind") in self._kinds]
 
 
 @contextlib.contextmanager
-def _followed(path: str, kind: str, callback: Callable[[Metrics], None] | None) -> Iterator[None]:
+def _followed(
+    path: str, kinds: Sequence[str], callback: Callable[[Metrics], None] | None
+) -> Iterator[None]:
     """Hand new lines to a callback of the driver while the body runs."""
     if callback is None:
         yield
         return
-    tail = _Tail(path, kind, Path(path).stat().st_size if Path(path).exists() else 0)
+    tail = _Tail(path, kinds, Path(path).stat().st_size if Path(path).exists() else 0)
     stop = threading.Event()
 
     def follow() -> None:

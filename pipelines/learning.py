@@ -21,6 +21,7 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         name=name,
         storage_path=str(session.store.root / "checkpoints"),
         num_workers=learner.workers,
+        min_workers=learner.min_workers,
         gpus_per_worker=learner.gpus,
         cpus_per_worker=learner.cpus,
         zero_stage=learner.zero_stage,
@@ -31,7 +32,9 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
     )
 
 
-def grpo_options(session: Session, name: str, start: str) -> GRPOTrainOptions:
+def grpo_options(
+    session: Session, name: str, start: str, tracking_id: str | None = None
+) -> GRPOTrainOptions:
     """GRPO of the judge as `train` asks for it."""
     train = session.config.train
     return GRPOTrainOptions(
@@ -58,6 +61,8 @@ def grpo_options(session: Session, name: str, start: str) -> GRPOTrainOptions:
         logprob_tolerance=train.logprob_tolerance,
         staleness=train.staleness,
         checkpoint_every=train.checkpoint_every,
+        tracking_id=tracking_id,
+        keep=train.keep,
         publish_timeout_s=train.publish_timeout_s,
         weight_transfer=weight_transfer(session.config),
         weight_bucket_mb=train.weight_bucket_mb,

@@ -53,8 +53,8 @@ def live_options(session: Session) -> LiveOptions:
     return LiveOptions(
         Reading(train.steps, train.prompts_per_step, train.live_ahead, train.live_reads),
         str(session.store.root / DRAWS),
-        # Two checkpoints are kept, and the steps after the newest may be lost.
-        remembered=3 * train.checkpoint_every,
+        # Two checkpoints are kept, one may be on its way, and the steps after them may be lost.
+        remembered=3 * train.checkpoint_every + 8,
     )
 
 

@@ -7,10 +7,12 @@ import os
 import queue
 import threading
 import uuid
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from stepwiser.config import flatten
+from stepwiser.store import writing
 
 if TYPE_CHECKING:
     from pipelines.session import Session
@@ -34,9 +36,7 @@ class MetricsLogger:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        id_file = self.session.store.root / f"wandb-{self.name}.id"
-        run_id = id_file.read_text().strip() if id_file.is_file() else uuid.uuid4().hex[:8]
-        id_file.write_text(run_id)
+        run_id = self.run_id
         has_key = bool(os.environ.get("WANDB_API_KEY"))
         self._run = wandb.init(
             project="stepwiser",
@@ -52,10 +52,31 @@ class MetricsLogger:
             self._run.define_metric("*", step_metric=self.axis)
         return self
 
+    @cached_property
+    def run_id(self) -> str:
+        """Of the run in W&B, the same after every start."""
+        file = self.session.store.root / f"wandb-{self.name}.id"
+        if file.is_file() and (known := file.read_text().strip()):
+            return known
+        run_id = uuid.uuid4().hex[:8]
+        with writing(file) as temporary:
+            temporary.write_text(run_id)
+        return run_id
+
     def log(self, row: dict[str, Any]) -> None:
         """Numbers of one moment; ``step`` says which, and never decreases."""
-        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-        self._run.log(numbers, step=row["step"])
+        self._run.log(_numbers(row), step=row["step"])
+
+    def log_late(self, row: dict[str, Any], prefix: str, axis: str) -> None:
+        """Numbers that were known only after later ones had been logged.
+
+        Charts of those whose names begin with ``prefix`` are drawn over ``axis``, which gets the
+        row's ``step``.
+        """
+        self._run.define_metric(f"{prefix}*", step_metric=axis)
+        figures = {k: v for k, v in _numbers(row).items() if k.startswith(prefix)}
+        if figures:
+            self._run.log({**figures, axis: row["step"]}, commit=False)
 
     def __exit__(
         self,
@@ -64,6 +85,10 @@ class MetricsLogger:
         trace: TracebackType | None,
     ) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
 
 
 class BackgroundLogger:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from actors.collector import CollectorOptions, ExperienceCollector
-from actors.learner import train_grpo
+from actors.learner import TrainResult, train_grpo
 from actors.pool import EnginePool
 from actors.prompt_source import LiveOptions
-from actors.worker_group import Metrics
 from pipelines.baselines import (
     DISCRIMINATIVE,
     JUDGE,
@@ -24,8 +25,18 @@ from pipelines.baselines import (
 from pipelines.label import load_prompts
 from pipelines.learning import grpo_options
 from pipelines.live import LiveAnnotation, live_options, reading_metrics, settle
+from pipelines.reviewing import (
+    check_labels,
+    evaluator,
+    is_evaluation,
+    log_evaluation,
+    review_items,
+    review_options,
+    write_card,
+)
 from pipelines.session import Session
 from pipelines.tracking import MetricsLogger
+from stepwiser.exports import is_score, read_evaluation
 from stepwiser.plan import engine_range
 from stepwiser.records import JudgePrompt
 
@@ -64,12 +75,21 @@ def run(session: Session) -> dict[str, Any]:
 
 def _train_judge(session: Session) -> dict[str, Any]:
     start = judge_start(session)
+    items = review_items(session)
+    # Engines of the main slot make way for named ones.
+    slot = "judge" if session.config.train.evaluator_engines else "main"
     if not session.config.train.live:
         train = solutions_prompts(session) or load_prompts(session.store, "train")
         heldout = load_prompts(session.store, "heldout")
-        with _collector(session, session.pool(start), start, train, heldout) as collector:
-            rows = _run_grpo(session, start, collector)
-        return _figures(rows) | {"prompts": {"train": len(train), "heldout": len(heldout)}}
+        check_labels(session, len(heldout), len(items))
+        pool = session.pool(start, slot=slot)
+        sizes = {"train": len(train), "heldout": len(heldout)}
+        with (
+            _collector(session, pool, start, train, heldout) as collector,
+            evaluator(session, JUDGE, start, pool, collector, items) as reviewer,
+        ):
+            result = _run_grpo(session, start, collector, reviewer, sizes)
+        return _figures(result) | {"prompts": sizes}
     live = live_options(session)
     fewest, most = engine_range(session.config)
     judge = session.pool(start, slot="judge")
@@ -77,9 +97,10 @@ def _train_judge(session: Session) -> dict[str, Any]:
     with (
         _collector(session, judge, start, [], [], live) as collector,
         LiveAnnotation(session, policy, collector),
+        evaluator(session, JUDGE, start, judge, collector, items) as reviewer,
     ):
-        rows = _run_grpo(session, start, collector)
-    return _figures(rows) | {"live": reading_metrics(session)}
+        result = _run_grpo(session, start, collector, reviewer, {})
+    return _figures(result) | {"live": reading_metrics(session)}
 
 
 @contextlib.contextmanager
@@ -110,25 +131,43 @@ def _collector(
         collector.__ray_terminate__.remote()
 
 
-def _run_grpo(session: Session, start: str, collector: Any) -> Sequence[Metrics]:
-    """Train to the end; returns the lines of the curve."""
+def _run_grpo(
+    session: Session, start: str, collector: Any, reviewer: Any, prompts: Mapping[str, int]
+) -> TrainResult:
+    """Train to the end, and describe the judges that came of it."""
     with (
         session.track("train judge", session.config.train.steps, "steps") as tracker,
         MetricsLogger(session, JUDGE) as logger,
     ):
 
         def on_metrics(row: dict[str, Any]) -> None:
-            note = (
-                f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
-                f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
-            )
+            if is_evaluation(row):
+                log_evaluation(logger, row)
+                return
+            # The figures of a batch go with a collector that dies before the next publication.
+            note = ""
+            if "reward" in row:
+                note = (
+                    f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
+                    f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
+                )
             tracker.update(row["step"] + 1, note=note)
             logger.log(row)
 
-        return train_grpo(grpo_options(session, JUDGE, start), collector, on_metrics).metrics
+        options = replace(
+            grpo_options(session, JUDGE, start, logger.run_id), reviews=review_options(session)
+        )
+        return train_grpo(
+            options,
+            collector,
+            on_metrics,
+            reviewer,
+            lambda directory, version: write_card(session, JUDGE, directory, version, prompts),
+        )
 
 
-def _figures(rows: Sequence[Metrics]) -> dict[str, Any]:
+def _figures(result: TrainResult) -> dict[str, Any]:
+    rows = result.metrics
     window = max(1, len(rows) // 10)
     return {
         "steps": rows[-1]["step"] + 1 if rows else 0,
@@ -141,6 +180,9 @@ def _figures(rows: Sequence[Metrics]) -> dict[str, Any]:
         "response_length_last": _mean(rows[-window:], "response_length"),
         "logprob_gap": _mean(rows, "logprob_gap"),
         "trained_tokens": sum(row["prompt_tokens"] + row["response_tokens"] for row in rows),
+        "kept": result.kept,
+        "best": read_evaluation(Path(f"{result.model_dir}-best")),
+        "evaluations": len(result.evaluations),
     }
 
 
@@ -169,6 +211,14 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
         f"response length, first → last {part}",
         f"{metrics['response_length_first']:.1f} → {metrics['response_length_last']:.1f} tokens",
     )
+    if best := metrics.get("best"):
+        scores = [
+            f"{name} {best[key]:.3f}"
+            for name, key in (("held-out", "heldout_balanced"), ("F1", "processbench_f1"))
+            if is_score(best.get(key))
+        ]
+        table.add_row("best judge", f"step {best['version']}, {', '.join(scores)}")
+        table.add_row("used from here on", f"the {metrics['kept']} one")
     if "live" in metrics:
         live = metrics["live"]
         table.add_row(

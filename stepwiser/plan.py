@@ -95,8 +95,13 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
         needs.append(Need("engine", count, engine.cpus, engine.gpus))
     if stage == "train" and config.train.live:
         needs.append(Need("annotation engine", engine_range(config)[0], engine.cpus, engine.gpus))
+    if stage == "train" and config.train.evaluate_every and config.train.evaluator_engines:
+        own = config.train.evaluator_engines
+        needs.append(Need("evaluation engine", own, engine.cpus, engine.gpus))
     if stage in STAGES_WITH_LEARNERS:
-        needs.append(Need("learner", learner.workers, learner.cpus, learner.gpus))
+        # What an elastic group lacks of its full size it can do without.
+        workers = learner.min_workers or learner.workers
+        needs.append(Need("learner", workers, learner.cpus, learner.gpus))
     if stage == "label":
         needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":

@@ -343,6 +343,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _workers_fit(self) -> RunConfig:
+        fewest, most = self.learner.min_workers, self.learner.workers
+        if fewest is not None and fewest > most:
+            raise ValueError(
+                f"learner.min_workers={fewest} is above learner.workers={most}: lower the former"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _gpus_are_shared_where_they_must_be(self) -> RunConfig:
         engine, learner, train = self.engine.gpus, self.learner.gpus, self.train
         if train.colocated and (engine >= 1 or learner >= 1):
@@ -381,6 +390,7 @@ OPERATIONAL_KEYS = frozenset(
         "train.weight_transfer",
         "train.weight_bucket_mb",
         "train.colocated",
+        "train.evaluator_engines",
     }
 )
 """The same of single settings."""

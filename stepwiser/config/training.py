@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stepwiser.config.base import Positive, Section
 
@@ -13,6 +13,11 @@ class LearnerConfig(Section):
     """Ray Train workers with DeepSpeed."""
 
     workers: Positive = Field(1, description="Ray Train workers, one rank each.")
+    min_workers: Positive | None = Field(
+        None,
+        description="Go on with as few while there is no room for all, and grow again later; else "
+        "always `workers`.",
+    )
     cpus: Positive = Field(1, description="Ray CPUs, and threads, of one worker.")
     gpus: float = Field(0.0, ge=0, description="Ray GPUs of one worker; below 1 it shares one.")
     zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
@@ -88,8 +93,30 @@ class TrainConfig(Section):
     live_reads: Positive = Field(
         8, description="Most readings of one prompt while live annotation goes on."
     )
-    checkpoint_every: Positive = 50
-    evaluate_every: Positive | None = Field(None, description="Held-out labels, in steps.")
+    checkpoint_every: Positive = Field(
+        1, description="Steps that the death of a learner may cost, at most one more."
+    )
+    evaluate_every: Positive | None = Field(
+        None, description="Score held-out labels after every so many steps, beside the training."
+    )
+    evaluate_processbench: Positive | None = Field(
+        None, description="Items of the set of `evaluate` that are scored as well."
+    )
+    evaluator_engines: int = Field(
+        0,
+        ge=0,
+        description="Engines of the evaluation's own; 0 shares those that sample, and the next "
+        "weights wait for it.",
+    )
+    best_by: Literal["heldout_balanced", "processbench_f1"] = Field(
+        "heldout_balanced", description="Score that the best judge is chosen by."
+    )
+    early_stop_patience: Positive | None = Field(
+        None, description="Stop after so many evaluations without a new best; else never."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="Which judge the later stages use; both are exported."
+    )
     publish_timeout_s: Positive = 600
     weight_transfer: Literal["auto", "object_store", "cuda_ipc", "nccl"] = Field(
         "auto",
@@ -108,6 +135,21 @@ class TrainConfig(Section):
     logprob_tolerance: float = Field(
         0.05, gt=0, description="Largest mean engine/learner log-prob gap before training stops."
     )
+
+    @model_validator(mode="after")
+    def _what_is_chosen_is_evaluated(self) -> TrainConfig:
+        asks = self.keep == "best" or self.early_stop_patience is not None
+        if asks and self.evaluate_every is None:
+            raise ValueError(
+                "train.keep=best and train.early_stop_patience go by evaluations, and there are "
+                "none: set train.evaluate_every"
+            )
+        if self.best_by == "processbench_f1" and self.evaluate_processbench is None:
+            raise ValueError(
+                "train.best_by=processbench_f1 needs items to score: set "
+                "train.evaluate_processbench"
+            )
+        return self
 
 
 class DiscriminativeConfig(Section):

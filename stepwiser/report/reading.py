@@ -65,7 +65,9 @@ class RunData:
             if not isinstance(row, dict) or row.get("kind") == "sft" or "step" not in row:
                 continue
             flat = {key.removeprefix(PUBLISHED): value for key, value in row.items()}
-            by_name.setdefault(str(row.get("name", "judge")), {})[row["step"]] = flat
+            # Evaluations have lines of their own, which come when they are done.
+            at = by_name.setdefault(str(row.get("name", "judge")), {})
+            at[row["step"]] = at.get(row["step"], {}) | flat
         if broken:
             self.notices.append(f"{self.store.curve.name}: unreadable lines left out: {broken}")
         return {name: [rows[s] for s in sorted(rows)] for name, rows in by_name.items()}

@@ -34,7 +34,7 @@ def test_a_callback_sees_only_what_is_new_and_all_of_it(tmp_path):
     path = str(tmp_path / "metrics.jsonl")
     append_metrics(path, "train", "judge", {"step": 0})
     seen = []
-    with _followed(path, "train", seen.append):
+    with _followed(path, ("train",), seen.append):
         append_metrics(path, "train", "judge", {"step": 1})
         deadline = time.monotonic() + 10
         while not seen and time.monotonic() < deadline:
@@ -48,7 +48,7 @@ def test_a_half_written_line_waits_for_its_rest(tmp_path):
     path = tmp_path / "metrics.jsonl"
     seen = []
     text = json.dumps({"kind": "train", "name": "judge", "step": 0}) + "\n"
-    with _followed(str(path), "train", seen.append):
+    with _followed(str(path), ("train",), seen.append):
         path.write_text(text[:10])
         time.sleep(1.2)
         with path.open("a") as file:

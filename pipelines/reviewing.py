@@ -1,0 +1,138 @@
+"""Evaluation of the judge while it trains, and the cards of the judges that come of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from actors.evaluator import EVALUATION, Evaluator, EvaluatorOptions
+from actors.pool import EnginePool
+from actors.reviews import ReviewOptions
+from actors.worker_group import Metrics, read_metrics
+from pipelines.session import Session
+from pipelines.tracking import MetricsLogger
+from stepwiser.errors import UserError
+from stepwiser.exports import read_evaluation
+from stepwiser.model_card import Training, model_card
+from stepwiser.records import StepItem
+from stepwiser.store import environment, writing
+
+CARD = "README.md"
+
+
+def review_options(session: Session) -> ReviewOptions | None:
+    """When the learner hands a judge over; None where nothing is evaluated on the way."""
+    train = session.config.train
+    if train.evaluate_every is None:
+        return None
+    return ReviewOptions(
+        every=train.evaluate_every,
+        shares_engines=train.evaluator_engines == 0,
+        may_stop=train.early_stop_patience is not None,
+    )
+
+
+def review_items(session: Session) -> list[StepItem]:
+    """As many items of the set of `evaluate` as training asks for, evenly spaced.
+
+    Before other engines are held: the embedded set may have to be sampled first.
+    """
+    from pipelines.evaluate import evaluation_items
+
+    train = session.config.train
+    if train.evaluate_every is None or train.evaluate_processbench is None:
+        return []
+    items = evaluation_items(session)
+    count = min(train.evaluate_processbench, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def check_labels(session: Session, heldout: int, items: int) -> None:
+    """Raise UserError where the best judge is asked for and nothing tells which that is."""
+    train = session.config.train
+    if (train.keep == "best" or train.early_stop_patience) and not (heldout or items):
+        raise UserError(
+            "train.keep=best and train.early_stop_patience go by held-out labels, and there are "
+            f"none with label.heldout_share={session.config.label.heldout_share:g}: raise it, or "
+            "set train.evaluate_processbench"
+        )
+
+
+@contextlib.contextmanager
+def evaluator(
+    session: Session,
+    name: str,
+    start: str,
+    pool: EnginePool,
+    collector: Any,
+    items: list[StepItem],
+) -> Iterator[Any]:
+    """The evaluator, for as long as the block lasts; None where nothing is evaluated.
+
+    ``pool``: the engines that sample, which it shares unless it has its own.
+    """
+    config = session.config
+    train = config.train
+    if train.evaluate_every is None:
+        yield None
+        return
+    own = train.evaluator_engines
+    if own:
+        pool = session.pool(start, slot="evaluator", count=own)
+    options = EvaluatorOptions(
+        name=name,
+        model_dir=start,
+        prompts=config.judge_prompts,
+        metrics_path=str(session.store.curve),
+        best_dir=str(session.store.model_dir(f"{name}-best")),
+        max_tokens=min(train.max_response_tokens, config.judge_max_tokens),
+        temperature=train.temperature,
+        best_by=train.best_by,
+        patience=train.early_stop_patience,
+        own_engines=bool(own),
+        items=items,
+    )
+    actor = Evaluator.remote(options, pool.client(), collector)
+    try:
+        yield actor
+    finally:
+        actor.__ray_terminate__.remote()
+
+
+def is_evaluation(row: Metrics) -> bool:
+    return row.get("kind") == EVALUATION
+
+
+def log_evaluation(logger: MetricsLogger, row: Metrics) -> None:
+    """To W&B, at the step whose weights these are: training has gone on meanwhile."""
+    for prefix in ("heldout_", "processbench_"):
+        logger.log_late(row, prefix, axis="evaluated_step")
+
+
+def write_card(
+    session: Session, name: str, directory: Path, version: int, prompts: Mapping[str, int]
+) -> None:
+    """The model card of a judge after ``version`` steps."""
+    curve = read_metrics(str(session.store.curve), "train", name)
+    lines = read_metrics(str(session.store.curve), EVALUATION, name)
+    evaluated = read_evaluation(directory)
+    training = Training(
+        version=version,
+        base_model=_base(session),
+        prompts=prompts,
+        curve=[row for row in curve if row["step"] < version],
+        evaluation=evaluated or next((r for r in lines if r.get("version") == version), None),
+        packages=environment()["packages"],
+    )
+    with writing(directory / CARD) as temporary:
+        temporary.write_text(model_card(session.config, training))
+
+
+def _base(session: Session) -> str:
+    """The start's name; of a directory only the last part."""
+    config = session.config
+    given = config.judge_model or config.policy_model
+    name = Path(given).name if Path(given).is_absolute() else given
+    return name if config.judge_model else f"{name} (chunk-tuned)"
