@@ -96,9 +96,12 @@ def test_training_ran_every_step_on_fresh_weights(quickstart: tuple[Path, str]) 
     for row in rows:
         assert row["staleness_max"] == 0
         assert row["logprob_gap"] < 1e-4, "engines and learner agree after every publish"
-    assert any("heldout_balanced" in row for row in rows)
-    for model in ("judge", "judge-discriminative"):
+    reviews = [r for r in RunStore(folder).read_curve("judge") if r["kind"] == "evaluation"]
+    assert {row["step"] for row in reviews} == {1, 3}, "after every second step"
+    assert all(0 <= row["heldout_balanced"] <= 1 for row in reviews)
+    for model in ("judge", "judge-last", "judge-best", "judge-discriminative"):
         assert (folder / "models" / model / "model.safetensors").is_file()
+    assert "Rel-Effective, α = 0.8" in (folder / "models" / "judge" / "README.md").read_text()
 
 
 def test_every_judge_is_scored(quickstart: tuple[Path, str]) -> None:
