@@ -142,10 +142,14 @@ class ExperienceCollector:
         self._hopeless: dict[str, str] = {}
         self._clock = _Clock()
         self._life = uuid.uuid4().hex
+        self._units: set[str] = set()
 
-    async def offer(self, prompts: list[JudgePrompt], heldout: list[JudgePrompt]) -> int:
+    async def offer(self, unit: str, prompts: list[JudgePrompt], heldout: list[JudgePrompt]) -> int:
         """Take in the prompts of an annotated unit; returns how many more should be made."""
         assert self.live is not None, "the prompts of a finished annotation are all there"
+        if unit in self._units:  # repeated, as this actor ended the first time
+            return self.live.wanted()
+        self._units.add(unit)
         room = max(0, self.options.heldout_limit - len(self.heldout))
         self.heldout += heldout[:room]
         self.live.offer(prompts)

@@ -84,6 +84,8 @@ class LiveAnnotation:
         self._offered = 0
         self._finished = 0
         self._arrived: list[str] = []
+        self._given: list[str] = []
+        self._life: str | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -118,6 +120,7 @@ class LiveAnnotation:
         root = str(self._session.store.root)
         self._log.start(self._gpus, len(self._todo))
         try:
+            await self._forgotten()
             await self._offer_what_was_read()
             await annotate_units(
                 self._pool, options, root, self._todo, self._on_finished, self._wanted
@@ -125,6 +128,28 @@ class LiveAnnotation:
             await self._offer_the_rest()
         finally:
             self._log.end()
+        await self._stay()
+
+    async def _stay(self) -> None:
+        """All is offered; a collector that is restarted from now on needs it again."""
+        await self._collector.end_of_prompts.remote()
+        while not self._over.is_set():
+            await asyncio.sleep(PAUSE_S)
+            if await self._forgotten():
+                await self._offer_the_rest()
+                await self._collector.end_of_prompts.remote()
+
+    async def _forgotten(self) -> bool:
+        """Whether the collector has been restarted; what steps have read is offered anew then."""
+        life = await self._collector.life.remote()
+        before, self._life = self._life, life
+        if before in (None, life):
+            return False
+        self._ready.extendleft(reversed(self._given))
+        self._given.clear()
+        self._read_before = set(count_reads(DrawLog(self._session.store.root / DRAWS).read()))
+        await self._offer_what_was_read()
+        return True
 
     def _on_finished(self, unit: str, counts: dict[str, int]) -> None:
         self._log.finished(unit, counts)
@@ -132,6 +157,7 @@ class LiveAnnotation:
 
     async def _wanted(self, under_way: int) -> int | None:
         """Units to begin now: what the steps want, less what those under way will bring."""
+        await self._forgotten()
         while self._arrived:
             await self._offer(self._arrived.pop())
         if self._over.is_set():
@@ -150,7 +176,7 @@ class LiveAnnotation:
             unit = self._ready.popleft()
             prompts = await asyncio.to_thread(self._label, unit)
             if any(prompt.prompt_id in self._read_before for prompt in prompts):
-                await self._hand_over(prompts)
+                await self._hand_over(unit, prompts)
             else:
                 later.append(unit)
         self._ready = later
@@ -167,14 +193,15 @@ class LiveAnnotation:
 
     async def _offer(self, unit: str) -> int:
         self._finished += 1
-        return await self._hand_over(await asyncio.to_thread(self._label, unit))
+        return await self._hand_over(unit, await asyncio.to_thread(self._label, unit))
 
-    async def _hand_over(self, prompts: list[JudgePrompt]) -> int:
+    async def _hand_over(self, unit: str, prompts: list[JudgePrompt]) -> int:
         """To the collector; returns how many more prompts it wants."""
         train = [prompt for prompt in prompts if prompt.split == "train"]
         heldout = [prompt for prompt in prompts if prompt.split == "heldout"]
         self._offered += len(train)
-        wanted: int = await self._collector.offer.remote(train, heldout)
+        self._given.append(unit)
+        wanted: int = await self._collector.offer.remote(unit, train, heldout)
         return wanted
 
     def _label(self, unit: str) -> list[JudgePrompt]:
