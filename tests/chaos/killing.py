@@ -22,6 +22,9 @@ TITLES = {
     "engine": "ray::RolloutGenerator",
     "labeler": "ray::MonteCarloLabeler",
     "board": "ray::WeightBoard",
+    "learner": "ray::RayTrainWorker",
+    "collector": "ray::ExperienceCollector",
+    "evaluator": "ray::Evaluator",
     "worker": "ray::",
 }
 """How Ray calls the processes of each kind; a worker is any of them."""

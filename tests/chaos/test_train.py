@@ -1,0 +1,111 @@
+"""Training under fire: whoever is killed in the middle of whatever, every step is trained once.
+
+The command, the engines and the kills are real; the labels are the embedded oracle's, so that no
+annotation has to come first.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stepwiser.records import JudgePrompt
+from stepwiser.store import RunStore
+from stepwiser.tasks import ArithmeticProblem, make_problems
+from stepwiser.tasks.arithmetic import solution_chunks, true_step
+from tests.chaos.killing import Family
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+STEPS = 8
+VICTIMS = ("learner", "engine", "collector", "evaluator", "driver")
+"""One of each, in this order, each in a step of its own."""
+SETTINGS = (
+    f"train.steps={STEPS}",
+    "train.prompts_per_step=32",
+    "train.minibatch_prompts=16",
+    "train.group_size=4",
+    "train.checkpoint_every=1",
+    "train.evaluate_every=2",
+    "learner.max_failures=6",
+    "discriminative.enabled=false",
+)
+
+
+def _labelled(folder: Path) -> list[str]:
+    """A run directory with judge prompts; returns the overrides that train on them."""
+    rows = []
+    for number, problem in enumerate(make_problems(60, seed=3)):
+        split = "heldout" if number % 6 == 0 else "train"
+        rows += [_prompt(problem, number, right, split) for right in (True, False)]
+    table = JudgePrompt.to_table(rows)
+    RunStore(folder).write_table("judge_prompts", "all", table)
+    return [f"run_dir={folder}", *SETTINGS]
+
+
+def _prompt(problem: ArithmeticProblem, number: int, right: bool, split: str) -> JudgePrompt:
+    chunk = solution_chunks(problem)[0]
+    if not right:
+        step = true_step(problem, 0, problem.values[0])
+        chunk = replace(step, result=step.result + 1).text
+    return JudgePrompt(
+        prompt_id=f"{number}-{right}",
+        trajectory_id=f"{number}-{right}",
+        problem_id=str(number),
+        question=problem.question,
+        history=[],
+        chunk=chunk,
+        chunk_index=0,
+        label=right,
+        rule="rel_effective",
+        value=float(right),
+        previous_value=1.0,
+        trials=16,
+        split=split,
+    )
+
+
+def _lines(folder: Path, kind: str) -> list[dict]:
+    return [row for row in RunStore(folder).read_curve("judge") if row["kind"] == kind]
+
+
+def _trained(folder: Path) -> int:
+    """Steps that have been finished, some perhaps more than once."""
+    return len({row["step"] for row in _lines(folder, "train")})
+
+
+def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path) -> None:
+    quiet, folder = tmp_path / "quiet", tmp_path / "killed"
+    with Family("train", *_labelled(quiet)) as family:
+        family.finish()
+    rng = random.Random(1)
+    with Family("train", *_labelled(folder)) as family:
+        for done, kind in enumerate(VICTIMS, 1):
+            family.wait_for(lambda done=done: _trained(folder) >= done)
+            print(f"{_trained(folder)} steps: kill {kind} ({family.kill(kind, rng)})")
+        assert _trained(folder) < STEPS, "all steps were done by the last kill: make it longer"
+        output = family.finish()
+    assert "Traceback" not in output, output
+
+    for run in (quiet, folder):
+        by_step = {row["step"]: row for row in _lines(run, "train")}
+        assert sorted(by_step) == list(range(STEPS))
+        assert all(row["updates"] == 2 and row["logprob_gap"] < 1e-4 for row in by_step.values())
+        reviews = {row["step"] for row in _lines(run, "evaluation")}
+        assert reviews == {1, 3, 5, 7}, "every second judge was evaluated"
+        for model in ("judge", "judge-last", "judge-best"):
+            assert (run / "models" / model / "README.md").is_file()
+        assert not list((run / "models").glob("*candidates*"))
+    # A kill costs the step that is under way and, while its checkpoint travels, the one before.
+    again = Counter(row["step"] for row in _lines(folder, "train"))
+    assert sum(again.values()) - STEPS <= 2 * len(VICTIMS), again
+    rewards = [
+        [row["reward"] for row in _lines(run, "train") if "reward" in row] for run in (quiet, folder)
+    ]
+    means = [sum(r) / len(r) for r in rewards]
+    # 128 answers a step, some eight steps: a standard error of 0.02 at most for each of the two.
+    assert means[0] == pytest.approx(means[1], abs=0.1), means
