@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stepwiser.records import Judgement, StepItem, group_by
 
 CODES = (1, 0, -1)
 
@@ -45,6 +48,23 @@ class MarginAccuracy:
     standard_error: float
     missing: int
     """Steps without any verdict; they count as misses."""
+
+
+def agreement(items: Sequence[StepItem], judgements: Sequence[Judgement]) -> dict[str, Any] | None:
+    """`Agreement` over all steps, and `margins`: accuracy up to the first wrong step, where the
+    truth is known. None for a judge of one vote."""
+    by_item = group_by(judgements, "item_id")
+    found = vote_agreement([[row.votes for row in by_item[item.id]] for item in items])
+    if found is None:
+        return None
+    known = [
+        (row.votes, row.step_index != item.label)
+        for item in items
+        for row in by_item[item.id]
+        if item.label == -1 or row.step_index <= item.label
+    ]
+    margins = accuracy_by_margin([votes for votes, _ in known], [right for _, right in known])
+    return {**asdict(found), "margins": [asdict(row) for row in margins]}
 
 
 def vote_agreement(solutions: Sequence[Sequence[Sequence[int]]]) -> Agreement | None:
