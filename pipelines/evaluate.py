@@ -14,13 +14,15 @@ from pipelines import trusting
 from pipelines.baselines import DISCRIMINATIVE, judge_start
 from pipelines.judged import Bench
 from pipelines.session import Session
-from pipelines.solved import solved_items
 from pipelines.train import JUDGE
 from pipelines.trust_tables import print_trust
 from stepwiser.errors import UserError
 from stepwiser.evaluation import calibration, score_judge
+from stepwiser.generation import Sample, Sampling
 from stepwiser.judge import DiscriminativeJudge, GenerativeJudge, Judge
-from stepwiser.records import StepItem
+from stepwiser.policy import sample_solutions
+from stepwiser.prompts import PromptFormat
+from stepwiser.records import StepItem, content_id
 from stepwiser.sources import load_step_items
 from stepwiser.units import finished_units, read_unit
 
@@ -111,7 +113,12 @@ def evaluation_items(session: Session) -> list[StepItem]:
 
 
 def _embedded_items(session: Session) -> list[StepItem]:
+    from stepwiser.tasks import first_error
+
     config = session.config.evaluate
+    policy = session.policy_dir()
+    pool = session.pool(policy)
+    prompts = session.prompts(policy)
     found: dict[bool, list[StepItem]] = {False: [], True: []}
     wanted = {False: config.wrong, True: config.right}
     batch = config.wrong + config.right
@@ -119,14 +126,46 @@ def _embedded_items(session: Session) -> list[StepItem]:
         data = session.config.evaluation_data.model_copy(
             update={"seed": session.config.evaluation_data.seed + 7 + attempt, "limit": batch}
         )
-        for item in solved_items(session, session.load(data, "evaluation"), config.name, attempt):
-            found[item.label == -1].append(item)
+        problems = session.load(data, "evaluation")
+        solutions = session.run(
+            sample_solutions(
+                pool,
+                prompts.policy_ids,
+                problems,
+                Sampling(max_tokens=session.config.solve.max_tokens),
+                session.checker,
+            )
+        )
+        for solution in solutions:
+            (sample,), (outcome,) = solution.samples, solution.outcomes
+            steps = steps_of(prompts, sample)
+            if steps is None or outcome is None:
+                continue
+            label = first_error(solution.problem.question, steps)
+            found[label == -1].append(
+                StepItem(
+                    id=f"{session.config.evaluate.name}-{content_id(*sample.token_ids, attempt)}",
+                    problem=solution.problem.question,
+                    steps=steps,
+                    label=label,
+                    final_answer_correct=outcome,
+                    generator="policy",
+                )
+            )
         if all(len(found[side]) >= wanted[side] for side in found):
             return found[False][: config.wrong] + found[True][: config.right]
     raise UserError(
         f"the policy gave only {len(found[False])} wrong and {len(found[True])} right solutions in "
         f"{20 * batch} tries; lower evaluate.wrong or evaluate.right"
     )
+
+
+def steps_of(prompts: PromptFormat, sample: Sample) -> list[str] | None:
+    """The steps of a response; None where it is not well formed."""
+    try:
+        return prompts.split(sample).texts
+    except ValueError:
+        return None
 
 
 def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int], float]]:

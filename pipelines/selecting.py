@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 from rich.table import Table
 
-from pipelines.evaluate import Contestant, make_judge
+from pipelines.evaluate import Contestant, make_judge, steps_of
 from pipelines.session import Session
-from pipelines.solved import steps_of
 from pipelines.train import JUDGE
 from stepwiser.chunks import parse_chunks
 from stepwiser.errors import UserError

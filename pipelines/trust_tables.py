@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +20,9 @@ def print_trust(console: Console, metrics: dict[str, Any]) -> None:
         _margins(judges),
         _faithfulness(judges, metrics["repairs"]),
         _sets(judges, metrics, "more", "Further sets, one judgment a step"),
-        _sets(judges, metrics, "beyond", "Beyond the training range, one judgment a step"),
+        _sets(
+            judges, metrics, "beyond", "Written solutions within the training range and beyond it"
+        ),
         _contamination(metrics["contamination"]),
     ):
         if table.row_count:
@@ -126,21 +127,24 @@ def _share(found: dict[str, Any] | None) -> str:
 
 
 def _sets(judges: Judges, metrics: dict[str, Any], part: str, title: str) -> Table:
-    """F1 by set beside that of the main set, and the average of files."""
-    sizes: dict[str, dict[str, int]] = metrics[part]
-    average = part == "more" and any(row["average"] for row in judges.values())
-    table = _table(title, "F1", metrics["set"], *sizes, *(["average"] if average else []))
-    protocols: Sequence[tuple[str, str]] = (("official", ""), ("by_final_answer", ", final answer"))
-    for protocol, suffix in protocols if part == "more" else protocols[:1]:
+    """F1 by set; of further files also that of the main set, the average, and both protocols."""
+    sizes: dict[str, dict[str, int]] = dict(metrics[part])
+    columns = list(sizes)
+    protocols = [("official", "")]
+    if part == "more" and sizes:
+        sizes = {metrics["set"]: metrics["items"], **sizes}
+        protocols.append(("by_final_answer", ", by final answer"))
+        columns = [*sizes, "average"]
+    table = _table(title, "F1 (official)", *columns)
+    for protocol, suffix in protocols if sizes else ():
         for name, row in judges.items():
-            cells = [_f1(row["single"][protocol])]
-            cells += [_f1(row[part][key]["single"][protocol]) for key in sizes]
-            if average:
-                cells.append(_f1(row["average"]["single"][protocol]))
-            if sizes:
-                table.add_row(name + suffix, *cells)
+            scores = {metrics["set"]: row, **row[part]}
+            cells = [_f1(scores[key]["single"][protocol]) for key in sizes]
+            if part == "more":
+                cells.append(_f1(row["average"]["single"][protocol]) if row["average"] else "-")
+            table.add_row(name + suffix, *cells)
     if sizes:
-        counts = [f"{n['wrong']} / {n['right']}" for n in (metrics["items"], *sizes.values())]
+        counts = [f"{n['wrong']} / {n['right']}" for n in sizes.values()]
         table.add_row("(wrong / right solutions)", *counts)
     return table
 
@@ -166,5 +170,5 @@ def number(value: float | None) -> str:
 
 
 def plus_minus(value: float | None, error: float | None) -> str:
-    """A figure with its standard error where one is known."""
-    return number(value) + (f" ± {error:.3f}" if value is not None and error is not None else "")
+    """A figure with its standard error; one of 0 is left out, for it bounds nothing."""
+    return number(value) + (f" ± {error:.3f}" if value is not None and error else "")

@@ -12,7 +12,6 @@ from typing import Any
 
 from pipelines.judged import Bench
 from pipelines.session import Session
-from pipelines.solved import solved_items
 from stepwiser.agreement import agreement
 from stepwiser.contamination import check
 from stepwiser.evaluation import score_judge
@@ -43,7 +42,7 @@ class Trust:
     """The main set."""
     more: Mapping[str, Sequence[StepItem]]
     beyond: Mapping[str, Sequence[StepItem]]
-    """Problems beyond the range of training, by range; none for files."""
+    """Written solutions within the range of training and beyond it; none for files."""
     probes: Sequence[Probe]
     follows: Follows
     repairs: bool
@@ -100,41 +99,28 @@ def _score_of(row: Mapping[str, Any]) -> ProcessBenchScore:
 
 
 def prepare(session: Session, items: Sequence[StepItem]) -> Trust:
-    """Load or make every further set; solutions that the policy wrote are kept in the run."""
+    """Load or make every further set."""
     config = session.config.evaluate
     embedded = config.source == "embedded"
     more = {one.name: load_step_items(one.source, one.limit) for one in config.more}
+    beyond: dict[str, list[StepItem]] = {}
     edits: tuple[Edit, Edit | None] = corrupt_text, None
     follows: Follows = names_the_number
     if embedded:
-        from stepwiser.tasks.edits import analysis_follows, corrupt, repair
+        from stepwiser.tasks.edits import RANGES, analysis_follows, corrupt, repair, written
 
         edits, follows = (corrupt, repair), analysis_follows
+        if config.beyond:
+            seed = session.config.evaluation_data.seed
+            beyond = {span.name: written(span, config.beyond, seed) for span in RANGES}
     return Trust(
         items=items,
         more=more,
-        beyond=_beyond(session) if embedded and config.beyond else {},
+        beyond=beyond,
         probes=make_probes(items, config.faithfulness, session.config.seed, *edits),
         follows=follows,
         repairs=embedded,
     )
-
-
-def _beyond(session: Session) -> dict[str, list[StepItem]]:
-    """The policy's solutions to problems of each range beyond that of training, as they come."""
-    from stepwiser.tasks.edits import BEYOND, problems_beyond
-
-    config = session.config
-    sets = {}
-    for span in BEYOND:
-        file = f"evaluation/beyond/{_file_name(span.name)}.json"
-        path = session.store.root / file
-        if not path.is_file():
-            problems = problems_beyond(span, config.evaluate.beyond, config.evaluation_data.seed)
-            made = solved_items(session, problems, _file_name(span.name), 0)
-            session.store.write_json(file, [asdict(item) for item in made])
-        sets[span.name] = load_step_items(str(path), None)
-    return sets
 
 
 def _contamination(session: Session, trust: Trust) -> dict[str, Any]:

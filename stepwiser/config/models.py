@@ -229,8 +229,8 @@ class EvaluateConfig(Section):
     beyond: int = Field(
         100,
         ge=0,
-        description="Solutions to problems of each range beyond that of training (embedded task "
-        "only); 0 leaves them out.",
+        description="Written solutions to problems within the range of training, and of each range "
+        "beyond it (embedded task only); 0 leaves them out.",
     )
     contamination_ngram: Positive = Field(
         13, description="Words of a run that an evaluation and a training problem may not share."

@@ -45,7 +45,13 @@ def trust(data: RunData) -> Section:
         _agreement(judges),
         _margins(judges),
         _faithfulness(judges),
-        *_sets(metrics, judges, "beyond", "Beyond the training range", PROTOCOLS[:1]),
+        *_sets(
+            metrics,
+            judges,
+            "beyond",
+            "Written solutions within the training range and beyond it",
+            PROTOCOLS[:1],
+        ),
         *_sets(metrics, judges, "more", "Further sets", PROTOCOLS),
         _reliability(judges),
         *_contamination(metrics),
@@ -141,17 +147,18 @@ def _sets(
     title: str,
     protocols: Sequence[tuple[str, str]],
 ) -> list[Table]:
-    """F1 by set, beside the main set."""
+    """F1 by set; of further files also that of the main set and the average."""
     sizes = mapping(metrics, part)
     if not sizes:
         return []
-    average = part == "more" and any(mapping(row, "average") for row in judges.values())
+    main = part == "more"
+    average = main and any(mapping(row, "average") for row in judges.values())
     tables = []
     for protocol, words in protocols:
         rows = [
             (
                 judge_title(name),
-                f1(row, protocol),
+                *([f1(row, protocol)] * main),
                 *(f1(mapping(row, part, key), protocol) for key in sizes),
                 *([f1(mapping(row, "average"), protocol)] if average else []),
             )
@@ -163,7 +170,12 @@ def _sets(
         ]
         tables.append(
             Table(
-                ("judge", str(metrics.get("set", ABSENT)), *sizes, *(["average"] * average)),
+                (
+                    "judge",
+                    *([str(metrics.get("set", ABSENT))] * main),
+                    *sizes,
+                    *(["average"] * average),
+                ),
                 rows,
                 title=f"{title}: F1, {words}",
                 note=f"Wrong / right solutions: {'; '.join(counts)}.",

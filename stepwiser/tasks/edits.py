@@ -1,4 +1,4 @@
-"""Edits of the embedded task's steps, what is true of them, and problems beyond the usual range."""
+"""Edits of the embedded task's steps, what is true of them, and solutions beyond its range."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import re
 from dataclasses import dataclass, replace
 
 from stepwiser.faithfulness import REPAIRED, Probe
-from stepwiser.records import Problem, StepItem, content_id
+from stepwiser.records import StepItem
 from stepwiser.tasks.arithmetic import (
     Operation,
     Step,
+    first_error,
     make_problem,
     parse_problem,
     parse_step,
+    solution,
+    split_lines,
     strip_tags,
     true_step,
 )
-from stepwiser.tasks.transcripts import RECOMPUTE, wrong_number
+from stepwiser.tasks.transcripts import RECOMPUTE, sloppy_solution, wrong_number
 
-# --- problems beyond the range -------------------------------------------------------------------
+# --- written solutions, within the range of training and beyond it -------------------------------
 
 
 @dataclass(frozen=True)
 class Range:
-    """Problems outside of what `make_problems` draws by default (4 or 5 operations, up to 99)."""
+    """What problems are like; `make_problems` draws 4 or 5 operations and values up to 99."""
 
     name: str
     operations: tuple[int, int]
@@ -33,22 +36,38 @@ class Range:
     """At least one value of the problem is above this."""
 
 
-BEYOND = (
+RANGES = (
+    Range("within the range", (4, 5), 99, 0),
     Range("6 operations", (6, 6), 99, 0),
     Range("values of 100 to 199", (4, 5), 199, 99),
 )
 
 
-def problems_beyond(span: Range, count: int, seed: int) -> list[Problem]:
-    """``count`` different problems of a range, the same for the same arguments."""
-    rng = random.Random(f"beyond-{span.name}-{seed}")
-    found: dict[str, Problem] = {}
-    while len(found) < count:
-        made = make_problem(rng, *span.operations, span.max_value)
-        if max(made.values) > span.above:
-            problem = Problem(content_id(made.question), made.question, made.answer)
-            found.setdefault(made.question, problem)
-    return list(found.values())
+def written(span: Range, count: int, seed: int) -> list[StepItem]:
+    """Solutions of ``count`` different problems of a range, every second one right.
+
+    The others have one result as a careless reckoner gives it, and go on from there. The policy
+    would not do: beyond its range it solves next to nothing, and a set without right solutions has
+    no F1. What is right needs no policy, for a problem has only one right solution.
+    """
+    rng = random.Random(f"written-{span.name}-{seed}")
+    items: dict[str, StepItem] = {}
+    while len(items) < count:
+        problem = make_problem(rng, *span.operations, span.max_value)
+        if max(problem.values) <= span.above or problem.question in items:
+            continue
+        right = len(items) % 2 == 0
+        text = solution(problem) if right else "".join(sloppy_solution(rng, problem))
+        steps = split_lines(text)
+        items[problem.question] = StepItem(
+            id=f"{span.name}-{len(items)}",
+            problem=problem.question,
+            steps=steps,
+            label=first_error(problem, steps),
+            final_answer_correct=steps[-1].endswith(f"{{{problem.answer}}}"),
+            generator="written",
+        )
+    return list(items.values())
 
 
 # --- faithfulness --------------------------------------------------------------------------------

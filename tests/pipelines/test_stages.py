@@ -113,7 +113,7 @@ def test_every_judge_is_scored(quickstart: tuple[Path, str]) -> None:
 def test_every_judge_is_asked_whether_it_can_be_trusted(quickstart: tuple[Path, str]) -> None:
     folder, output = quickstart
     metrics = _metrics(folder, "evaluate")
-    spans = {"6 operations", "values of 100 to 199"}
+    spans = {"within the range", "6 operations", "values of 100 to 199"}
     for name, row in metrics["judges"].items():
         kinds = row["faithfulness"]["kinds"]
         assert {"unchanged", "result", "repaired"} <= set(kinds)
@@ -128,7 +128,7 @@ def test_every_judge_is_asked_whether_it_can_be_trusted(quickstart: tuple[Path, 
     assert set(seen["sets"]) == {"embedded", "evaluation_data"} | spans
     assert seen["training_problems"] == 64
     assert all(row["problems"] > 0 and row["flagged"] == 0 for row in seen["sets"].values())
-    for title in ("Faithfulness", "Beyond the training range", "Agreement between votes"):
+    for title in ("Faithfulness", "Written solutions within", "Agreement between votes"):
         assert title in output
     assert "Whether to trust them" in (folder / "reports/report.html").read_text()
 

@@ -24,13 +24,13 @@ from stepwiser.records import Judgement, StepItem
 from stepwiser.tasks import first_error, make_problems, parse_problem, step_is_right
 from stepwiser.tasks.arithmetic import parse_step, solution_chunks
 from stepwiser.tasks.edits import (
-    BEYOND,
+    RANGES,
     Worked,
     analysis_follows,
     corrupt,
-    problems_beyond,
     read_analysis,
     repair,
+    written,
 )
 from stepwiser.tasks.transcripts import glance_answer, recompute_answer
 
@@ -235,15 +235,19 @@ def test_an_analysis_names_the_number_only_if_it_was_not_shown() -> None:
     assert probe_.truth == "" and names_the_number(probe_, "it should be 9") is None
 
 
-# --- beyond the range -------------------------------------------------------------------------
+# --- written solutions -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("span", BEYOND, ids=lambda span: span.name)
-def test_problems_beyond_the_range_are_all_outside(span) -> None:
-    problems = problems_beyond(span, 40, 1)
-    assert problems == problems_beyond(span, 40, 1)
-    assert len({problem.question for problem in problems}) == 40
-    for problem in problems:
-        made = parse_problem(problem.question)
-        assert len(made.operations) > 5 or max(made.values) > 99
-        assert made.answer == problem.answer
+@pytest.mark.parametrize("span", RANGES, ids=lambda span: span.name)
+def test_written_solutions_are_of_their_range(span) -> None:
+    items = written(span, 40, 1)
+    assert items == written(span, 40, 1) != written(span, 40, 2)
+    assert len({item.problem for item in items}) == 40
+    assert [item.label == -1 for item in items] == [True, False] * 20
+    for one in items:
+        made = parse_problem(one.problem)
+        assert (len(made.operations) > 5 or max(made.values) > 99) == (span is not RANGES[0])
+        assert one.label == first_error(made, one.steps) and len(one.steps) == len(made.operations)
+        assert all(parse_step(step) for step in one.steps)
+        if one.label == -1:
+            assert one.steps == solution_chunks(made) and one.final_answer_correct

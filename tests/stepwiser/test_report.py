@@ -141,7 +141,7 @@ def test_what_can_be_trusted_is_shown(run: RunStore, page: Page) -> None:
         for found in row["faithfulness"]["kinds"].values():
             assert found["verdict"] is None or f"{found['verdict']['mean']:.3f}" in page.words
     for text in (
-        "Beyond the training range: F1, official: by label",
+        "within the training range and beyond it: F1, official: by label",
         "Further sets: F1, by final answer (paper)",
         "6 operations: 20 / 20",
         "Accuracy of the majority by its margin",
