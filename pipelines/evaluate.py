@@ -10,16 +10,19 @@ from typing import Any
 from rich.table import Table
 
 from actors.pool import EnginePool
+from pipelines import trusting
 from pipelines.baselines import DISCRIMINATIVE, judge_start
+from pipelines.judged import Bench
 from pipelines.session import Session
 from pipelines.train import JUDGE
+from pipelines.trust_tables import print_trust
 from stepwiser.errors import UserError
-from stepwiser.evaluation import calibration, judge_items, score_judge
+from stepwiser.evaluation import calibration, score_judge
 from stepwiser.generation import Sample, Sampling
 from stepwiser.judge import DiscriminativeJudge, GenerativeJudge, Judge
 from stepwiser.policy import sample_solutions
 from stepwiser.prompts import PromptFormat
-from stepwiser.records import Judgement, StepItem, content_id
+from stepwiser.records import StepItem, content_id
 from stepwiser.sources import load_step_items
 from stepwiser.units import finished_units, read_unit
 
@@ -48,10 +51,15 @@ def run(session: Session) -> dict[str, Any]:
             },
             "judges": {},
         }
+        trust = trusting.prepare(session, items)
+        metrics |= trust.facts(session)
         for contestant in contestants(session):
-            metrics["judges"][contestant.name] = _score(session, contestant, items, values)
+            bench = _bench(session, contestant)
+            scored = _score(session, bench, items, values)
+            metrics["judges"][contestant.name] = scored | trust.score(session, bench, scored)
     session.store.write_metrics("evaluate", metrics)
     print_scores(session, metrics)
+    print_trust(session.console, metrics)
     return metrics
 
 
@@ -195,24 +203,28 @@ def _valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int
     return items[:count], values
 
 
+def _bench(session: Session, contestant: Contestant) -> Bench:
+    """The contestant's judgements: those of an earlier start, or of engines with its weights."""
+    temperature = session.config.evaluate.temperature
+
+    def judge(votes: int) -> Judge:
+        pool = session.pool(contestant.model)
+        return make_judge(session, contestant, pool, votes=votes, temperature=temperature)
+
+    return Bench(
+        session, contestant.name, contestant.model, f"{contestant.kind} {contestant.force}", judge
+    )
+
+
 def _score(
     session: Session,
-    contestant: Contestant,
+    bench: Bench,
     items: list[StepItem],
     valued: tuple[list[StepItem], dict[tuple[str, int], float]],
 ) -> dict[str, Any]:
     config = session.config.evaluate
-    pool = session.pool(contestant.model)
-    judge = make_judge(
-        session, contestant, pool, votes=config.votes, temperature=config.temperature
-    )
-    with session.track(contestant.name, len(items) + len(valued[0]), "solutions") as tracker:
-        done = lambda: tracker.update(advance=1)  # noqa: E731
-        rows = session.run(judge_items(judge, contestant.name, items, done))
-        extra = session.run(judge_items(judge, contestant.name, valued[0], done))
-    unit = contestant.name.replace(", ", "-")
-    session.store.write_table("judgements", unit, Judgement.to_table(rows))
-    session.store.write_table("judgements", f"{unit}-valued", Judgement.to_table(extra))
+    rows = bench.items("judgements", bench.unit, items, config.votes)
+    extra = bench.items("judgements", f"{bench.unit}-valued", valued[0], config.votes)
     result = score_judge(items, rows, config.bins)
     pairs = [(r.score, valued[1][r.item_id, r.step_index]) for r in extra if r.score is not None]
     result["calibration_values"] = calibration(

@@ -18,6 +18,7 @@ from stepwiser.report.judges import calibration, processbench
 from stepwiser.report.reading import RunData
 from stepwiser.report.solutions import examples
 from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
+from stepwiser.report.trust import trust
 from stepwiser.report.uses import headline, selecting, solving
 from stepwiser.store import RunStore, writing
 
@@ -28,6 +29,7 @@ SECTIONS = (
     training,
     processbench,
     calibration,
+    trust,
     solving,
     selecting,
     examples,

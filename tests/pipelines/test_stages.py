@@ -110,6 +110,46 @@ def test_every_judge_is_scored(quickstart: tuple[Path, str]) -> None:
     for row in metrics["judges"].values():
         assert {"official", "by_final_answer"} <= set(row["single"])
         assert row["single"]["official"]["n_error"] == 12
+        assert row["calibration_values"]["count"] > 0
+
+
+def test_every_judge_is_asked_whether_it_can_be_trusted(quickstart: tuple[Path, str]) -> None:
+    folder, output = quickstart
+    metrics = _metrics(folder, "evaluate")
+    spans = {"within the range", "6 operations", "values of 100 to 199"}
+    for name, row in metrics["judges"].items():
+        kinds = row["faithfulness"]["kinds"]
+        assert {"unchanged", "result", "repaired"} <= set(kinds)
+        assert kinds["unchanged"]["pairs"] == kinds["result"]["pairs"] == 6
+        assert set(row["beyond"]) == spans and row["more"] == {}
+        assert (row["agreement"] is None) == (name == "judge-discriminative")
+        assert (folder / "judgements/faithfulness" / f"{name.replace(', ', '-')}.parquet").is_file()
+    # Made to reason, every answer holds a working that can be read.
+    forced = metrics["judges"]["start, forced"]["faithfulness"]["corrupted"]
+    assert forced["worked"] > 0.8 * forced["asked"] > 0
+    seen = json.loads((folder / "reports/contamination.json").read_text())
+    assert set(seen["sets"]) == {"embedded", "evaluation_data"} | spans
+    assert seen["training_problems"] == 64
+    assert all(row["problems"] > 0 and row["flagged"] == 0 for row in seen["sets"].values())
+    for title in ("Faithfulness", "Written solutions within", "Agreement between votes"):
+        assert title in output
+    assert "Whether to trust them" in (folder / "reports/report.html").read_text()
+
+
+def test_an_evaluation_asks_only_what_is_new(quickstart: tuple[Path, str]) -> None:
+    folder = quickstart[0]
+    files = sorted((folder / "judgements").rglob("*.parquet"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    before = _metrics(folder, "evaluate")
+    files[0].unlink()
+    output = run("evaluate", f"run_dir={folder}")
+    assert output.count("starting 2 engines") == 1
+    after = [file.stat().st_mtime_ns for file in files]
+    assert after[0] != stamps[0] and after[1:] == stamps[1:]
+    kept = [name for name in before["judges"] if name.replace(", ", "-") not in files[0].stem]
+    assert kept and all(
+        _metrics(folder, "evaluate")["judges"][name] == before["judges"][name] for name in kept
+    )
 
 
 def test_solve_and_finetune_report_costs(quickstart: tuple[Path, str]) -> None:

@@ -14,6 +14,7 @@ from stepwiser.records import ChunkValue, Judgement, JudgePrompt, StepItem, Traj
 from stepwiser.store import RunStore
 from stepwiser.tasks import first_error, make_problem, solution
 from stepwiser.values import ValueEstimate
+from tests.stepwiser.report_trust import made_trust
 
 JUDGES = {"start": 0.62, "start, forced": 0.7, "judge": 0.9, "judge-discriminative": 0.76}
 """Made judges and how often their verdict on a step is right."""
@@ -319,9 +320,10 @@ def write_evaluation(
         metrics[judge]["calibration_values"] = calibration(
             [s for s, _ in pairs], [v for _, v in pairs], 10
         )
+    facts = made_trust(items, metrics, {name: judgements(rng, items, name) for name in JUDGES})
     store.write_metrics(
         "evaluate",
-        {"set": "embedded", "items": {"wrong": count, "right": count}, "judges": metrics},
+        {"set": "embedded", "items": {"wrong": count, "right": count}, "judges": metrics, **facts},
     )
 
 

@@ -132,6 +132,25 @@ def test_figures_are_those_of_the_metrics(run: RunStore, page: Page) -> None:
     assert "24 min 00 s" in page.words  # 40 s + 80 s + … + 320 s
 
 
+def test_what_can_be_trusted_is_shown(run: RunStore, page: Page) -> None:
+    metrics = run.read_metrics("evaluate")
+    assert metrics is not None
+    for row in metrics["judges"].values():
+        assert f"{row['agreement']['kappa']:.3f} [" in page.words
+        assert f"{row['beyond']['6 operations']['single']['official']['f1']:.3f}" in page.words
+        for found in row["faithfulness"]["kinds"].values():
+            assert found["verdict"] is None or f"{found['verdict']['mean']:.3f}" in page.words
+    for text in (
+        "within the training range and beyond it: F1, official: by label",
+        "Further sets: F1, by final answer (paper)",
+        "6 operations: 20 / 20",
+        "Accuracy of the majority by its margin",
+        "Evaluation problems also in training",
+        "embedded 119 2 2",
+    ):
+        assert text in page.words, text
+
+
 def test_values_of_unfinished_units_are_not_read(run: RunStore, page: Page) -> None:
     everything = ChunkValue.from_table(run.read_table("values", "annotate"))
     assert f"values of {len(everything) // 2} chunks" in page.labels
@@ -187,7 +206,7 @@ def test_a_run_of_two_stages_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_an_empty_run_directory_has_a_page_too(tmp_path: Path) -> None:
     page = Page(build_report(RunStore(tmp_path / "nothing")))
-    assert page.words.count("not run yet") == 10
+    assert page.words.count("not run yet") == 11
 
 
 class Changed(RunData):
