@@ -19,20 +19,17 @@ import json
 import math
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stub_engine import StubEngine
+from benchmarks.watching import DRIVER, Moment, Watch
 from stepwiser.config import RunConfig, load_config
 from stepwiser.plan import engine_range
 from stepwiser.status import read_status
@@ -45,77 +42,19 @@ CHUNKS_PER_PROBLEM = 12.0
 """Of the stub's answers, a little less than there are: so many chunks will be there."""
 MARKS = (10_000, 100_000, 1_000_000)
 """Chunks at which the cost of one is compared."""
-SAMPLE_S = 1.0
 SLOTS = "engine.max_num_seqs=64"
 """Little work is under way at a time, so that finished chunks tell how much has been done."""
-DRIVER = "driver"
 
 
-@dataclass(frozen=True)
-class Moment:
-    """What was seen at one time."""
-
-    seconds: float
-    chunks: int
-    """In finished units."""
-    cpu: dict[str, float]
-    """CPU seconds so far, by role of the process."""
-    memory: dict[str, int]
-    """Resident bytes, by role; the largest where several have one."""
-    yardstick: float
-    """CPU seconds of a fixed piece of work."""
-
-    @property
-    def cpu_seconds(self) -> float:
-        return sum(self.cpu.values())
-
-
-class Watch:
-    """Notes the processes of this program while a run goes on, and how far it is."""
+class FinishedChunks:
+    """Chunks in the units that the driver's log has, read on from where it stopped."""
 
     def __init__(self, store: RunStore) -> None:
-        self.moments: list[Moment] = []
         self._store = store
         self._read = 0
         self._chunks = 0
-        self._spent: dict[int, tuple[str, float]] = {}
-        self._me = psutil.Process()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-        self.moments.append(self._look())
-
-    def _look_on(self) -> None:
-        while not self._end.wait(SAMPLE_S):
-            self.moments.append(self._look())
-
-    def _look(self) -> Moment:
-        memory: dict[str, int] = {}
-        for process in [self._me, *self._me.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                name = DRIVER if process == self._me else role(process.cmdline())
-                times = process.cpu_times()
-                # Of a process that has ended, what it had last: its time was spent all the same.
-                self._spent[process.pid] = (name, times.user + times.system)
-                memory[name] = max(memory.get(name, 0), process.memory_info().rss)
-        cpu: dict[str, float] = {}
-        for name, seconds in self._spent.values():
-            cpu[name] = cpu.get(name, 0.0) + seconds
-        return Moment(time.monotonic(), self._finished_chunks(), cpu, memory, measure_yardstick())
-
-    def _finished_chunks(self) -> int:
+    def __call__(self) -> int:
         for path in log_files(self._store):
             with path.open() as file:
                 file.seek(self._read)
@@ -125,22 +64,6 @@ class Watch:
                     self._read += len(line)
                     self._chunks += json.loads(line).get("counts", {}).get("chunks", 0)
         return self._chunks
-
-
-def measure_yardstick() -> float:
-    """CPU seconds of a few milliseconds' work in plain Python, as most of annotation's is."""
-    began = time.thread_time()
-    sum(len(str(number)) for number in range(20_000))
-    return time.thread_time() - began
-
-
-def role(command: Sequence[str]) -> str:
-    """What a process of Ray's is: the class of an actor, or the name of a daemon."""
-    program = command[0] if command else "unknown"
-    if program.startswith("ray::"):
-        return program.removeprefix("ray::").partition(".")[0]
-    script = next((word for word in command[1:3] if word.endswith(".py")), program)
-    return Path(script).name
 
 
 def run(config: RunConfig, console: Console) -> tuple[list[Moment], dict[str, Any]]:
@@ -154,7 +77,7 @@ def run(config: RunConfig, console: Console) -> tuple[list[Moment], dict[str, An
         policy = session.store.model_dir("policy")
         shutil.copytree(load_base_model_dir(), policy, dirs_exist_ok=True)
         session.start(["annotate"])
-        with Watch(session.store) as watch:
+        with Watch(FinishedChunks(session.store)) as watch:
             began = time.monotonic()
             counts = dict(annotate.run(session)["counts"])
             counts["seconds"] = time.monotonic() - began
@@ -166,11 +89,11 @@ def run(config: RunConfig, console: Console) -> tuple[list[Moment], dict[str, An
 
 def at(moments: Sequence[Moment], chunks: float) -> dict[str, float]:
     """Seconds and CPU seconds by role when so many chunks were finished, between two moments."""
-    later = next((i for i, m in enumerate(moments) if m.chunks >= chunks), len(moments) - 1)
+    later = next((i for i, m in enumerate(moments) if m.done >= chunks), len(moments) - 1)
     after = moments[later]
     before = moments[later - 1] if later else after
-    step = after.chunks - before.chunks
-    share = (chunks - before.chunks) / step if step else 1.0
+    step = after.done - before.done
+    share = (chunks - before.done) / step if step else 1.0
 
     def between(a: float, b: float) -> float:
         return a + share * (b - a)
@@ -189,7 +112,7 @@ def costs(moments: Sequence[Moment], total: int) -> dict[int, dict[str, float]]:
     for mark in (*(mark for mark in MARKS if mark < 0.75 * total), total):
         begin, end = at(moments, mark / 2), at(moments, mark)
         row = {name: (end[name] - begin.get(name, 0.0)) / (mark / 2) * 1e6 for name in sorted(end)}
-        lengths = [m.yardstick for m in moments if mark / 2 < m.chunks <= mark]
+        lengths = [m.yardstick for m in moments if mark / 2 < m.done <= mark]
         row["yardsticks"] = row["cpu"] / (mean(lengths) * 1e6) if lengths else math.nan
         found[mark] = row
     return found
@@ -205,8 +128,8 @@ def memory_ratios(moments: Sequence[Moment], total: int) -> dict[str, float]:
 
     The first twentieth is start-up, and what comes after the last chunk counts to the last third.
     """
-    first = [m for m in moments if total / 20 < m.chunks <= total / 3]
-    last = [m for m in moments if m.chunks > 2 * total / 3]
+    first = [m for m in moments if total / 20 < m.done <= total / 3]
+    last = [m for m in moments if m.done > 2 * total / 3]
     ratios = {}
     for name in sorted({name for m in last for name in m.memory}):
         early = [m.memory[name] for m in first if name in m.memory]

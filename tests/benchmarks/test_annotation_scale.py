@@ -12,16 +12,14 @@ from rich.console import Console
 from benchmarks.annotation_scale import (
     CHUNKS_PER_PROBLEM,
     CONFIG,
-    DRIVER,
-    Moment,
     costs,
     farthest_from_first,
     figures,
     measure,
     memory_ratios,
-    role,
 )
 from benchmarks.stub_engine import Policy
+from benchmarks.watching import DRIVER, Moment, role
 from stepwiser.config import load_config
 from stepwiser.generation import Sampling
 from stepwiser.problems import boxed_answer

@@ -1,0 +1,99 @@
+"""What the processes of a run take while it goes on: CPU time and memory, second by second."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+SAMPLE_S = 1.0
+DRIVER = "driver"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What was seen at one time."""
+
+    seconds: float
+    done: int
+    """How much of the work was finished."""
+    cpu: dict[str, float]
+    """CPU seconds so far, by role of the process."""
+    memory: dict[str, int]
+    """Resident bytes, by role; the largest where several have one."""
+    yardstick: float
+    """CPU seconds of a fixed piece of work."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self.cpu.values())
+
+
+class Watch:
+    """Notes the processes of this program while a run goes on, and how far it is.
+
+    ``finished`` tells how much of the work is done.
+    """
+
+    def __init__(self, finished: Callable[[], int]) -> None:
+        self.moments: list[Moment] = []
+        self._finished = finished
+        self._spent: dict[int, tuple[str, float]] = {}
+        self._me = psutil.Process()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        self.moments.append(self._look())
+
+    def _look_on(self) -> None:
+        while not self._end.wait(SAMPLE_S):
+            self.moments.append(self._look())
+
+    def _look(self) -> Moment:
+        memory: dict[str, int] = {}
+        for process in [self._me, *self._me.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                name = DRIVER if process == self._me else role(process.cmdline())
+                times = process.cpu_times()
+                # Of a process that has ended, what it had last: its time was spent all the same.
+                self._spent[process.pid] = (name, times.user + times.system)
+                memory[name] = max(memory.get(name, 0), process.memory_info().rss)
+        cpu: dict[str, float] = {}
+        for name, seconds in self._spent.values():
+            cpu[name] = cpu.get(name, 0.0) + seconds
+        return Moment(time.monotonic(), self._finished(), cpu, memory, measure_yardstick())
+
+
+def measure_yardstick() -> float:
+    """CPU seconds of a few milliseconds' work in plain Python, as most of annotation's is."""
+    began = time.thread_time()
+    sum(len(str(number)) for number in range(20_000))
+    return time.thread_time() - began
+
+
+def role(command: Sequence[str]) -> str:
+    """What a process of Ray's is: the class of an actor, or the name of a daemon."""
+    program = command[0] if command else "unknown"
+    if program.startswith("ray::"):
+        return program.removeprefix("ray::").partition(".")[0]
+    script = next((word for word in command[1:3] if word.endswith(".py")), program)
+    return Path(script).name
