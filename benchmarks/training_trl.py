@@ -297,7 +297,8 @@ def measure_trl(out: Path, size: Size) -> dict[str, Any]:
         f"train.minibatch_prompts={size.prompts_per_step // 2}",
         f"train.checkpoint_every={size.steps}",
     )
-    setting, tried = SETTINGS[0], {}
+    setting = SETTINGS[0]
+    tried: dict[str, float] = {}
     ours: list[Run] = []
     theirs: list[Run] = []
     curves: list[list[dict[str, Any]]] = []

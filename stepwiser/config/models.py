@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from stepwiser.config.base import Fraction, Positive, Section
+from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.config.training import (
     AblateConfig,
@@ -185,66 +186,6 @@ class LabelConfig(RuleConfig):
     chunks_per_step: Positive = Field(
         1, description="Chunks judged as one step; more than 1 for steps that ignore the chunks."
     )
-
-
-class StepSetConfig(Section):
-    """One more set of solutions to score on."""
-
-    source: str = Field(description="A ProcessBench-format JSON file.")
-    name: str = Field(description="What tables call this set.")
-    limit: Positive | None = Field(
-        None, description="Items that are used, evenly spaced; all if unset."
-    )
-
-
-class EvaluateConfig(Section):
-    """ProcessBench and calibration (paper section 4)."""
-
-    source: str = Field("embedded", description="`embedded`, or a ProcessBench-format JSON file.")
-    name: str = Field("embedded", description="What tables call this set.")
-    wrong: Positive = Field(200, description="Wrong solutions wanted of the embedded set.")
-    right: Positive = Field(200, description="Right solutions wanted of the embedded set.")
-    limit: Positive | None = Field(
-        None, description="Items of a file that are used, evenly spaced; all if unset."
-    )
-    votes: Positive = Field(8, description="Judgments of a step: Maj@votes and their mean.")
-    temperature: float = Field(1.0, ge=0)
-    calibration_trajectories: int = Field(
-        100, ge=0, description="Held-out annotated trajectories for calibration against values."
-    )
-    bins: Positive = 10
-    forced_prefix: str = Field(
-        "",
-        description="Also score the start made to begin so: what a style alone is worth.",
-    )
-    more: tuple[StepSetConfig, ...] = Field(
-        (), description="Further files to score on; tables have each and the average of all files."
-    )
-    faithfulness: int = Field(
-        100,
-        ge=0,
-        description="Right steps that are made wrong, and wrong ones made right, to see whether "
-        "verdict and analysis follow; 0 leaves it out.",
-    )
-    beyond: int = Field(
-        100,
-        ge=0,
-        description="Written solutions to problems within the range of training, and of each range "
-        "beyond it (embedded task only); 0 leaves them out.",
-    )
-    contamination_ngram: Positive = Field(
-        13, description="Words of a run that an evaluation and a training problem may not share."
-    )
-
-    @model_validator(mode="after")
-    def _sets_have_names(self) -> EvaluateConfig:
-        names = [self.name, *(one.name for one in self.more)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"evaluate.more: the name {twice[0]!r} is given to two sets: change one"
-            )
-        return self
 
 
 class SolveConfig(Section):

@@ -104,7 +104,8 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
     again = Counter(row["step"] for row in _lines(folder, "train"))
     assert sum(again.values()) - STEPS <= 2 * len(VICTIMS), again
     rewards = [
-        [row["reward"] for row in _lines(run, "train") if "reward" in row] for run in (quiet, folder)
+        [row["reward"] for row in _lines(run, "train") if "reward" in row]
+        for run in (quiet, folder)
     ]
     means = [sum(r) / len(r) for r in rewards]
     # 128 answers a step, some eight steps: a standard error of 0.02 at most for each of the two.
