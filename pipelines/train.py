@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,9 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "response_length_first": _mean(rows[:window], "response_length"),
         "response_length_last": _mean(rows[-window:], "response_length"),
         "logprob_gap": _mean(rows, "logprob_gap"),
+        # The first step waits for engines and learner to warm up.
+        "engine_idle": _mean(rows[1:], "engine_idle"),
+        "learner_idle": _mean(rows[1:], "learner_idle"),
         "trained_tokens": sum(row["prompt_tokens"] + row["response_tokens"] for row in rows),
         "kept": result.kept,
         "best": read_evaluation(Path(f"{result.model_dir}-best")),
@@ -225,6 +229,10 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
             "prompts read", f"{live['prompts_read']}, each {live['reads_mean']:.1f} times"
         )
         table.add_row("rollouts made for each that was read", f"{live['made_over_read']:.2f}")
+    if not isnan(metrics.get("learner_idle", nan)):
+        table.add_row(
+            "idle: engines, learner", f"{metrics['engine_idle']:.0%}, {metrics['learner_idle']:.0%}"
+        )
     if "logprob_gap" in metrics:
         table.add_row("engine/learner log-prob gap", f"{metrics['logprob_gap']:.1e}")
     session.console.print(table)

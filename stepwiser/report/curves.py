@@ -61,8 +61,16 @@ CURVES = (
     Curve(
         "Engine/learner log-prob gap",
         "nats a token",
-        (("logprob_gap", "mean |difference|"), ("engine_logprob_error", "mean |difference|")),
-        note="How far the engine that sampled and the learner that trains disagree.",
+        (("logprob_gap", "same weights"), ("engine_logprob_error", "all samples")),
+        note="How far the engine that sampled and the learner that trains disagree; samples of "
+        "older weights (train.staleness) differ by what was learnt since.",
+    ),
+    Curve(
+        "Idle",
+        "share of a step",
+        (("engine_idle", "engines"), ("learner_idle", "learner")),
+        share=True,
+        note="Engines: time with nothing to compute. Learner: waiting for a batch, and publishing.",
     ),
     Curve(
         "Groups and verdicts",
