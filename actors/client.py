@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
+from actors.attempt import answer, attempt, reason
 from actors.board import Census, Publication, StaleWeights
-from actors.company import ANY, Record
+from actors.company import Record
 from actors.engine import EngineFailure, EngineStats
 from actors.routing import Load, Router
 from actors.weight_sync.ticket import Ticket, TransferFailed
-from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
 MAX_STALE = 8
@@ -64,6 +66,7 @@ class PoolClient:
         self._published: Publication | None = None
         self._asleep: tuple[str, ...] = ()
         self._numbers = count()
+        self._under_way: Counter[str] = Counter()
         self._waiting: dict[int, tuple[asyncio.Future[int], Load]] = {}
         self._pulse: asyncio.Task[None] | None = None
         if census is not None:
@@ -87,13 +90,16 @@ class PoolClient:
         EnginesEnded when engines died under this request alone (see `actors.company`).
         """
         cost = Load(sampling.n * sampling.max_tokens, sampling.n)
-        return await self._ask(cost, affinity, "generate", prompt_ids, sampling)
+        with self._counted(affinity) as first:
+            return await self._ask(cost, affinity, first, "generate", prompt_ids, sampling)
 
     async def score(
         self, token_ids: Sequence[int], start: int, affinity: str | None = None
     ) -> list[float]:
         """Log-probs of ``token_ids[start:]``, each given all tokens before it."""
-        return await self._ask(Load(len(token_ids), 1), affinity, "score", token_ids, start)
+        with self._counted(affinity) as first:
+            cost = Load(len(token_ids), 1)
+            return await self._ask(cost, affinity, first, "score", token_ids, start)
 
     async def update_weights(self, source: Any, version: int, timeout_s: float) -> None:
         """Load weights into all engines at once; running requests go on with them.
@@ -151,7 +157,7 @@ class PoolClient:
         if index in self._router.down:
             return  # it comes back awake
         try:
-            await _answer(getattr(self._engines[index], method).remote(*arguments))
+            await answer(getattr(self._engines[index], method).remote(*arguments))
         except (EngineFailure, RayActorError):
             self._mark_down(index)
 
@@ -224,16 +230,32 @@ class PoolClient:
 
     # --- requests -------------------------------------------------------------------------------
 
-    async def _ask(self, cost: Load, affinity: str | None, method: str, *request: Any) -> Any:
+    @contextlib.contextmanager
+    def _counted(self, affinity: str | None) -> Iterator[bool]:
+        """A request of that name is under way; whether it is the only one."""
+        if affinity is None:
+            yield False
+            return
+        self._under_way[affinity] += 1
+        try:
+            yield self._under_way[affinity] == 1
+        finally:
+            self._under_way[affinity] -= 1
+            if not self._under_way[affinity]:
+                del self._under_way[affinity]
+
+    async def _ask(
+        self, cost: Load, affinity: str | None, first: bool, method: str, *request: Any
+    ) -> Any:
         record = Record()
         stale = 0
         while True:
-            index = await self._place(cost, affinity)
+            index = await self._place(cost, affinity, first)
             if index not in self._engines:
                 continue  # it left in the moment before
             ticket = (*request, self._serial, self._name)
             try:
-                serial, answer = await _attempt(self._engines[index], method, ticket, record)
+                serial, answer = await attempt(self._engines[index], method, ticket, record)
             except StaleWeights:
                 stale += 1
                 if stale == MAX_STALE:
@@ -246,18 +268,18 @@ class PoolClient:
                 # A lost object is an answer that went with its node before it was fetched.
                 self._mark_down(index)
                 if record.convicted:
-                    raise EnginesEnded(f"a request {record}{_reason(failure)}") from failure
+                    raise EnginesEnded(f"a request {record}{reason(failure)}") from failure
             else:
                 self._serial = max(self._serial, serial)
                 return answer
             finally:
                 self._leave(index, cost)
 
-    async def _place(self, cost: Load, affinity: str | None) -> int:
+    async def _place(self, cost: Load, affinity: str | None, first: bool) -> int:
         """Wait for an engine with room; from its return on, ``cost`` counts there."""
         self._refresh()
         number = next(self._numbers)
-        engine = self._router.submit(number, affinity, cost)
+        engine = self._router.submit(number, affinity, cost, first)
         if engine is not None:
             return engine
         granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -326,14 +348,14 @@ class PoolClient:
         """Let the engines that are up take part in a learner's transfer; all must succeed."""
         up = [i for i in self._engines if i not in self._router.down]
         try:
-            seats = await asyncio.gather(*(_answer(self._engines[i].seats.remote()) for i in up))
+            seats = await asyncio.gather(*(answer(self._engines[i].seats.remote()) for i in up))
             if not up:
                 raise TransferFailed("no engine is up")
             calls, rank = [], 1
             for index, workers in zip(up, seats, strict=True):
                 own = replace(ticket, rank=rank, size=1 + sum(seats))
                 call = self._engines[index].update_weights.remote(replace(publication, ticket=own))
-                calls.append(_answer(call))
+                calls.append(answer(call))
                 rank += workers
             await asyncio.gather(*calls)
         except (EngineFailure, RayActorError) as error:
@@ -344,50 +366,6 @@ class PoolClient:
         if index in self._lost:
             return
         try:
-            await _answer(self._engines[index].update_weights.remote(publication))
+            await answer(self._engines[index].update_weights.remote(publication))
         except (EngineFailure, RayActorError):
             self._mark_down(index)
-
-
-async def _attempt(actor: Any, method: str, ticket: tuple[Any, ...], record: Record) -> Any:
-    """One engine's answer to a request; if it dies with the request in it, ``record`` knows.
-
-    Most requests wait for one answer. One that is under suspicion is told when it has been let
-    into the engine: an engine that dies while it waits there outside is none of its doing.
-    """
-    most = record.company
-    if most == ANY:
-        try:
-            return await _answer(getattr(actor, method).remote(*ticket))
-        except (EngineFailure, RayActorError):
-            record.lost()
-            raise
-    steps = getattr(actor, f"{method}_among").remote(most, *ticket)
-    try:
-        await _answer(await anext(steps))
-        try:
-            return await _answer(await anext(steps))
-        except (EngineFailure, RayActorError):
-            record.lost()
-            raise
-    except asyncio.CancelledError:
-        ray.cancel(steps)
-        raise
-
-
-def _reason(failure: BaseException) -> str:
-    """What vLLM said, if it said anything; Ray's words have ids of actors in them."""
-    return f": {failure}" if isinstance(failure, EngineFailure) else ""
-
-
-async def _answer(ref: Any) -> Any:
-    """Await a call; the engine's own exceptions come back as they were raised there."""
-    try:
-        return await ref
-    except asyncio.CancelledError:
-        ray.cancel(ref)  # or the engine would go on for nobody
-        raise
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | EngineFailure | StaleWeights | TransferFailed):
-            raise error.cause from None
-        raise

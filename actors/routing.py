@@ -4,14 +4,19 @@ Requests wait here, not in the engines, and are bound to one when it has room. A
 has a home, the engine that its name hashes to, so that a trajectory's prefixes meet one prefix
 cache; an engine with a free slot and no work of its own takes from the longest queue. So nothing is
 stuck behind a slow engine, and none idles while another has a queue.
+
+A request whose name has nothing else under way goes before the others. Until it is answered nothing
+more can be asked for that name, and engines that are left with the last answers of many names run
+half empty.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 HEADROOM = 1.25
 """Sequences handed to an engine, as a share of those it decodes at once: the excess bridges the
@@ -40,6 +45,37 @@ class _Ticket:
     number: int
     affinity: str | None
     cost: Load
+    first: bool
+
+
+class _Queue:
+    """Waiting requests of one home: those that go first and the others, each as they came."""
+
+    def __init__(self) -> None:
+        self._parts: tuple[OrderedDict[int, _Ticket], ...] = (OrderedDict(), OrderedDict())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[_Ticket]:
+        return chain.from_iterable(part.values() for part in self._parts)
+
+    def add(self, ticket: _Ticket) -> None:
+        self._parts[not ticket.first][ticket.number] = ticket
+
+    def drop(self, number: int) -> None:
+        for part in self._parts:
+            part.pop(number, None)
+
+    @property
+    def head(self) -> tuple[int, int]:
+        """Orders queues that are not empty by what they would give next."""
+        return next((i, next(iter(part))) for i, part in enumerate(self._parts) if part)
+
+    def take(self, last: bool = False) -> _Ticket:
+        """The next request, or the one that would come last."""
+        parts = self._parts[::-1] if last else self._parts
+        return next(part for part in parts if part).popitem(last=last)[1]
 
 
 class Router:
@@ -53,7 +89,7 @@ class Router:
         self._own: dict[int, Load] = {}
         self._elsewhere: dict[int, Load] = {}
         self._down: set[int] = set()
-        self._queues: dict[int | None, OrderedDict[int, _Ticket]] = {None: OrderedDict()}
+        self._queues: dict[int | None, _Queue] = {None: _Queue()}
         """By home; None is for requests that are at home everywhere."""
 
     # --- what changes ---------------------------------------------------------------------------
@@ -79,16 +115,21 @@ class Router:
 
     # --- requests -------------------------------------------------------------------------------
 
-    def submit(self, number: int, affinity: str | None, cost: Load) -> int | None:
-        """Take a request in; the engine it goes to now, or None: `dispatch` will name it."""
-        ticket = _Ticket(number, affinity, cost)
+    def submit(
+        self, number: int, affinity: str | None, cost: Load, first: bool = False
+    ) -> int | None:
+        """Take a request in; the engine it goes to now, or None: `dispatch` will name it.
+
+        ``first``: its name has nothing else under way.
+        """
+        ticket = _Ticket(number, affinity, cost, first)
         home = self._home(affinity)
         if not self._queues.get(home):
             engine = self._pick(home, cost)
             if engine is not None:
                 self._own[engine] += cost
                 return engine
-        self._queues[home][number] = ticket
+        self._queues[home].add(ticket)
         return None
 
     def dispatch(self, engine: int | None = None) -> list[tuple[int, int]]:
@@ -103,7 +144,7 @@ class Router:
     def drop(self, number: int) -> None:
         """Forget a request that waits no longer."""
         for queue in self._queues.values():
-            queue.pop(number, None)
+            queue.drop(number)
 
     def finish(self, engine: int, cost: Load) -> None:
         """A request has left its engine, whatever became of it."""
@@ -116,7 +157,7 @@ class Router:
     @property
     def waiting(self) -> int:
         """Sequences of requests that no engine has yet."""
-        return sum(t.cost.sequences for queue in self._queues.values() for t in queue.values())
+        return sum(ticket.cost.sequences for queue in self._queues.values() for ticket in queue)
 
     @property
     def down(self) -> frozenset[int]:
@@ -165,18 +206,18 @@ class Router:
             return None
         heads = [q for q in (self._queues.get(engine), self._queues[None]) if q]
         if heads:
-            return min(heads, key=lambda queue: next(iter(queue))).popitem(last=False)[1]
+            return min(heads, key=lambda queue: queue.head).take()
         if self.load(engine).sequences >= self._slots:
             return None
         longest = max(self._queues.values(), key=len)
         # From the end: what is there shares its prefix with what is taken next.
-        return longest.popitem()[1] if longest else None
+        return longest.take(last=True) if longest else None
 
     def _rehome(self) -> None:
         tickets = sorted(
-            (ticket for queue in self._queues.values() for ticket in queue.values()),
+            (ticket for queue in self._queues.values() for ticket in queue),
             key=lambda ticket: ticket.number,
         )
-        self._queues = {home: OrderedDict() for home in (None, *self._own)}
+        self._queues = {home: _Queue() for home in (None, *self._own)}
         for ticket in tickets:
-            self._queues[self._home(ticket.affinity)][ticket.number] = ticket
+            self._queues[self._home(ticket.affinity)].add(ticket)

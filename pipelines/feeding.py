@@ -51,7 +51,7 @@ async def annotate_units(
         return workers[-1]
 
     try:
-        await feed(pool, pool.client(), hire, units, finished, wanted)
+        await feed(pool, pool.client(), hire, units, finished, wanted, options.annotate.responses)
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -79,16 +79,17 @@ async def feed(
     hire: Callable[[], Any],
     units: Mapping[str, Sequence[Problem]],
     finished: Finished,
-    wanted: Wanted | None = None,
+    wanted: Wanted | None,
+    width: int,
 ) -> None:
-    """Have every unit annotated, or as many as are ``wanted``.
+    """Have every unit annotated, or as many as are ``wanted``; ``width``: see `Admission`.
 
     ``hire`` makes a labeler: one for each engine, as engines come. Raises what a labeler raised;
     units that are not finished then are not written. A labeler that dies gets its units again; a
     unit that was there at each of several deaths waits until it can have a labeler to itself, and
     then problems that end this one too are rejected.
     """
-    admission = Admission()
+    admission = Admission(width)
     todo = deque(units)
     apart: list[str] = []
     labelers: list[_Labeler] = []

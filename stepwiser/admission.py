@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 COLD_START = 4
-"""Problems of the first engine before anything is known."""
+"""Problems of the first engine before anything is known, at least."""
 FEWEST = 2
 """Problems of an engine at least: one alone would leave it idle while its last samples end."""
 KV_LOW, KV_HIGH = 0.80, 0.95
@@ -88,9 +88,15 @@ def look(limit: Limit, reading: Reading, in_flight: float) -> Limit:
 
 
 class Admission:
-    """The limits of all engines; those that come start with what the others have learnt."""
+    """The limits of all engines; those that come start with what the others have learnt.
 
-    def __init__(self) -> None:
+    ``width``: sequences that a problem asks for at first. The first engines start with as many
+    problems as fill their slots so: an engine that has room for longer than a look is time lost,
+    and no problem has filled a cache by then.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
         self.limits: dict[int, Limit] = {}
 
     @property
@@ -104,10 +110,17 @@ class Admission:
         An engine without a reading has left. Called at even intervals, about a second.
         """
         known = [limit.problems for limit in self.limits.values()]
-        first = Limit(round(sum(known) / len(known)), cold=False) if known else Limit()
         share = in_flight / max(1, len(self.limits))
+
+        def first(reading: Reading) -> Limit:
+            if known:
+                return Limit(round(sum(known) / len(known)), cold=False)
+            return Limit(max(COLD_START, reading.max_num_seqs // self._width))
+
         self.limits = {
-            index: look(self.limits[index], reading, share) if index in self.limits else first
+            index: look(self.limits[index], reading, share)
+            if index in self.limits
+            else first(reading)
             for index, reading in sorted(readings.items())
         }
         return self.problems

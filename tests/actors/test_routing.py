@@ -160,3 +160,15 @@ def test_every_request_is_sent_once_and_no_engine_idles_beside_a_queue(seed):
             router.finish(engine, cost)
         running.clear()
     assert sorted(seen) == list(range(number)) and router.waiting == 0
+
+
+def test_a_name_with_nothing_else_under_way_goes_before_the_others_in_its_own_order():
+    router = make_router(1, slots=1)
+    assert router.submit(0, None, ONE) == 0 and router.submit(1, None, ONE) == 0
+    for number, first in ((2, False), (3, True), (4, False), (5, True)):
+        assert router.submit(number, "a name", ONE, first) is None
+    order = []
+    while router.waiting:
+        router.finish(0, ONE)
+        order += [number for number, _ in router.dispatch()]
+    assert order == [3, 5, 2, 4]

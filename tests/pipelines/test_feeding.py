@@ -129,7 +129,7 @@ def _feed(
     def finished(unit: str, counts: dict[str, int]) -> None:
         reported[unit] += counts["problems"]
 
-    asyncio.run(asyncio.wait_for(feeding.feed(pool, None, hire, units, finished), 30.0))
+    asyncio.run(asyncio.wait_for(feeding.feed(pool, None, hire, units, finished, None, 16), 30.0))
     return labelers, done, reported
 
 

@@ -37,7 +37,7 @@ class Simulated:
 
 
 def _settle(engines: list[Simulated], looks: int = 200, work: int = 10**9) -> list[int]:
-    admission, history = Admission(), []
+    admission, history = Admission(16), []
     allowed = COLD_START * len(engines)
     for _ in range(looks):
         in_flight = min(allowed, work)
@@ -70,7 +70,7 @@ def test_it_settles_where_engines_are_busy_and_not_swamped(seed):
 @pytest.mark.parametrize("seed", range(100))
 def test_bounds_hold_whatever_is_reported(seed):
     rng = random.Random(seed)
-    admission = Admission()
+    admission = Admission(16)
     for _ in range(300):
         engines = rng.sample(range(6), rng.randint(0, 6))
         slots = rng.choice([1, 16, 256])
@@ -134,10 +134,16 @@ def test_between_the_marks_nothing_moves():
 
 
 def test_an_engine_that_leaves_takes_its_share_and_one_that_comes_starts_warm():
-    admission = Admission()
+    admission = Admission(16)
     admission.limits = {0: Limit(20, cold=False), 1: Limit(30, cold=False)}
     quiet = Reading(64, 30, 64, 0.5)
     assert admission.observe({1: quiet}, 50) == 30
     assert admission.observe({1: quiet, 2: IDLE}, 30) == 60
     assert admission.observe({}, 60) == 0
     assert admission.observe({3: IDLE}, 0) == COLD_START
+
+
+def test_the_first_engines_start_with_what_fills_their_slots():
+    roomy = Reading(0, 0, 512, 0.0)
+    assert Admission(16).observe({0: roomy, 1: roomy}, 0) == 64
+    assert Admission(600).observe({0: roomy}, 0) == COLD_START
