@@ -33,6 +33,9 @@ BOTH = (
     "evaluate.right=200",
     "evaluate.calibration_trajectories=0",
     "evaluate.forced_prefix=''",
+    "evaluate.faithfulness=0",
+    "evaluate.beyond=0",
+    "train.evaluate_every=null",
 )
 QUICK = ("train.steps=6", "train.prompts_per_step=32", "train.minibatch_prompts=16")
 

@@ -161,6 +161,8 @@ def _contamination(found: dict[str, Any]) -> Table:
     )  # fmt: skip
     for name, row in found["sets"].items():
         table.add_row(name, str(row["problems"]), str(row["flagged"]), str(row["exact"]))
+    for name, reason in found["not_compared"].items():
+        table.add_row(f"{name}: not compared, {reason}", "-", "-", "-")
     return table
 
 

@@ -14,6 +14,7 @@ from pipelines.judged import Bench
 from pipelines.session import Session
 from stepwiser.agreement import agreement
 from stepwiser.contamination import check
+from stepwiser.errors import UserError
 from stepwiser.evaluation import score_judge
 from stepwiser.faithfulness import (
     Edit,
@@ -130,14 +131,16 @@ def _contamination(session: Session, trust: Trust) -> dict[str, Any]:
     if session.store.units("judge_prompts"):  # of given trajectories, the problems are theirs
         table = session.store.read_table("judge_prompts", "label")
         training += table.column("question").to_pylist()
-    held = session.problems("evaluation", config.evaluation_data.limit)
-    sets = {config.evaluate.name: trust.items, **trust.more, **trust.beyond}
-    found = check(
-        training,
-        {name: [(item.id, item.problem) for item in items] for name, items in sets.items()}
-        | {"evaluation_data": [(problem.problem_id, problem.question) for problem in held]},
-        config.evaluate.contamination_ngram,
-    )
+    items = {config.evaluate.name: trust.items, **trust.more, **trust.beyond}
+    sets = {name: [(item.id, item.problem) for item in found] for name, found in items.items()}
+    missing: dict[str, str] = {}
+    try:
+        held = session.problems("evaluation", config.evaluation_data.limit)
+        sets["evaluation_data"] = [(problem.problem_id, problem.question) for problem in held]
+    except UserError as error:
+        # Only `solve` needs these problems: judges can be scored where they are out of reach.
+        missing["evaluation_data"] = str(error)
+    found = check(training, sets, config.evaluate.contamination_ngram) | {"not_compared": missing}
     session.store.write_json(CONTAMINATION, found)
     # The report lists a few; the file has all.
     brief = {name: {**row, "matches": row["matches"][:5]} for name, row in found["sets"].items()}

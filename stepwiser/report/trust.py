@@ -225,6 +225,8 @@ def _contamination(metrics: dict[str, Any]) -> list[Table | Note]:
             )
             for match in rows_of(row, "matches")
         ]
+    for name, reason in mapping(found, "not_compared").items():
+        rows.append((f"{name}: not compared, {reason}", ABSENT, ABSENT, ABSENT))
     if not rows:
         return []
     runs = whole(number(found, "n"))

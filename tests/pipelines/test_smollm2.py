@@ -200,6 +200,10 @@ def test_the_trained_judge_is_scored_in_processbench_format(
     store, results = run
     assert results["evaluate"]["items"] == {"wrong": 1, "right": 1}
     assert set(results["evaluate"]["judges"]) == {"start", "judge"}
+    # The problems of `solve` are on the Hub, out of reach here: judges are scored all the same.
+    contamination = results["evaluate"]["contamination"]
+    assert contamination["sets"][results["evaluate"]["set"]]["problems"] == 2
+    assert "cannot be loaded" in contamination["not_compared"]["evaluation_data"]
     for row in results["evaluate"]["judges"].values():
         official = row["single"]["official"]
         assert official["n_error"] == official["n_correct"] == 1

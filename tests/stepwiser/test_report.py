@@ -146,6 +146,7 @@ def test_what_can_be_trusted_is_shown(run: RunStore, page: Page) -> None:
         "6 operations: 20 / 20",
         "Accuracy of the majority by its margin",
         "Evaluation problems also in training",
+        "held out: not compared, dataset away/x cannot be loaded",
         "embedded 119 2 2",
     ):
         assert text in page.words, text
