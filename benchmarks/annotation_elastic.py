@@ -79,32 +79,55 @@ def announce_end(cluster: Any, node: Any) -> None:
         raise RuntimeError(f"Ray refuses to drain the node: {why}")
 
 
-class Phases(threading.Thread):
-    """Adds a node, takes it away, and measures in between, while the main thread annotates."""
+class Annotation(threading.Thread):
+    """The stage, in a thread of its own: Ray starts nodes from the main thread alone."""
 
-    def __init__(self, cluster: Any, pool: EnginePool, window_s: float) -> None:
+    def __init__(self, session: Session) -> None:
         super().__init__(daemon=True)
-        self._cluster, self._pool, self._window_s = cluster, pool, window_s
-        self.windows: list[dict[str, float]] = []
+        self._session = session
         self.failure: Exception | None = None
 
     def run(self) -> None:
         try:
-            self._until(lambda: self._tokens() > 0, "the first tokens")
-            self.windows.append(self._window())
-            node = add_node(self._cluster, 1)
-            self._until(lambda: self._pool.serving == 2, "the second engine")
-            self.windows.append(self._window())
-            announce_end(self._cluster, node)
-            self._until(lambda: self._pool.serving == 1, "the second engine's end")
-            self._cluster.remove_node(node, allow_graceful=True)
-            self.windows.append(self._window())
+            annotate.run(self._session)
         except Exception as error:
             self.failure = error
+
+    def check(self) -> None:
+        """Raises what ended the stage, or RuntimeError where it is over too soon."""
+        if self.failure is not None:
+            raise self.failure
+        if not self.is_alive():
+            raise RuntimeError("all is annotated before the phases are over: take more problems")
+
+
+class Phases:
+    """Adds a node, takes it away, and measures in between, while a thread annotates."""
+
+    def __init__(
+        self, cluster: Any, pool: EnginePool, annotation: Annotation, window_s: float
+    ) -> None:
+        self._cluster, self._pool, self._annotation = cluster, pool, annotation
+        self._window_s = window_s
+
+    def measure(self) -> list[dict[str, float]]:
+        """The windows with one engine, with two, and with one again."""
+        self._until(lambda: self._tokens() > 0, "the first tokens")
+        windows = [self._window()]
+        node = add_node(self._cluster, 1)
+        self._until(lambda: self._pool.serving == 2, "the second engine")
+        windows.append(self._window())
+        announce_end(self._cluster, node)
+        self._until(lambda: self._pool.serving == 1, "the second engine's end")
+        self._cluster.remove_node(node, allow_graceful=True)
+        windows.append(self._window())
+        self._annotation.check()
+        return windows
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + WAIT_S
         while not condition():
+            self._annotation.check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: not within {WAIT_S:g} s")
             time.sleep(0.2)
@@ -156,22 +179,19 @@ def measure_elastic(
         with Session(config) as session:
             session.start(["annotate"])
             pool = session.pool(session.policy_dir(), count=1, maximum=2)
-            phases = Phases(cluster, pool, window_s)
-            phases.start()
-            annotate.run(session)
-            if phases.is_alive():
-                raise RuntimeError(
-                    f"{problems} problems were annotated before the phases were over: take more"
-                )
-            if phases.failure is not None:
-                raise phases.failure
+            annotation = Annotation(session)
+            annotation.start()
+            windows = Phases(cluster, pool, annotation, window_s).measure()
+            annotation.join()
+            if annotation.failure is not None:
+                raise annotation.failure
             plan = read_plan(session.store)
             assert plan is not None
             missing = len(set(plan["units"]) - finished_units(session.store))
-    one, two, again = phases.windows
+    one, two, again = windows
     return {
         "elastic_rise": two["tokens_per_s"] / one["tokens_per_s"],
         "elastic_fall": again["tokens_per_s"] / one["tokens_per_s"],
         "elastic_cpu_ratio": two["cpu_us"] / one["cpu_us"],
         "elastic_units_missing": missing,
-    }, phases.windows
+    }, windows
