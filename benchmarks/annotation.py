@@ -1,6 +1,6 @@
 """What the annotation engine is worth: speed, tokens, live labels, nodes that come and go, scale.
 
-    python -m benchmarks.annotation            about an hour on two cores
+    python -m benchmarks.annotation            about two hours on two cores
     python -m benchmarks.annotation --quick    within five minutes
     python -m benchmarks.annotation --only speed tokens
 
@@ -50,7 +50,7 @@ class Size:
 
 
 FULL = Size(3, 256, 60, 48, 4, 3, 30.0, 640, 1_000_000)
-QUICK = Size(1, 48, 16, 4, 1, 1, 0.0, 0, 10_000)
+QUICK = Size(1, 16, 8, 3, 1, 1, 0.0, 0, 10_000)
 
 
 def main() -> None:
