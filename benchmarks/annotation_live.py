@@ -37,7 +37,13 @@ BOTH = (
     "evaluate.beyond=0",
     "train.evaluate_every=null",
 )
-QUICK = ("train.steps=3", "train.prompts_per_step=32", "train.minibatch_prompts=16")
+QUICK = (
+    "engine.count=1",
+    "learner.workers=1",
+    "train.steps=3",
+    "train.prompts_per_step=32",
+    "train.minibatch_prompts=16",
+)
 
 
 def measure_live(policy: Path, out: Path, seeds: int, quick: bool) -> dict[str, Any]:

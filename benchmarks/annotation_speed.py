@@ -109,7 +109,7 @@ def measure_speed(
     for number in range(repeats + 1):
         own = every[number * problems : (number + 1) * problems]
         if number == 0:
-            own = own[: 2 * UNIT]  # warms all of them up
+            own = own[: min(2 * UNIT, problems // 4)]  # warms all of them up
         store = RunStore(session.store.root / "one" / str(number))
         ours = _annotate(session, one, store, model, own)
         requests = list(asked(session, store, own))
