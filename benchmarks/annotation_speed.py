@@ -100,7 +100,8 @@ def measure_speed(
     model = session.policy_dir()
     every = session.problems("train", (repeats + 1) * problems)
     one = session.pool(model, slot="one", count=1)
-    whole = session.pool(model, slot="whole")
+    count = session.config.engine.count
+    whole = session.pool(model, slot="whole") if count > 1 else None
     options = engine_options(session.config, model)
     raw = RawEngine.options(
         num_cpus=1, runtime_env={"env_vars": engine_environment(options) | {"OMP_NUM_THREADS": "1"}}
@@ -117,15 +118,17 @@ def measure_speed(
         in_turn: Rate = ray.get(
             raw.generate_in_sequence.remote(spread(requests[len(own) :], sequential_requests))
         )
-        again = RunStore(session.store.root / "whole" / str(number))
-        pooled = _annotate(session, whole, again, model, own)
+        pooled = ours
+        if whole:
+            again = RunStore(session.store.root / "whole" / str(number))
+            pooled = _annotate(session, whole, again, model, own)
         if number:
             rows.append(
                 {
                     "one engine": ours.per_s,
                     "raw vLLM": together.per_s,
                     "one request at a time": in_turn.per_s,
-                    f"{session.config.engine.count} engines": pooled.per_s,
+                    f"whole pool, {count}": pooled.per_s,
                 }
             )
     ray.kill(raw)

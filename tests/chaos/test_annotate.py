@@ -14,6 +14,7 @@ import pytest
 
 from stepwiser.merge import keys_of
 from stepwiser.records import ChunkValue, Trajectory
+from stepwiser.status import read_status
 from stepwiser.store import RunStore
 from stepwiser.tasks import make_problems
 from stepwiser.units import log_files, read_log, read_summary, read_unit
@@ -67,6 +68,7 @@ def test_twenty_kills_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> No
         seen = kill_at_random(family, folder, UNITS, KILLS, SEED)
         output = family.finish()
     assert "Traceback" not in output, output
+    assert "units are already done" in output, "the last driver went on"
     assert sum(KILLS.values()) == 20
 
     assert _keys(folder) == _keys(quiet)
@@ -79,5 +81,7 @@ def test_twenty_kills_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> No
     (log,) = log_files(RunStore(folder))
     logged = Counter(event["unit"] for event in read_log(log) if event["event"] == "unit")
     assert max(logged.values()) == 1 and logged.keys() <= seen.keys() | finished(folder)
+    status = read_status(RunStore(folder))
+    assert (status.state, status.units, status.problems) == ("done", UNITS, UNITS)
     with Family("annotate", *arguments) as family:
         assert "every unit is already done" in family.finish()

@@ -87,6 +87,7 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
         for done, kind in enumerate(VICTIMS, 1):
             family.wait_for(lambda done=done: _trained(folder) >= done)
             print(f"{_trained(folder)} steps: kill {kind} ({family.kill(kind, rng)})")
+        before = _lines(folder, "train")
         assert _trained(folder) < STEPS, "all steps were done by the last kill: make it longer"
         output = family.finish()
     assert "Traceback" not in output, output
@@ -100,6 +101,8 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
         for model in ("judge", "judge-last", "judge-best"):
             assert (run / "models" / model / "README.md").is_file()
         assert not list((run / "models").glob("*candidates*"))
+    resumed = _lines(folder, "train")[len(before) :]
+    assert resumed[0]["step"] >= before[-1]["step"] - 1, "another driver goes on from a checkpoint"
     # A kill costs the step that is under way and, while its checkpoint travels, the one before.
     again = Counter(row["step"] for row in _lines(folder, "train"))
     assert sum(again.values()) - STEPS <= 2 * len(VICTIMS), again

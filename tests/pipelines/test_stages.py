@@ -180,30 +180,6 @@ def _with_models(source: Path, target: Path, *models: str) -> Path:
     return target
 
 
-def test_annotate_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
-    folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    # Many small units: with a few large ones a quick machine is done before the signal arrives.
-    arguments = (f"run_dir={folder}", "data.limit=48", "annotate.problems_per_unit=1")
-    process = start("annotate", *arguments)
-    units = folder / "units"
-    wait_for(lambda: len(list(units.glob("*.json"))) >= 2, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
-    assert 0 < len(before) < 48, "killed half-way"
-    output = run("annotate", *arguments)
-    assert "units are already done" in output
-    after = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
-    assert len(after) == 48
-    assert all(after[name] == stamp for name, stamp in before.items()), "nothing is done twice"
-    status = read_status(RunStore(folder))
-    assert (status.problems, status.state, len(status.engines)) == (48, "done", 2)
-    assert (status.tokens_per_s or 0) > 0 and all(e.tokens_per_s > 0 for e in status.engines)
-    names = {Path(name).stem for name in after}
-    for table in ("trajectories", "values"):
-        assert {Path(name).stem for name in parquet_files(folder, table)} == names
-
-
 def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
     arguments = (f"run_dir={folder}", "data.limit=16")
@@ -215,6 +191,10 @@ def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: P
     status = read_status(RunStore(folder))
     assert (status.state, status.units, status.problems) == ("done", 4, 16)
     assert status.labels.keys() == {"rel_effective"} and status.chunks > 0
+    assert len(status.engines) == 4 and (status.tokens_per_s or 0) > 0
+    names = {path.stem for path in (folder / "units").glob("*.json")}
+    for table in ("trajectories", "values"):
+        assert {Path(name).stem for name in parquet_files(folder, table)} == names
 
 
 def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path: Path) -> None:
@@ -236,29 +216,6 @@ def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path
     values = ChunkValue.from_table(store.read_table("values", "annotate"))
     assert {v.trajectory_id for v in values} == {t.trajectory_id for t in trajectories}
     assert {v.trials for v in values if not v.is_outcome} == {8}
-
-
-def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
-    folder = _with_models(quickstart[0], tmp_path / "run", "policy", "judge-discriminative")
-    shutil.copytree(quickstart[0] / "judge_prompts", folder / "judge_prompts")
-    arguments = (f"run_dir={folder}", "train.steps=8")
-    process = start("train", *arguments)
-    curve = folder / "metrics.jsonl"
-
-    def steps() -> list[int]:
-        lines = curve.read_text().splitlines() if curve.exists() else []
-        return [json.loads(line)["step"] for line in lines]
-
-    wait_for(lambda: 3 in steps(), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    seen = steps()
-    assert max(seen) < 7, "killed half-way"
-    run("train", *arguments)
-    resumed = steps()[len(seen) :]
-    assert resumed[0] >= 2, "it went on from a checkpoint"
-    assert sorted(set(seen) | set(resumed)) == list(range(8))
-    assert (folder / "models" / "judge" / "model.safetensors").is_file()
 
 
 def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
@@ -311,7 +268,7 @@ def test_ctrl_c_keeps_finished_work_and_leaves_no_process(
     quickstart: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    # Many small units, as above.
+    # Many small units: with a few large ones a quick machine is done before the signal arrives.
     process = start("annotate", f"run_dir={folder}", "annotate.problems_per_unit=1")
     wait_for(lambda: len(list((folder / "units").glob("*.json"))) >= 2, process)
     family = psutil.Process(process.pid).children(recursive=True)

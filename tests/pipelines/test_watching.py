@@ -327,6 +327,11 @@ def test_prometheus_log_and_curve_say_the_same(
             assert found["stepwiser_rollouts_per_second watched,1/3"] > 0
             per_s = [found[f"stepwiser_engine_tokens_per_second {i},watched,1/3"] for i in (0, 1)]
             assert min(per_s) > 0
+            # Engines report once a second: the last look should see all that they did.
+            deadline = time.monotonic() + 30.0
+            while sum(stats.generated_tokens for stats in pool.counters().values()) < 40:
+                assert time.monotonic() < deadline, pool.counters()
+                time.sleep(0.1)
         # Gauges would stand while later stages run: what no longer happens is set to nothing.
         _wait_for(
             address[0],
