@@ -6,6 +6,7 @@ never reach the model as special tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,23 @@ def resolve_model(name: str) -> str:
     return str(path.absolute())  # workers have working directories of their own
 
 
+def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The one that AutoTokenizer gives.
+
+    AutoTokenizer imports torch first: four seconds and some 200 MB of every labeler and server. A
+    directory that names the generic class needs nobody to choose one.
+    """
+    settings, vocabulary = (Path(model) / f for f in ("tokenizer_config.json", "tokenizer.json"))
+    named = json.loads(settings.read_text()) if settings.is_file() else {}
+    if named.get("tokenizer_class") == "TokenizersBackend" and vocabulary.is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(model)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
 @dataclass(frozen=True)
 class Steps:
     """A response in steps."""
@@ -86,10 +104,8 @@ class PromptFormat:
     @classmethod
     def from_model_dir(cls, model: str, config: PromptConfig) -> PromptFormat:
         """Load the tokenizer of a model directory or Hub name."""
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            tokenizer = _load_tokenizer(model)
         except (OSError, ValueError) as error:
             raise UserError(f"model {model}: its tokenizer cannot be loaded: {error}") from error
         return cls(tokenizer, config)

@@ -1,5 +1,7 @@
 """Prompts: templates, and user text that tries to be more than text."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,20 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="chat template"):
         PromptFormat(tokenizer, PromptConfig())
+
+
+def test_the_packaged_tokenizer_is_the_automatic_one_without_torch() -> None:
+    code = """
+import sys
+from stepwiser.config import PromptConfig
+from stepwiser.prompts import PromptFormat, resolve_model
+tokenizer = PromptFormat.from_model_dir(resolve_model("embedded"), PromptConfig()).tokenizer
+assert "torch" not in sys.modules
+from transformers import AutoTokenizer
+other = AutoTokenizer.from_pretrained(resolve_model("embedded"))
+assert type(other) is type(tokenizer) and other.chat_template == tokenizer.chat_template
+assert other.init_kwargs == tokenizer.init_kwargs, (other.init_kwargs, tokenizer.init_kwargs)
+assert other.get_vocab() == tokenizer.get_vocab()
+assert other("1+2=3\\n").input_ids == tokenizer("1+2=3\\n").input_ids
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
