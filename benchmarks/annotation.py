@@ -1,7 +1,7 @@
 """What the annotation engine is worth: speed, tokens, live labels, nodes that come and go, scale.
 
     python -m benchmarks.annotation            about two hours on two cores
-    python -m benchmarks.annotation --quick    five to six minutes
+    python -m benchmarks.annotation --quick    within five minutes
     python -m benchmarks.annotation --only speed tokens
 
 The parts are modules of their own (`annotation_speed`, `annotation_tokens`, `annotation_live`,
@@ -55,7 +55,7 @@ QUICK = Size(1, 16, 8, 2, 1, 1, 0.0, 0, 10_000)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="five to six minutes")
+    parser.add_argument("--quick", action="store_true", help="within five minutes")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--out", default="runs/annotation", help="folder of the run directories")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """What the trainer is worth: speed against TRL, agreement of engine and learner, overlap, memory.
 
-    python -m benchmarks.training            about an hour and a half on two cores
+    python -m benchmarks.training            about two hours on two cores
     python -m benchmarks.training --quick    within five minutes
     python -m benchmarks.training --only trl memory
 
