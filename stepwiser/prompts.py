@@ -63,7 +63,7 @@ def resolve_model(name: str) -> str:
 def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The one that AutoTokenizer gives.
 
-    AutoTokenizer imports torch first: four seconds and some 200 MB of every labeler and server. A
+    AutoTokenizer imports torch first: four seconds and 280 MB of every labeler and server. A
     directory that names the generic class needs nobody to choose one.
     """
     settings, vocabulary = (Path(model) / f for f in ("tokenizer_config.json", "tokenizer.json"))

@@ -83,5 +83,6 @@ def test_twenty_kills_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> No
     assert max(logged.values()) == 1 and logged.keys() <= seen.keys() | finished(folder)
     status = read_status(RunStore(folder))
     assert (status.state, status.units, status.problems) == ("done", UNITS, UNITS)
+    assert len(status.engines) == 2 and all(e.tokens_per_s > 0 for e in status.engines)
     with Family("annotate", *arguments) as family:
         assert "every unit is already done" in family.finish()

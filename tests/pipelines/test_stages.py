@@ -192,6 +192,7 @@ def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: P
     assert (status.state, status.units, status.problems) == ("done", 4, 16)
     assert status.labels.keys() == {"rel_effective"} and status.chunks > 0
     assert len(status.engines) == 2 and (status.tokens_per_s or 0) > 0
+    assert all(engine.tokens_per_s > 0 for engine in status.engines)
     names = {path.stem for path in (folder / "units").glob("*.json")}
     for table in ("trajectories", "values"):
         assert {Path(name).stem for name in parquet_files(folder, table)} == names
@@ -216,6 +217,29 @@ def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path
     values = ChunkValue.from_table(store.read_table("values", "annotate"))
     assert {v.trajectory_id for v in values} == {t.trajectory_id for t in trajectories}
     assert {v.trials for v in values if not v.is_outcome} == {8}
+
+
+def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    folder = _with_models(quickstart[0], tmp_path / "run", "policy", "judge-discriminative")
+    shutil.copytree(quickstart[0] / "judge_prompts", folder / "judge_prompts")
+    arguments = (f"run_dir={folder}", "train.steps=8")
+    process = start("train", *arguments)
+    curve = folder / "metrics.jsonl"
+
+    def steps() -> list[int]:
+        lines = curve.read_text().splitlines() if curve.exists() else []
+        return [json.loads(line)["step"] for line in lines]
+
+    wait_for(lambda: 3 in steps(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    seen = steps()
+    assert max(seen) < 7, "killed half-way"
+    run("train", *arguments)
+    resumed = steps()[len(seen) :]
+    assert resumed[0] >= 2, "it went on from a checkpoint"
+    assert sorted(set(seen) | set(resumed)) == list(range(8))
+    assert (folder / "models" / "judge" / "model.safetensors").is_file()
 
 
 def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
