@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -104,9 +105,7 @@ def run_worker_group(
 
     Raises UserError where a worker raised one, TrainingError otherwise.
     """
-    # The controller looks at its workers this often, and takes one report a look: at the default
-    # of 2 s frequent checkpoints would wait for it.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_LOOK_S))
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -117,7 +116,7 @@ def run_worker_group(
         config = {**config, _UNLISTED: mend(Path(storage) / group.name)}
     fewest = group.min_workers or group.num_workers
     trainer = TorchTrainer(
-        train_fn,
+        functools.partial(_settling, train_fn),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=(fewest, group.num_workers)
@@ -149,6 +148,9 @@ def run_worker_group(
 
 
 _UNLISTED = "unlisted_checkpoint"
+_LOOK_S = 0.25
+"""The controller looks at its workers this often, and takes one report a look: at the default of
+2 s frequent checkpoints would wait for it."""
 
 
 @contextlib.contextmanager
@@ -195,6 +197,25 @@ def keep_checkpoint(metrics: Metrics, write: Callable[[str], None]) -> None:
 
 _UNDER_WAY: set[Path] = set()
 """Folders that this process has given to Ray Train."""
+
+
+def _settling(train_fn: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+    """``train_fn(config)``, of which an error is not heard before the last checkpoint has arrived.
+
+    Ray Train ends a worker at its error, and with it a checkpoint that is on its way.
+    """
+    try:
+        train_fn(config)
+    except Exception:
+        deadline = time.monotonic() + _SETTLE_S
+        while any(folder.exists() for folder in _UNDER_WAY) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if _UNDER_WAY:
+            time.sleep(4 * _LOOK_S)  # for the controller to take the report
+        raise
+
+
+_SETTLE_S = 60.0
 
 
 def _fit(trainer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,13 @@ def _rank(rank: int, world_size: int, directory: str, first: bool) -> None:
         metrics = []
         for step in range(start, UPDATES):
             if first and step == half:
-                worker.save_checkpoint(f"{directory}/checkpoint-{stage}", {"step": step})
+                # Into a folder of its own; Ray Train would then bring them together.
+                worker.save_checkpoint(f"{directory}/share-{stage}-{rank}", {"step": step})
+                shutil.copytree(
+                    f"{directory}/share-{stage}-{rank}",
+                    f"{directory}/checkpoint-{stage}",
+                    dirs_exist_ok=True,
+                )
                 torch.distributed.barrier()
             metrics.append(loop._train(step, scripted_batch(step)))
         results[stage] = (metrics[-half:], _weights(worker))

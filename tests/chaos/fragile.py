@@ -30,7 +30,7 @@ FUSE_S = 0.3
 
 
 class FragileEngine(Engine):
-    """Ends its process when it has been asked a certain problem."""
+    """Ends its process when it has been asked a certain problem, which it never answers."""
 
     def __init__(self, options: EngineOptions) -> None:
         from transformers import AutoTokenizer
@@ -41,6 +41,8 @@ class FragileEngine(Engine):
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Future[list[Sample]]:
         if ENDS_ENGINES in self._tokenizer.decode(list(prompt_ids)):
             threading.Timer(FUSE_S, os._exit, (1,)).start()
+            # Answered, it would not be there any more when the end comes, and others be blamed.
+            return Future()
         return super().submit(prompt_ids, sampling)
 
 

@@ -222,7 +222,8 @@ def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path
 def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy", "judge-discriminative")
     shutil.copytree(quickstart[0] / "judge_prompts", folder / "judge_prompts")
-    arguments = (f"run_dir={folder}", "train.steps=8")
+    # One of each: several of them are killed in tests/chaos.
+    arguments = (f"run_dir={folder}", "train.steps=8", "engine.count=1", "learner.workers=1")
     process = start("train", *arguments)
     curve = folder / "metrics.jsonl"
 
@@ -247,9 +248,12 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
     arguments = (
         f"run_dir={folder}",
         "train.live=true",
-        "annotate.min_engines=1",
+        # Few steps are wrong: of fewer problems training might well read all there are.
+        "data.limit=256",
+        "engine.count=1",
+        "learner.workers=1",
         "annotate.problems_per_unit=2",
-        "cluster.cpus=5",
+        "cluster.cpus=4",
         "train.steps=8",
         "discriminative.enabled=false",
     )
