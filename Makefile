@@ -6,10 +6,6 @@
 export OMP_NUM_THREADS ?= 1
 # vLLM takes 13 s of CPU time to import compiled, 31 s when every process compiles it anew.
 unexport PYTHONDONTWRITEBYTECODE
-# Two files of tests at a time: a Ray or an engine that starts leaves a third of two cores idle. Each
-# may need 10 GB; with less memory, TEST_PROCESSES=0 runs one after the other.
-TEST_PROCESSES ?= 2
-TOGETHER = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup quickstart test test-fast lint clean clean-all
 
@@ -29,10 +25,10 @@ quickstart: setup
 	.venv/bin/stepwiser quickstart
 
 test: setup
-	.venv/bin/pytest $(TOGETHER)
+	.venv/bin/pytest
 
 test-fast: setup
-	.venv/bin/pytest -m "not slow" $(TOGETHER)
+	.venv/bin/pytest -m "not slow"
 
 lint: setup
 	.venv/bin/ruff check .

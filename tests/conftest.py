@@ -48,16 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
-LONGEST = ("pipelines/test_stages.py", "/chaos/", "pipelines/test_smollm2.py", "test_ablate.py")
-"""Begun first, so that of two processes neither has one of them left when the other is done."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        path = item.path.as_posix()
-        return next((i for i, name in enumerate(LONGEST) if name in path), len(LONGEST))
-
-    items.sort(key=place)
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)

@@ -219,28 +219,8 @@ def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path
     assert {v.trials for v in values if not v.is_outcome} == {8}
 
 
-def test_train_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
-    folder = _with_models(quickstart[0], tmp_path / "run", "policy", "judge-discriminative")
-    shutil.copytree(quickstart[0] / "judge_prompts", folder / "judge_prompts")
-    # One of each: several of them are killed in tests/chaos.
-    arguments = (f"run_dir={folder}", "train.steps=8", "engine.count=1", "learner.workers=1")
-    process = start("train", *arguments)
-    curve = folder / "metrics.jsonl"
-
-    def steps() -> list[int]:
-        lines = curve.read_text().splitlines() if curve.exists() else []
-        return [json.loads(line)["step"] for line in lines]
-
-    wait_for(lambda: 3 in steps(), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    seen = steps()
-    assert max(seen) < 7, "killed half-way"
-    run("train", *arguments)
-    resumed = steps()[len(seen) :]
-    assert resumed[0] >= 2, "it went on from a checkpoint"
-    assert sorted(set(seen) | set(resumed)) == list(range(8))
-    assert (folder / "models" / "judge" / "model.safetensors").is_file()
+def _steps(folder: Path) -> list[int]:
+    return [r["step"] for r in RunStore(folder).read_curve("judge") if r["kind"] == "train"]
 
 
 def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: Path) -> None:
@@ -260,12 +240,17 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
     process = start("train", *arguments)
     log = DrawLog(folder / DRAWS)
     wait_for(lambda: any(draw.step == 4 for draw in log.read()), process)
+    # With the driver all of Ray but its workers, which nobody is left to end.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = log.read()
+    before, trained = log.read(), _steps(folder)
     units = {p.name: p.stat().st_mtime_ns for p in (folder / "units").glob("*.json")}
     assert max(draw.step for draw in before) < 7, "killed half-way"
     run("train", *arguments)
+    resumed = _steps(folder)[len(trained) :]
+    assert resumed[0] >= 2, "it went on from a checkpoint"
+    assert set(trained) | set(resumed) == set(range(8))
+    assert (folder / "models" / "judge" / "model.safetensors").is_file()
     draws = log.read()
     assert draws[: len(before)] == before, "steps that are done again read what they have read"
     assert len({(draw.step, draw.number) for draw in draws}) == len(draws)
