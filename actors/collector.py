@@ -25,6 +25,7 @@ import ray
 
 from actors.client import EnginesEnded, PoolClient
 from actors.engine import EngineFailure, EngineStats
+from actors.lent import Lent
 from actors.prompt_source import (
     FinishedPrompts,
     FinishedSolutions,
@@ -127,15 +128,15 @@ class ExperienceCollector:
         self,
         options: CollectorOptions,
         pool: PoolClient,
-        prompts: list[JudgePrompt],
-        heldout: list[JudgePrompt],
+        prompts: Lent[list[JudgePrompt]],
+        heldout: Lent[list[JudgePrompt]],
     ) -> None:
         self.options = options
         self.pool = pool
         self.format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
         self.live = LivePrompts(options.live, options.seed) if options.live else None
-        self.source: PromptSource = self.live or _finished(options, prompts)
-        self.heldout = heldout[: options.heldout_limit]
+        self.source: PromptSource = self.live or _finished(options, prompts.get())
+        self.heldout = heldout.get()[: options.heldout_limit]
         self.gate = StalenessGate(options.train.staleness, options.train.steps)
         self._steps: dict[int, asyncio.Task[ExperienceBatch]] = {}
         self._figures_of_step: dict[int, dict[str, float]] = {}

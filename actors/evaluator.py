@@ -18,6 +18,7 @@ import numpy as np
 import ray
 
 from actors.client import PoolClient
+from actors.lent import Lent
 from actors.worker_group import append_metrics, read_metrics
 from stepwiser.config import PromptConfig
 from stepwiser.evaluation import judge_items
@@ -58,8 +59,6 @@ class EvaluatorOptions:
     """Evaluations without a new best after which training should stop."""
     own_engines: bool
     """The pool is nobody else's: load each judge into it."""
-    items: Sequence[StepItem] = ()
-    """ProcessBench items; none leaves that score out."""
     load_timeout_s: float = 600.0
 
 
@@ -97,8 +96,16 @@ class OneVersion:
 class Evaluator:
     """Holds no state that a restart would lose: what is known stands in the files."""
 
-    def __init__(self, options: EvaluatorOptions, pool: PoolClient, collector: Any) -> None:
+    def __init__(
+        self,
+        options: EvaluatorOptions,
+        pool: PoolClient,
+        collector: Any,
+        items: Lent[list[StepItem]],
+    ) -> None:
+        """``items``: of ProcessBench; none leaves that score out."""
         self._options = options
+        self._items = items.get()
         self._pool = pool
         self._collector = collector
         self._format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
@@ -181,7 +188,7 @@ class Evaluator:
 
     async def _processbench(self, generator: OneVersion) -> dict[str, float]:
         """The official score, one sample a step."""
-        items = self._options.items
+        items = self._items
         if not items:
             return {}
         rows = await judge_items(self._judge(generator), self._options.name, items)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.evaluator import EVALUATION, Evaluator, EvaluatorOptions
+from actors.lent import Lent
 from actors.pool import EnginePool
 from actors.reviews import ReviewOptions
 from actors.worker_group import Metrics, read_metrics
@@ -92,9 +93,9 @@ def evaluator(
         best_by=train.best_by,
         patience=train.early_stop_patience,
         own_engines=bool(own),
-        items=items,
     )
-    actor = Evaluator.remote(options, pool.client(), collector)
+    lent = Lent(items)
+    actor = Evaluator.remote(options, pool.client(), collector, lent)
     try:
         yield actor
     finally:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from actors.collector import CollectorOptions, ExperienceCollector
 from actors.learner import TrainResult, train_grpo
+from actors.lent import Lent
 from actors.pool import EnginePool
 from actors.prompt_source import LiveOptions
 from pipelines.baselines import (
@@ -125,7 +126,8 @@ def _collector(
         live=live,
         balanced=config.label.balance,
     )
-    collector = ExperienceCollector.remote(options, pool.client(), train, heldout)
+    prompts = Lent(train), Lent(heldout)
+    collector = ExperienceCollector.remote(options, pool.client(), *prompts)
     try:
         yield collector
     finally:

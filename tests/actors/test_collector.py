@@ -14,6 +14,7 @@ import ray
 from actors.collector import CollectorOptions, ExperienceCollector
 from actors.company import COMPANY, STRIKES
 from actors.engine import EngineOptions
+from actors.lent import Lent
 from actors.pool import EnginePool
 from stepwiser.config import load_config
 from stepwiser.errors import UserError
@@ -94,7 +95,8 @@ class _Learner:
             context_length=256,
             seed=0,
         )
-        self.collector = ExperienceCollector.remote(options, pool.client(), prompts, [])
+        self.lent = Lent(prompts), Lent([])
+        self.collector = ExperienceCollector.remote(options, pool.client(), *self.lent)
 
     def publish(self, version: int) -> dict[str, float]:
         call = self.collector.publish.remote(version, MODEL, TIMEOUT_S)

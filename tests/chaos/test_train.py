@@ -37,10 +37,13 @@ SETTINGS = (
 
 
 def _labelled(folder: Path) -> list[str]:
-    """A run directory with judge prompts; returns the overrides that train on them."""
+    """A run directory with judge prompts; returns the overrides that train on them.
+
+    So many that Ray keeps them in its object store, and may lose them when an actor restarts.
+    """
     rows = []
-    for number, problem in enumerate(make_problems(60, seed=3)):
-        split = "heldout" if number % 6 == 0 else "train"
+    for number, problem in enumerate(make_problems(600, seed=3)):
+        split = "heldout" if number % 60 == 0 else "train"
         rows += [_prompt(problem, number, right, split) for right in (True, False)]
     table = JudgePrompt.to_table(rows)
     RunStore(folder).write_table("judge_prompts", "all", table)
