@@ -95,6 +95,7 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
         assert _trained(folder) < STEPS, "all steps were done by the last kill: make it longer"
         output = family.finish()
     assert "Traceback" not in output, output
+    assert "constructor arguments" not in output, "Ray says that some actor could not restart"
 
     for run in (quiet, folder):
         by_step = {row["step"]: row for row in _lines(run, "train")}
