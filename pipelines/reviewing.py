@@ -94,8 +94,7 @@ def evaluator(
         patience=train.early_stop_patience,
         own_engines=bool(own),
     )
-    lent = Lent(items)
-    actor = Evaluator.remote(options, pool.client(), collector, lent)
+    actor = Evaluator.remote(options, pool.client(), collector, Lent(items))
     try:
         yield actor
     finally:

@@ -126,8 +126,7 @@ def _collector(
         live=live,
         balanced=config.label.balance,
     )
-    prompts = Lent(train), Lent(heldout)
-    collector = ExperienceCollector.remote(options, pool.client(), *prompts)
+    collector = ExperienceCollector.remote(options, pool.client(), Lent(train), Lent(heldout))
     try:
         yield collector
     finally:
