@@ -127,12 +127,12 @@ class ExperienceCollector:
     def __init__(
         self,
         options: CollectorOptions,
-        pool: PoolClient,
+        pool: Lent[PoolClient],
         prompts: Lent[list[JudgePrompt]],
         heldout: Lent[list[JudgePrompt]],
     ) -> None:
         self.options = options
-        self.pool = pool
+        self.pool = pool.get()
         self.format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
         self.live = LivePrompts(options.live, options.seed) if options.live else None
         self.source: PromptSource = self.live or _finished(options, prompts.get())

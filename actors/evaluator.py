@@ -99,15 +99,15 @@ class Evaluator:
     def __init__(
         self,
         options: EvaluatorOptions,
-        pool: PoolClient,
-        collector: Any,
+        pool: Lent[PoolClient],
+        collector: Lent[Any],
         items: Lent[list[StepItem]],
     ) -> None:
         """``items``: of ProcessBench; none leaves that score out."""
         self._options = options
         self._items = items.get()
-        self._pool = pool
-        self._collector = collector
+        self._pool = pool.get()
+        self._collector = collector.get()
         self._format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
         self._turn = asyncio.Lock()
 

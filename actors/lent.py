@@ -14,7 +14,8 @@ class Lent(Generic[T]):
     """A value in the object store, for as long as the process lives that put it there.
 
     Ray puts a constructor argument of more than 100 kB into the object store and lets go of it once
-    the actor stands, which then cannot be made a second time (ray-project/ray issue 53727).
+    the actor stands, which then cannot be made a second time (ray-project/ray issue 53727); of the
+    handles of other actors it warns that they may go the same way.
     """
 
     def __init__(self, value: T) -> None:

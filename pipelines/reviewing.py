@@ -94,7 +94,7 @@ def evaluator(
         patience=train.early_stop_patience,
         own_engines=bool(own),
     )
-    actor = Evaluator.remote(options, pool.client(), collector, Lent(items))
+    actor = Evaluator.remote(options, Lent(pool.client()), Lent(collector), Lent(items))
     try:
         yield actor
     finally:

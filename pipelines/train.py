@@ -126,7 +126,8 @@ def _collector(
         live=live,
         balanced=config.label.balance,
     )
-    collector = ExperienceCollector.remote(options, pool.client(), Lent(train), Lent(heldout))
+    lent = Lent(pool.client()), Lent(train), Lent(heldout)
+    collector = ExperienceCollector.remote(options, *lent)
     try:
         yield collector
     finally:

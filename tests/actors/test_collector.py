@@ -95,8 +95,8 @@ class _Learner:
             context_length=256,
             seed=0,
         )
-        lent = Lent(prompts), Lent([])
-        self.collector = ExperienceCollector.remote(options, pool.client(), *lent)
+        lent = Lent(pool.client()), Lent(prompts), Lent([])
+        self.collector = ExperienceCollector.remote(options, *lent)
 
     def publish(self, version: int) -> dict[str, float]:
         call = self.collector.publish.remote(version, MODEL, TIMEOUT_S)
