@@ -98,7 +98,8 @@ def evaluator(
     try:
         yield actor
     finally:
-        actor.__ray_terminate__.remote()
+        # Not retried, or Ray would say on the terminal that this task failed.
+        actor.__ray_terminate__.options(max_task_retries=0).remote()
 
 
 def is_evaluation(row: Metrics) -> bool:

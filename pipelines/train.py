@@ -131,7 +131,8 @@ def _collector(
     try:
         yield collector
     finally:
-        collector.__ray_terminate__.remote()
+        # Not retried, or Ray would say on the terminal that this task failed.
+        collector.__ray_terminate__.options(max_task_retries=0).remote()
 
 
 def _run_grpo(
