@@ -151,6 +151,8 @@ _UNLISTED = "unlisted_checkpoint"
 _LOOK_S = 0.25
 """The controller looks at its workers this often, and takes one report a look: at the default of
 2 s frequent checkpoints would wait for it."""
+_SETTLE_S = 60.0
+"""As long an error waits for a checkpoint."""
 
 
 @contextlib.contextmanager
@@ -213,9 +215,6 @@ def _settling(train_fn: Callable[[dict[str, Any]], None], config: dict[str, Any]
         if _UNDER_WAY:
             time.sleep(4 * _LOOK_S)  # for the controller to take the report
         raise
-
-
-_SETTLE_S = 60.0
 
 
 def _fit(trainer: Any) -> None:
