@@ -5,7 +5,7 @@ Throwing the surplus away, as balancing a finished annotation does, would waste 
 the larger class is read fresh, each prompt once, and the smaller one is read again, the least read
 first, up to `Reading.most_reads`. Annotation is asked for more when the larger class has less than
 `Reading.ahead` steps in stock or a step could not fill its half of the smaller one; never for more
-than the steps that are left will read.
+than the steps that are left will read, nor for more at a time than doubles what there is.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ class PromptBuffer:
                 short = max(short, half * min(self._reading.ahead, left) - len(shelf.unread))
             share = (shelf.seen + 1) / (total + 2)
             wanted = max(wanted, math.ceil(short / share))
-        return wanted
+        # A class of which little has been seen yet may look far rarer than it is, so annotation at
+        # most doubles before its share is looked at again.
+        return min(wanted, max(total, self._reading.per_step * self._reading.ahead))
 
     def _one_sided(self) -> str:
         positive, negative = (self._shelves[label].seen for label in (True, False))

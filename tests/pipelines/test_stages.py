@@ -228,8 +228,8 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
     arguments = (
         f"run_dir={folder}",
         "train.live=true",
-        # Few steps are wrong: of fewer problems training might well read all there are.
-        "data.limit=256",
+        # Few steps are wrong, so that 30 to 50 problems are read.
+        "data.limit=128",
         "engine.count=1",
         "learner.workers=1",
         "annotate.problems_per_unit=2",

@@ -81,6 +81,15 @@ def test_prompts_that_are_read_too_often_make_a_step_wait() -> None:
     assert made > len(reads)
 
 
+@pytest.mark.parametrize("seen", [0, 10, 40, 200])
+def test_a_class_that_has_not_been_seen_is_not_taken_for_the_rarest(seen: int) -> None:
+    # A share guessed from no Negative at all asked for 9 times as many, and all were under way
+    # before the first of them came.
+    buffer = PromptBuffer(Reading(steps=8, per_step=16, ahead=2, most_reads=8), seed=0)
+    buffer.offer(annotate(range(seen), 1.0))
+    assert 0 < buffer.wanted() <= max(32, seen)
+
+
 def test_at_the_start_a_step_needs_different_prompts_of_both_classes() -> None:
     buffer = PromptBuffer(Reading(steps=4, per_step=8, ahead=2, most_reads=8), seed=0)
     buffer.offer(annotate(range(40), 1.0))
