@@ -55,6 +55,7 @@ def grpo_options(
             aggregation=train.aggregation,
             importance_cap=train.importance_cap,
             kl_coefficient=train.kl_coefficient,
+            kl_estimator=train.kl_estimator,
         ),
         gradient_clipping=train.max_grad_norm,
         weight_decay=train.weight_decay,

@@ -28,6 +28,14 @@ class Training:
     packages: Mapping[str, str] = field(default_factory=dict)
 
 
+_REWARDS = {
+    "verdict": "1 for a verdict that equals the step's label, else 0",
+    "verdict_only": "1 for a verdict that equals the step's label, else 0; -1 for any other word",
+    "outcome": "1 where the verdicts on all steps of a solution tell together whether its final "
+    "answer is right, else 0; labels of steps are not used",
+}
+
+
 def model_card(config: RunConfig, training: Training) -> str:
     """Markdown with the front matter of the Hugging Face Hub."""
     train = config.train
@@ -62,6 +70,7 @@ def model_card(config: RunConfig, training: Training) -> str:
         _list(
             [
                 ("base model", training.base_model),
+                ("reward", _REWARDS[train.reward]),
                 ("steps", f"{training.version:,} of {train.steps:,}"),
                 (
                     "a step",

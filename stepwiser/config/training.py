@@ -68,7 +68,10 @@ class TrainConfig(Section):
     normalize_advantages: bool = Field(True, description="Divide by the group's deviation.")
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
     importance_cap: float | None = Field(2.0, description="Truncated engine/learner correction.")
-    kl_coefficient: float = Field(0.0, ge=0)
+    kl_coefficient: float = Field(
+        0.0, ge=0, description="Weight of the KL to the judge's start; the paper has none."
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     max_grad_norm: float = Field(1.0, gt=0)
     staleness: int = Field(
         0,

@@ -46,6 +46,19 @@ def test_everything_a_reader_needs_is_there():
     assert front["base_model"] == "embedded" and front["library_name"] == "transformers"
 
 
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ("verdict", "**reward**: 1 for a verdict that equals the step's label, else 0\n"),
+        ("verdict_only", "-1 for any other word"),
+        ("outcome", "labels of steps are not used"),
+    ],
+)
+def test_it_says_what_was_rewarded(reward: str, words: str):
+    file = ROOT / "configs" / "embedded.yaml"
+    assert words in model_card(load_config(file, [f"train.reward={reward}"]), TRAINING)
+
+
 def test_a_card_without_scores_says_so_and_names_no_place_of_a_file():
     config = load_config(ROOT / "configs" / "gsm8k.yaml")
     data = config.data.model_copy(update={"source": "/some/where/train.jsonl"})
