@@ -108,6 +108,27 @@ def test_new_weights_reach_every_engine_and_every_client(pool, models):
     asyncio.run(scenario())
 
 
+def test_a_publication_that_hangs_is_cut_and_the_next_one_reaches_everybody(pool, models):
+    async def scenario():
+        hung = await pool.actors[0].ready.remote()
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match="weight version 8 within 2 s"):
+                await pool.update_weights(str(models[1]), 8, 2.0)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        # What was late comes first and is replaced.
+        await pool.update_weights(str(models[0]), 3, 60.0)
+        await _check_each_engine(pool, models[0])
+        assert await pool.actors[0].ready.remote() == hung, "nobody was restarted"
+        samples = await asyncio.gather(
+            *(pool.generate(PROMPT, Sampling(max_tokens=3), str(i)) for i in range(8))
+        )
+        assert {sample.weight_version for row in samples for sample in row} == {3}
+
+    asyncio.run(asyncio.wait_for(scenario(), 180.0))
+
+
 def test_weights_of_another_model_are_refused_by_name(pool, models):
     async def scenario():
         await pool.update_weights(str(models[0]), 4, 60.0)
