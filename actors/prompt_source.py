@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -84,14 +85,25 @@ class FinishedSolutions:
         return max(2, round(prompts * self._of_a_prompt))
 
     async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
-        """See `PromptSource`; a solution comes whole, so there are only about ``count``."""
+        """See `PromptSource`; a solution comes whole, so there are only about ``count``.
+
+        One that ends an epoch and begins the next may come twice in a step.
+        """
         sizes = len(self._right), len(self._wrong)
         right, wrong = prompts_of_step(*sizes, self._per_step, step, self._seed, number)
         if count is not None:
             few = self._number(count)
             right, wrong = right[: few // 2], wrong[: few - few // 2]
         chosen = [self._right[i] for i in right] + [self._wrong[i] for i in wrong]
-        return [prompt for steps in chosen for prompt in steps]
+        copies: Counter[str] = Counter()
+        prompts = []
+        for steps in chosen:
+            name = steps[0].trajectory_id
+            copies[name] += 1
+            # Each copy is judged for itself: by one name they would be taken for one judgement.
+            own = name if copies[name] == 1 else f"{name}#{copies[name]}"
+            prompts += [replace(prompt, trajectory_id=own) for prompt in steps]
+        return prompts
 
 
 def prompts_of_step(
