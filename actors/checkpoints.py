@@ -73,15 +73,13 @@ def mend(run: Path) -> Path | None:
     """Make a run readable for Ray Train, which writes its list of checkpoints in place.
 
     A kill in the middle of that leaves a broken list, by which no start would succeed: it is taken
-    away. Returns the checkpoint to go on from, which Ray Train then does not know of.
+    away. Returns the checkpoint to go on from where there is no list, so that Ray Train does not
+    know of it: that stays so over further kills, until it has listed the next one.
     """
     snapshot = run / SNAPSHOT
-    if not snapshot.is_file():
+    if _parsed(snapshot) is not None:
         return None
-    state = _parsed(snapshot)
-    if state is not None:
-        return None
-    snapshot.unlink()
+    snapshot.unlink(missing_ok=True)
     return newest_whole(run)
 
 

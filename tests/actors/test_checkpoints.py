@@ -59,10 +59,13 @@ def test_a_broken_list_of_checkpoints_gives_way_to_the_files(tmp_path):
     second = _sealed(run / "checkpoint_2026-01-01_00-00-02.000001", 2)
     _sealed(run / "checkpoint_2026-01-01_00-00-03.000001", 3)
     (run / "checkpoint_2026-01-01_00-00-03.000001" / "state" / "shard-1.pt").write_bytes(b"x")
-    assert checkpoints.mend(run) is None  # nothing was listed: Ray Train begins anew
     (run / checkpoints.SNAPSHOT).write_text('{"checkpoint_results": [')
     assert checkpoints.mend(run) == second
     assert not (run / checkpoints.SNAPSHOT).exists()
+    # Killed again before the next one is listed, or before the first ever was: a whole checkpoint
+    # stays one, whoever knows of it.
+    assert checkpoints.mend(run) == second
+    assert checkpoints.mend(tmp_path / "another run") is None
     (run / checkpoints.SNAPSHOT).write_text('{"checkpoint_results": []}')
     assert checkpoints.mend(run) is None
     assert (run / checkpoints.SNAPSHOT).exists()
