@@ -311,9 +311,9 @@ class _Job:
         return replace(progress, best=loss)
 
     def _finish(self, progress: _Progress) -> None:
-        output = Path(self._job.output_dir)
+        output, made = Path(self._job.output_dir), self._best_dir
         if progress.best is None:
-            self._worker.export(output)
+            self._worker.export(made)
         if self._worker.rank == 0:
             result = SFTResult(
                 name=self._job.name,
@@ -324,10 +324,13 @@ class _Job:
                 trained_tokens=progress.trained_tokens,
                 seconds=progress.seconds,
             )
-            if progress.best is not None and self._best_dir.exists():
+            # Else the best model has had its name since before a kill.
+            renamed = not made.exists()
+            # Before the rename: whoever finds the model finds its result in it.
+            ((output if renamed else made) / RESULT_FILE).write_text(json.dumps(asdict(result)))
+            if not renamed:
                 shutil.rmtree(output, ignore_errors=True)
-                self._best_dir.rename(output)
-            (output / RESULT_FILE).write_text(json.dumps(asdict(result)))
+                made.rename(output)
 
     def _checkpoint(self, progress: _Progress, engine: bool) -> None:
         from ray.train import Checkpoint, report

@@ -123,7 +123,7 @@ def train_rejection(session: Session) -> dict[str, Any]:
         name = JUDGE if last else f"{JUDGE}-round-{number + 1}"
         output = session.store.model_dir(name)
         figures = session.store.root / "sft" / f"rejection-{number + 1}.json"
-        if not (output / "config.json").is_file():
+        if not (output / RESULT_FILE).is_file():
             examples, sampled = _right_judgements(session, model, number)
             session.store.write_json(f"sft/{figures.name}", sampled)
             job = SFTJob.from_config(

@@ -49,12 +49,16 @@ def run(session: Session) -> dict[str, Any]:
     metrics = session.store.read_metrics("train") or {}
     alone = config.train.method == "discriminative"
     wanted = {JUDGE: not alone, DISCRIMINATIVE: alone or config.discriminative.enabled}
-    missing = [
-        name
-        for name, asked in wanted.items()
-        if asked and not (session.store.model_dir(name) / "config.json").is_file()
-    ]
-    if not missing and metrics:
+    # A kill may come between a model and its figures. One without the other is not finished: going
+    # on from the last step costs no training.
+    figures = {JUDGE: "steps", DISCRIMINATIVE: "discriminative"}
+    missing = []
+    for name in (name for name, asked in wanted.items() if asked):
+        made = (session.store.model_dir(name) / "config.json").is_file()
+        if not made or figures[name] not in metrics:
+            missing.append(name)
+    settled = not config.train.live or session.store.read_metrics("label") is not None
+    if not missing and settled:
         session.console.print("train: already done, kept")
         return metrics
     if JUDGE in missing:
