@@ -12,11 +12,15 @@ import json
 import os
 import shutil
 import time
+import traceback
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayTaskError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.baselines import DISCRIMINATIVE, JUDGE, judge_start
@@ -79,7 +83,8 @@ def _run_seed(config: RunConfig, seed: int, arms: Sequence[Arm], console: Consol
     """Run the arms of a seed that are not finished; returns what failed, in words.
 
     One Ray and the same engines serve all of them: on a laptop starting both takes as long as a
-    small training.
+    small training. Only what comes after an arm that failed gets new ones, as these may be what it
+    failed of.
     """
     shared = seed_config(config, seed)
     common = RunStore(Path(shared.run_dir).resolve())
@@ -87,24 +92,45 @@ def _run_seed(config: RunConfig, seed: int, arms: Sequence[Arm], console: Consol
     if not todo and common.read_metrics(RESULT):
         console.print(f"seed {seed}: already done, kept")
         return []
-    failed = []
-    with Session(shared, console) as session:
-        console.rule(f"[bold]seed {seed}: what the arms share", align="left")
-        session.start(STAGES[:-1])
-        _run(session, STAGES[:-1])
-        items = evaluation_items(session)
-        if not common.read_metrics(RESULT):
-            start = Contestant(START, judge_start(session), "generative")
-            common.write_metrics(RESULT, _score(session, start, items))
-        for number, arm in enumerate(todo, 1):
-            words = f"seed {seed}: {arm.name} ({number} of {len(todo)})"
-            console.rule(f"[bold]{words}", align="left")
-            try:
-                _run_arm(session, common, arm, arm_config(config, arm, seed), items)
-            except UserError as error:
-                console.print(f"[red]{words} failed: {error}", highlight=False)
-                failed.append(f"arm {arm.name} of seed {seed} failed: {error}")
+    failed: list[str] = []
+    left = deque(enumerate(todo, 1))
+    items: list[StepItem] | None = None
+    while items is None or left:
+        with Session(shared, console) as session:
+            if items is None:
+                console.rule(f"[bold]seed {seed}: what the arms share", align="left")
+                items = _share(session)
+            while left:
+                number, arm = left.popleft()
+                words = f"seed {seed}: {arm.name} ({number} of {len(todo)})"
+                console.rule(f"[bold]{words}", align="left")
+                try:
+                    _run_arm(session, common, arm, arm_config(config, arm, seed), items)
+                except Exception as error:
+                    why = _reason(error)
+                    if not isinstance(error, UserError):
+                        console.print(traceback.format_exc(), markup=False, highlight=False)
+                    console.print(f"[red]{escape(f'{words} failed: {why}')}", highlight=False)
+                    failed.append(f"arm {arm.name} of seed {seed} failed: {why}")
+                    break
     return failed
+
+
+def _share(session: Session) -> list[StepItem]:
+    """Make what all arms start from, and score the judge before training; returns what to judge."""
+    session.start(STAGES[:-1])
+    _run(session, STAGES[:-1])
+    items = evaluation_items(session)
+    if not session.store.read_metrics(RESULT):
+        start = Contestant(START, judge_start(session), "generative")
+        session.store.write_metrics(RESULT, _score(session, start, items))
+    return items
+
+
+def _reason(error: Exception) -> str:
+    """Why an arm failed: the error itself, where Ray gives an account of a remote one."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
 
 
 def _run_arm(
