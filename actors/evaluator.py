@@ -153,7 +153,8 @@ class Evaluator:
     async def _score(self, version: int, directory: str) -> dict[str, float]:
         began = time.monotonic()
         if self._options.own_engines:
-            await self._pool.update_weights(directory, version, self._options.load_timeout_s)
+            weights = await asyncio.to_thread(_stored_weights, directory)
+            await self._pool.update_weights(weights, version, self._options.load_timeout_s)
         generator = OneVersion(self._pool, version)
         prompts = await self._collector.heldout_prompts.remote()
         heldout, items = await asyncio.gather(
@@ -212,3 +213,10 @@ class Evaluator:
             max_tokens=self._options.max_tokens,
             temperature=self._options.temperature,
         )
+
+
+def _stored_weights(directory: str) -> list[Any]:
+    """References to the weights: the directory has moved or gone when an engine that restarts
+    needs them."""
+    files = sorted(Path(directory).glob("*.safetensors"))
+    return [ray.put(file.read_bytes()) for file in files]
