@@ -59,6 +59,8 @@ class EvaluatorOptions:
     """Evaluations without a new best after which training should stop."""
     own_engines: bool
     """The pool is nobody else's: load each judge into it."""
+    items_too_long: int = 0
+    """Items of ProcessBench that were left out (`fitting_items`)."""
     load_timeout_s: float = 600.0
 
 
@@ -70,6 +72,21 @@ class Review:
     """It has been evaluated."""
     stop: bool
     """Training should end here."""
+
+
+def fitting_items(
+    prompts: PromptFormat, items: Sequence[StepItem], context_length: int
+) -> list[StepItem]:
+    """The items that engines of this context take every step of, as the stage `evaluate` asks them.
+
+    It ends at any other one, and training should not.
+    """
+
+    def longest(item: StepItem) -> int:
+        steps = enumerate(item.steps)
+        return max(len(prompts.judge_ids(item.problem, item.steps[:i], s)) for i, s in steps)
+
+    return [item for item in items if longest(item) < context_length]
 
 
 class OneVersion:
@@ -203,6 +220,8 @@ class Evaluator:
             "processbench_f1": score.f1,
             "processbench_error_accuracy": score.error_accuracy,
             "processbench_correct_accuracy": score.correct_accuracy,
+            "processbench_items": float(len(items)),
+            "processbench_too_long": float(self._options.items_too_long),
         }
         return {name: value for name, value in figures.items() if value is not None}
 

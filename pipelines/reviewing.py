@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.evaluator import EVALUATION, Evaluator, EvaluatorOptions
+from actors.evaluator import EVALUATION, Evaluator, EvaluatorOptions, fitting_items
 from actors.lent import Lent
 from actors.pool import EnginePool
 from actors.reviews import ReviewOptions
@@ -72,13 +72,15 @@ def evaluator(
 ) -> Iterator[Any]:
     """The evaluator, for as long as the block lasts; None where nothing is evaluated.
 
-    ``pool``: the engines that sample, which it shares unless it has its own.
+    ``pool``: the engines that sample, which it shares unless it has its own. Raises UserError when
+    no item fits their context.
     """
     config = session.config
     train = config.train
     if train.evaluate_every is None:
         yield None
         return
+    fitting = _fitting(session, start, items)
     own = train.evaluator_engines
     if own:
         pool = session.pool(start, slot="evaluator", count=own)
@@ -93,13 +95,36 @@ def evaluator(
         best_by=train.best_by,
         patience=train.early_stop_patience,
         own_engines=bool(own),
+        items_too_long=len(items) - len(fitting),
     )
-    actor = Evaluator.remote(options, Lent(pool.client()), Lent(collector), Lent(items))
+    actor = Evaluator.remote(options, Lent(pool.client()), Lent(collector), Lent(fitting))
     try:
         yield actor
     finally:
         # Not retried, or Ray would say on the terminal that this task failed.
         actor.__ray_terminate__.options(max_task_retries=0).remote()
+
+
+def _fitting(session: Session, start: str, items: list[StepItem]) -> list[StepItem]:
+    """The items that can be asked; says which ones are left out."""
+    length = session.config.engine.max_model_len
+    fitting = fitting_items(session.prompts(start), items, length)
+    kept = {item.id for item in fitting}
+    left_out = [item.id for item in items if item.id not in kept]
+    if left_out and not fitting:
+        raise UserError(
+            f"none of the {len(items)} items of train.evaluate_processbench fits "
+            f"engine.max_model_len={length}: raise it, or set train.evaluate_processbench=null"
+        )
+    if left_out:
+        rest = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        session.console.print(
+            f"train: {len(left_out)} of {len(items)} items do not fit engine.max_model_len="
+            f"{length} and are left out of the evaluations: {', '.join(left_out[:5])}{rest}",
+            style="yellow",
+            markup=False,
+        )
+    return fitting
 
 
 def is_evaluation(row: Metrics) -> bool:
