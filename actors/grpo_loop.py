@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -38,6 +38,8 @@ from stepwiser.staleness import sample_age
 
 KIND = "train"
 """What this loop's lines are called in the metrics file."""
+_SLACK_S = 600
+"""What the ranks may differ by beside that, such as the time it takes to write a model."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,17 @@ class GRPOTrainOptions:
     """Weights are gathered and sent in pieces of so many MiB."""
     colocated: bool = False
     """Engines share the learner's GPUs, and sleep while it works."""
+
+    @property
+    def patient_group(self) -> WorkerGroup:
+        """The group, with ranks that wait for each other longer than one of them may be held up.
+
+        Rank 0 speaks with evaluator and engines for all, and the batch of a collector that died is
+        sampled anew for the ranks that do not have it yet.
+        """
+        review = 0.0 if self.reviews is None else self.reviews.timeout_s
+        wait = int(max(review, self.publish_timeout_s, self.batch_timeout_s)) + _SLACK_S
+        return replace(self.group, collective_timeout_s=max(wait, self.group.collective_timeout_s))
 
     @property
     def last_dir(self) -> str:

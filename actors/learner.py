@@ -60,7 +60,7 @@ def train_grpo(
     run_worker_group(
         grpo_worker,
         {"options": options, "collector": collector, "evaluator": evaluator},
-        options.group,
+        options.patient_group,
         options.metrics_path,
         (KIND, EVALUATION),
         on_metrics,

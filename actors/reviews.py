@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from actors.deepspeed_worker import DeepSpeedWorker
 from actors.evaluator import Review
@@ -25,7 +26,7 @@ class ReviewOptions:
     may_stop: bool
     """Whether the evaluator may end the training."""
     timeout_s: float = 3600.0
-    """Longest wait for an evaluation."""
+    """Longest wait for an evaluation; ranks wait for each other longer than this."""
 
 
 class Reviews:
@@ -92,17 +93,26 @@ class Reviews:
         if self._options is None or not self._options.may_stop:
             return False
         if self._call is not None and ray.wait([self._call], timeout=0)[0]:
-            self._settle()
+            self._take()
         return self._agreed(self._stop)
 
     def finish(self) -> None:
         """Wait for the last one."""
         if self._options is not None:
-            self._settle()
+            self._take()
             if self._worker.rank == 0:
                 shutil.rmtree(self._candidates, ignore_errors=True)
 
     def _settle(self) -> None:
+        """Wait for the answer, on every rank."""
+        self._take()
+        # The others wait here, as long as the worker group allows. In a collective of DeepSpeed it
+        # would be torch's own limit, for its process groups are made without another one: 10
+        # minutes on GPUs.
+        torch.distributed.barrier()
+
+    def _take(self) -> None:
+        """Have rank 0 take in the answer."""
         if self._call is None:
             return
         assert self._options is not None
