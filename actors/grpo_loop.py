@@ -29,6 +29,7 @@ from actors.worker_group import (
     engine_config,
     keep_checkpoint,
     last_checkpoint,
+    read_metrics,
 )
 from stepwiser.experience import ExperienceBatch
 from stepwiser.grpo import GRPOLossConfig, grpo_loss, token_logprobs
@@ -38,6 +39,9 @@ from stepwiser.staleness import sample_age
 
 KIND = "train"
 """What this loop's lines are called in the metrics file."""
+END = "trained"
+"""The line that says which step was the last one. It need not be the highest in the file: of a run
+that crashed, those after its checkpoint may not have been trained again."""
 _SLACK_S = 600
 """What the ranks may differ by beside that, such as the time it takes to write a model."""
 
@@ -108,6 +112,12 @@ class GRPOTrainOptions:
     def candidates_dir(self) -> str:
         """Judges that wait to be evaluated."""
         return f"{self.output_dir}-candidates"
+
+
+def steps_trained(metrics_path: str, name: str) -> int:
+    """Steps of a training that has ended; 0 of one that has not."""
+    ends = read_metrics(metrics_path, END, name)
+    return max(ends, key=lambda line: line["time"])["step"] + 1 if ends else 0
 
 
 def grpo_worker(config: dict[str, Any]) -> None:
@@ -202,6 +212,9 @@ class GRPOLoop:
             self._checkpoint(step, {"step": step - 1})
         self._worker.export(self._options.last_dir)
         self._reviews.finish()
+        path, name = self._options.metrics_path, self._options.group.name
+        if self._worker.rank == 0 and steps_trained(path, name) != step:
+            append_metrics(path, END, name, {"step": step - 1})
 
     def _restore(self) -> int:
         with last_checkpoint(self._given) as directory:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.evaluator import EVALUATION
-from actors.grpo_loop import KIND, GRPOTrainOptions, grpo_worker
+from actors.grpo_loop import KIND, GRPOTrainOptions, grpo_worker, steps_trained
 from actors.worker_group import Metrics, read_metrics, run_worker_group
 from stepwiser.exports import link_model, read_evaluation
 
@@ -65,8 +65,9 @@ def train_grpo(
         (KIND, EVALUATION),
         on_metrics,
     )
-    metrics = tuple(read_metrics(options.metrics_path, KIND, options.group.name))
-    steps = metrics[-1]["step"] + 1 if metrics else 0
+    path, name = options.metrics_path, options.group.name
+    steps = steps_trained(path, name)
+    metrics = tuple(line for line in read_metrics(path, KIND, name) if line["step"] < steps)
     last, best = Path(options.last_dir), Path(options.best_dir)
     figures = read_evaluation(best)
     if describe is not None:
@@ -80,5 +81,5 @@ def train_grpo(
         kept=chosen,
         steps=steps,
         metrics=metrics,
-        evaluations=tuple(read_metrics(options.metrics_path, EVALUATION, options.group.name)),
+        evaluations=tuple(read_metrics(path, EVALUATION, name)),
     )
