@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import ray
 
 from stepwiser.errors import UserError
 from stepwiser.experience import Experience, ExperienceBatch
+from stepwiser.records import JudgePrompt
 
 GOOD_TOKENS = range(10, 60)
 """The reward of a response is its share of these."""
@@ -39,10 +40,20 @@ def local_ray() -> Iterator[None]:
 class ScriptedCollector:
     """Serves batches that depend on the step alone, or samples from the published weights."""
 
-    def __init__(self, model_dir: str, *, on_policy: bool = False, fail_at: int | None = None):
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        on_policy: bool = False,
+        fail_at: int | None = None,
+        vocabulary: int = 400,
+        heldout: Sequence[JudgePrompt] = (),
+    ):
         self._model_dir = model_dir
         self._on_policy = on_policy
         self._fail_at = fail_at
+        self._vocabulary = vocabulary
+        self._heldout = heldout
         self._calls: list[tuple[str, int]] = []
         self._weights: dict[int, dict[str, Any]] = {}
         self._batches: dict[int, ExperienceBatch] = {}
@@ -54,8 +65,13 @@ class ScriptedCollector:
             self._fail_at = None
             raise UserError(f"injected failure at step {step}")
         if step not in self._batches:
-            self._batches[step] = self._sampled(step) if self._on_policy else scripted_batch(step)
+            self._batches[step] = (
+                self._sampled(step) if self._on_policy else scripted_batch(step, self._vocabulary)
+            )
         return self._batches[step]
+
+    def heldout_prompts(self) -> Sequence[JudgePrompt]:
+        return self._heldout
 
     def publish(self, version: int, refs: list[Any], timeout_s: float) -> dict[str, float]:
         from safetensors.numpy import load
@@ -121,15 +137,15 @@ class ScriptedCollector:
         )
 
 
-def scripted_batch(step: int) -> ExperienceBatch:
+def scripted_batch(step: int, vocabulary: int = 400) -> ExperienceBatch:
     """Eight prompts with three responses of uneven lengths; the same for the same step."""
     rng = np.random.default_rng(step)
-    prompts = [rng.integers(3, 400, int(rng.integers(5, 40))) for _ in range(8)]
+    prompts = [rng.integers(3, vocabulary, int(rng.integers(5, 40))) for _ in range(8)]
     return ExperienceBatch.from_experiences(
         [
             Experience(
                 prompt_ids=prompts[i // 3],
-                response_ids=rng.integers(3, 400, int(rng.integers(1, 20))),
+                response_ids=rng.integers(3, vocabulary, int(rng.integers(1, 20))),
                 advantage=float(rng.normal()),
                 reward=float(rng.random()),
                 group=i // 3,
