@@ -29,8 +29,6 @@ MAX_STALE = 8
 STALE_S = 1.0
 """Between two such questions, where another process has to publish; the pool's own looks once a
 second whether its board still has what it published."""
-_MEMORY = ("weights", "kv_cache")
-"""What an engine holds on a GPU, in the order in which a sleeping one takes it back."""
 PULSE_S = 0.25
 """How often a client with waiting requests looks for news of the engines."""
 
@@ -64,7 +62,6 @@ class PoolClient:
         self._lost: dict[int, BaseException] = {}
         self._serial = 0
         self._published: Publication | None = None
-        self._asleep: tuple[str, ...] = ()
         self._numbers = count()
         self._under_way: Counter[str] = Counter()
         self._waiting: dict[int, tuple[asyncio.Future[int], Load]] = {}
@@ -110,8 +107,7 @@ class PoolClient:
         when an engine does not answer in time. An engine that is down loads them when it is back,
         and a new one before it answers anything; for a ticket that is once `keep_copy` was called.
 
-        Engines that `sleep` take back the memory for weights before this, and for their KV cache
-        after it.
+        Engines that sleep are woken by this, whichever client put them to sleep.
         """
         if isinstance(source, bytes):
             source = ray.put(source)
@@ -121,9 +117,7 @@ class PoolClient:
         publication = Publication(time.time_ns(), version, None if ticket else source, ticket)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._wake("weights")
                 await self._publish(publication)
-                await self._wake("kv_cache")
         except TimeoutError as error:
             raise TimeoutError(
                 f"the engines did not all load weight version {version} within {timeout_s:g} s: "
@@ -141,23 +135,20 @@ class PoolClient:
 
     async def sleep(self) -> None:
         """Have every engine finish what it runs and free its GPU memory, weights included (they
-        move to host memory), until `update_weights`."""
-        if self._asleep != _MEMORY:
-            for tag in self._asleep:  # of an update that failed half-way
-                await self._wake(tag)
-            self._asleep = _MEMORY
-            await asyncio.gather(*(self._command(i, "sleep") for i in self._engines))
+        move to host memory), until `update_weights`.
 
-    async def _wake(self, tag: str) -> None:
-        if tag in self._asleep:
-            await asyncio.gather(*(self._command(i, "wake", (tag,)) for i in self._engines))
-            self._asleep = tuple(other for other in self._asleep if other != tag)
+        Returns when all of them sleep, and waits for one that restarts. Which do already is for
+        them to know: this client, or the one before it, may have started a moment ago. An engine
+        that comes or restarts after this is awake until it is asked again.
+        """
+        # Other engines may be there than this client has heard of.
+        news = self._board.watch.options(max_task_retries=-1)
+        self._adopt(await news.remote(0, self._name, self._router.waiting))
+        await asyncio.gather(*(self._sleep(i) for i in self._engines))
 
-    async def _command(self, index: int, method: str, *arguments: Any) -> None:
-        if index in self._router.down:
-            return  # it comes back awake
+    async def _sleep(self, index: int) -> None:
         try:
-            await answer(getattr(self._engines[index], method).remote(*arguments))
+            await answer(self._engines[index].sleep.remote())
         except (EngineFailure, RayActorError):
             self._mark_down(index)
 

@@ -92,7 +92,6 @@ class Engine:
         self._aborted: deque[str] = deque()
         self._running: dict[str, _Request] = {}
         self._ids = count()
-        self._asleep = False
         self._closing = False
         self._failure: BaseException | None = None
         self._core: VllmCore | None = None
@@ -165,23 +164,26 @@ class Engine:
         those of a learner that waits with them (a Ticket).
 
         Running requests go on with the new weights (their prefix is recomputed); their samples keep
-        the version they began with. Raises UserError when names or shapes are not those of the
-        loaded model, TransferFailed when the learner's did not arrive; both change nothing.
+        the version they began with. An engine that sleeps takes back the memory for weights before
+        they are loaded and the rest after that, and is awake. Raises UserError when names or shapes
+        are not those of the loaded model, TransferFailed when the learner's did not arrive; both
+        change nothing.
         """
         await self._command(lambda core: self._update(core, payload, version), after="scores")
 
     async def sleep(self, level: int = 1) -> None:
-        """Free GPU memory once running requests are done; later requests wait for `wake`.
+        """Free GPU memory once running requests are done; later ones wait for `update_weights` or
+        `wake`. Nothing happens to an engine that sleeps.
 
-        Level 1 keeps the weights in host memory, level 2 drops them (`update_weights` must follow
-        a wake of ``weights``). On a CPU only the waiting happens.
+        Level 1 keeps the weights in host memory, level 2 drops them (`update_weights` must follow).
+        On a CPU only the waiting happens.
         """
-        await self._command(lambda core: self._sleep(core, level), after="requests")
+        await self._command(lambda core: core.sleep(level), after="requests")
 
-    async def wake(self, tags: tuple[str, ...] | None = None) -> None:
-        """Take memory back: everything, or ``("weights",)`` before an update and ``("kv_cache",)``
-        after it. Requests run again after the latter or a full wake."""
-        await self._command(lambda core: self._wake(core, tags), after="scores")
+    async def wake(self, tags: tuple[str, ...] = ("weights", "kv_cache")) -> None:
+        """Take these parts of the memory back; requests run again when both are there. Nothing
+        happens to an engine that is awake."""
+        await self._command(lambda core: core.wake(tags), after="scores")
 
     async def check_health(self) -> None:
         """Raises EngineFailure when the engine is dead."""
@@ -256,7 +258,7 @@ class Engine:
             self._core = core = VllmCore(self.options)
             self._started = time.monotonic()
             self._ready.set_result(None)
-            while self._wait():
+            while self._wait(core):
                 self._turn(core)
         except BaseException as error:  # every caller is handed it
             self._failure = error
@@ -268,7 +270,7 @@ class Engine:
             if core is not None:
                 core.close()
 
-    def _wait(self) -> bool:
+    def _wait(self, core: VllmCore) -> bool:
         """Sleep until there is something to do; False when it is time to close."""
         with self._condition:
             while not (
@@ -276,7 +278,7 @@ class Engine:
                 or self._commands
                 or self._aborted
                 or self._running
-                or (self._requests and not self._asleep)
+                or (self._requests and not core.asleep)
             ):
                 self._condition.wait()
             return not self._closing
@@ -290,7 +292,7 @@ class Engine:
         while self._commands and self._may_run(self._commands[0]):
             self._execute(core, self._commands.popleft())
         # A command that waits for running requests must not wait for new ones too.
-        while self._requests and not self._commands and not self._asleep:
+        while self._requests and not self._commands and not core.asleep:
             self._admit(core, self._requests.popleft())
         if self._running:
             began = time.perf_counter()
@@ -364,14 +366,6 @@ class Engine:
     def _update(self, core: VllmCore, payload: Payload, version: int) -> None:
         core.update_weights(payload)
         self._version = version
-
-    def _sleep(self, core: VllmCore, level: int) -> None:
-        core.sleep(level)
-        self._asleep = True
-
-    def _wake(self, core: VllmCore, tags: tuple[str, ...] | None) -> None:
-        core.wake(tags)
-        self._asleep = tags is not None and "kv_cache" not in tags
 
     def _close(self) -> None:
         """Nobody is left waiting."""

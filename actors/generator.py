@@ -154,11 +154,18 @@ class RolloutGenerator:
             **{name: getattr(before, name) + getattr(now, name) for name in _SUMMED},
         )
 
-    async def sleep(self, level: int = 1) -> None:
-        await self._engine.sleep(level)
-
-    async def wake(self, tags: tuple[str, ...] | None = None) -> None:
-        await self._engine.wake(tags)
+    @ray.method(max_task_retries=-1)
+    async def sleep(self) -> None:
+        """Returns when the engine sleeps, until it loads weights; repeated when it restarts."""
+        try:
+            # What is still to be loaded would wake it again.
+            with contextlib.suppress(StaleWeights):
+                await self._catch_up(0)
+            async with self._loading:
+                await self._engine.sleep()
+        except EngineFailure:
+            await self._watch  # as in `ready`
+            raise
 
     async def _answer(self, steps: AsyncGenerator[Any]) -> Any:
         async with contextlib.aclosing(steps):

@@ -26,6 +26,8 @@ without any prefix caching: 3.2k instead of 5.7k tokens a CPU-second at 16 sampl
 _CPU_KV_CACHE_BYTES = 512 * 2**20
 """Without a figure vLLM's CPU backend claims a share of the whole machine's memory."""
 MAX_TOP_LOGPROBS = 64
+_MEMORY = ("weights", "kv_cache")
+"""What sleeping frees on a GPU, by vLLM's names, in the order in which it is taken back."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class VllmCore:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self.options = options
+        self.asleep: tuple[str, ...] = ()
+        """Memory that is freed: while there is any, nothing may be run."""
         self.on_cpu = bool(current_platform.is_cpu())
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._sampling_params = SamplingParams
@@ -276,7 +280,7 @@ class VllmCore:
     # --- between steps --------------------------------------------------------------------------
 
     def update_weights(self, payload: Payload) -> None:
-        """Replace the weights; running sequences are recomputed with the new ones.
+        """Replace the weights; what runs is recomputed with the new ones, and what sleeps wakes up.
 
         Raises UserError, before anything is touched, for names or shapes that are not the model's,
         and TransferFailed, just as untouched, when a learner's weights do not arrive.
@@ -285,6 +289,7 @@ class VllmCore:
         given = None if isinstance(payload, Ticket) else payload
         if isinstance(payload, Ticket):
             self._receive(payload)
+        self.wake(("weights",))
         # A core in its own process would step on between the two calls.
         pause = self.options.multiprocess and self.unfinished > 0
         if pause:
@@ -296,6 +301,7 @@ class VllmCore:
         finally:
             if pause:
                 self._llm.wake_up(["scheduling"])
+        self.wake()
 
     def _receive(self, ticket: Ticket) -> None:
         """Have every worker take the weights to host memory; all of them do, or none keeps any."""
@@ -329,14 +335,21 @@ class VllmCore:
         return skip
 
     def sleep(self, level: int) -> None:
-        """Free GPU memory; nothing may be running. A CPU has none to free."""
+        """Free what GPU memory is not free yet; nothing may be running. A CPU has none to free."""
+        if self.asleep == _MEMORY:
+            return
+        self.wake()  # vLLM 0.23 does nothing where half sleeps
         if self.options.enable_sleep and not self.on_cpu:
             self._llm.reset_prefix_cache()
             self._llm.sleep(level)
+        self.asleep = _MEMORY
 
-    def wake(self, tags: tuple[str, ...] | None) -> None:
-        if self.options.enable_sleep and not self.on_cpu:
-            self._llm.wake_up(list(tags) if tags is not None else None)
+    def wake(self, tags: tuple[str, ...] = _MEMORY) -> None:
+        """Take back what is freed of these."""
+        due = [tag for tag in self.asleep if tag in tags]  # vLLM wakes none if one is awake
+        if due and self.options.enable_sleep and not self.on_cpu:
+            self._llm.wake_up(due)
+        self.asleep = tuple(tag for tag in self.asleep if tag not in due)
 
     def check(self) -> None:
         """Raises when the core no longer answers."""
