@@ -32,7 +32,7 @@ from actors.worker_group import (
     read_metrics,
 )
 from stepwiser.experience import ExperienceBatch
-from stepwiser.grpo import GRPOLossConfig, grpo_loss, token_logprobs
+from stepwiser.grpo import GRPOLossConfig, grpo_loss, loss_denominator, token_logprobs
 from stepwiser.packing import pack_micro_batches, prompt_units, split_groups
 from stepwiser.schedule import LearningRate
 from stepwiser.staleness import sample_age
@@ -305,6 +305,8 @@ class GRPOLoop:
             "step": step,
             "learning_rate": rate,
             "updates": len(parts),
+            # In these weights, by whichever start they were made.
+            "optimizer_steps": worker.engine.global_steps,
             "sequences": len(batch),
             "batch_reward": float(batch.rewards.mean()),
             "response_tokens": len(batch.response_ids),
@@ -339,14 +341,10 @@ class GRPOLoop:
         ]
 
     def _denominator(self, batch: ExperienceBatch, part: list[int]) -> float:
-        """Global denominator of one update, over the ranks, which DeepSpeed will average."""
-        aggregation = self._options.loss.aggregation
-        if aggregation == "token_mean":
-            total = int(batch.response_lengths[part].sum())
-        elif aggregation == "sequence_mean":
-            total = len(part)
-        else:
-            total = len(part) * self._options.max_response_length
+        """Of one update over all ranks, which DeepSpeed will average."""
+        options = self._options
+        lengths = batch.response_lengths[part].tolist()
+        total = loss_denominator(lengths, options.loss, options.max_response_length)
         return total / self._worker.world_size
 
     def _old_logprobs(self, micro_batch: ResponseBatch) -> Tensor:

@@ -7,6 +7,7 @@ response tokens, ``V`` words.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,18 +97,18 @@ def group_advantages(
 
 
 def loss_denominator(
-    mask: Num[Tensor, "B T"] | Bool[Tensor, "B T"],
+    lengths: Sequence[int],
     config: GRPOLossConfig,
     max_response_length: int | None = None,
 ) -> float:
-    """What one micro-batch adds to the global denominator of its optimizer step.
+    """The denominator of an optimizer step, from the sequences of all its micro-batches and ranks.
 
-    Sum this over all micro-batches *and all ranks* of a step and hand the sum to each
-    ``grpo_loss``; then the micro-batches give the gradient of the one big batch. A trainer that
-    averages gradients over ranks must multiply the loss by the number of ranks.
+    Handed to each ``grpo_loss``, it makes the micro-batches give the gradient of the one big batch.
+    A trainer that averages gradients over ranks must multiply the loss by the number of ranks. The
+    denominators of parts add up to that of the whole.
 
     Args:
-        mask: non-zero where a token is trained on.
+        lengths: tokens of each sequence that are trained on, [B]; one of 0 counts nowhere.
         config: the loss.
         max_response_length: the constant of ``constant_length``, in tokens; unused otherwise.
 
@@ -115,8 +116,8 @@ def loss_denominator(
         ValueError: ``constant_length`` without a positive ``max_response_length``.
     """
     if config.aggregation == "token_mean":
-        return float(mask.bool().sum())
-    sequences = float(mask.bool().any(dim=1).sum())
+        return float(sum(lengths))
+    sequences = float(sum(length > 0 for length in lengths))
     if config.aggregation == "sequence_mean":
         return sequences
     if max_response_length is None or max_response_length < 1:
@@ -152,8 +153,8 @@ def grpo_loss(
         mask: non-zero where a token counts. A sequence masked throughout counts
             nowhere, in no denominator either; what stands at masked places is never read.
         config: the constants.
-        denominator: global denominator of the optimizer step, the sum of ``loss_denominator`` over
-            its micro-batches; by default this micro-batch's own (``constant_length`` has none).
+        denominator: ``loss_denominator`` of the whole optimizer step; by default this micro-batch's
+            own (``constant_length`` has none).
         engine_logprobs: as the engine sampled them, token by token with the weights it then had.
             When given, token losses are weighted by w = exp(old − engine), detached and capped.
         ref_logprobs: of the reference model; needed when ``kl_coefficient`` > 0.
@@ -168,7 +169,7 @@ def grpo_loss(
     if config.kl_coefficient > 0.0 and ref_logprobs is None:
         raise ValueError(f"kl_coefficient={config.kl_coefficient} needs ref_logprobs, got None")
     if denominator is None:
-        denominator = max(loss_denominator(mask, config), 1.0)
+        denominator = max(loss_denominator(mask.bool().sum(dim=1).tolist(), config), 1.0)
     if not (math.isfinite(denominator) and denominator > 0.0):
         raise ValueError(f"denominator must be above 0, got {denominator}")
 

@@ -13,7 +13,6 @@ import ray
 
 from actors.client import PoolClient
 from actors.engine import EngineFailure, EngineOptions, EngineStats
-from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
 SLOTS = 4
@@ -80,23 +79,11 @@ class ScriptedEngine:
 
 
 class SleepyEngine(ScriptedEngine):
-    """Writes down what is done to its memory and its weights."""
-
-    def _note(self, what: str) -> None:
-        with Path(self.options.model).open("a") as log:
-            log.write(f"{what}\n")
+    """Writes down that it was put to sleep."""
 
     async def sleep(self, level: int = 1) -> None:
-        self._note(f"sleep {level}")
-
-    async def wake(self, tags: tuple[str, ...] | None = None) -> None:
-        self._note(f"wake {tags}")
-
-    async def update_weights(self, payload: str, version: int) -> None:
-        if payload.endswith("refused"):
-            self._note("refuse")
-            raise UserError("these weights are refused")
-        self._note(f"load {version}")
+        with Path(self.options.model).open("a") as log:
+            log.write(f"sleep {level}\n")
 
 
 class MortalEngine(ScriptedEngine):

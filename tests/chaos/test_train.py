@@ -7,6 +7,7 @@ annotation has to come first.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,11 @@ def _trained(folder: Path) -> int:
     return len({row["step"] for row in _lines(folder, "train")})
 
 
+def _step_seconds(folder: Path) -> float:
+    """Of the quickest step; others have waited for someone who was killed."""
+    return min(row["seconds_step"] for row in _lines(folder, "train"))
+
+
 def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path) -> None:
     quiet, folder = tmp_path / "quiet", tmp_path / "killed"
     # With one engine and one learner, which start sooner and train the same.
@@ -90,6 +96,8 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
     with Family("train", *_labelled(folder)) as family:
         for done, kind in enumerate(VICTIMS, 1):
             family.wait_for(lambda done=done: _trained(folder) >= done)
+            # Wherever a step may stand: checkpoint, publication, sampling, update.
+            time.sleep(rng.uniform(0.0, _step_seconds(folder)))
             print(f"{_trained(folder)} steps: kill {kind} ({family.kill(kind, rng)})")
         before = _lines(folder, "train")
         assert _trained(folder) < STEPS, "all steps were done by the last kill: make it longer"
@@ -101,6 +109,9 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
         by_step = {row["step"]: row for row in _lines(run, "train")}
         assert sorted(by_step) == list(range(STEPS))
         assert all(row["updates"] == 2 and row["logprob_gap"] < 1e-4 for row in by_step.values())
+        # DeepSpeed's own count, which is in its checkpoints: also of steps that are done again.
+        counts = [(row["step"], row["optimizer_steps"]) for row in _lines(run, "train")]
+        assert all(count == 2 * (step + 1) for step, count in counts), counts
         reviews = {row["step"] for row in _lines(run, "evaluation")}
         assert reviews == {1, 3, 5, 7}, "every second judge was evaluated"
         for model in ("judge", "judge-last", "judge-best"):

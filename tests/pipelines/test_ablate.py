@@ -1,4 +1,4 @@
-"""Two small arms on one seed, through the command; what is finished is never done again."""
+"""An arm of every kind, small, through the command; what is finished is never done again."""
 
 import json
 import shutil
@@ -11,7 +11,11 @@ from tests.pipelines.harness import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-ARMS = "ablate.arms={full: {train.method: discriminative}, bare: {train.reward: verdict_only}}"
+ARMS = (
+    "ablate.arms={full: {train.method: discriminative}, bare: {train.reward: verdict_only}, "
+    "outcome: {train.reward: outcome}, rejection: {train.method: rs_ft}}"
+)
+ARM_NAMES = ("full", "bare", "outcome", "rejection")
 SMALLER = (
     "ablate.seeds=1",
     "data.limit=32",
@@ -19,6 +23,9 @@ SMALLER = (
     "learner.workers=1",
     "segment.sft.steps=40",
     "train.steps=1",
+    "rejection.rounds=1",
+    "rejection.prompts=32",
+    "rejection.sft.epochs=1",
     ARMS,
 )
 
@@ -43,9 +50,15 @@ def test_arms_share_their_labels_and_a_second_start_goes_on(tmp_path: Path) -> N
     assert not full.model_dir("judge").exists(), "this arm trains nothing else"
     (row,) = [row for row in bare.read_curve("judge") if row["kind"] == "train"]
     assert row["response_length"] < 6, "asked for a verdict it gives one, and no reasons"
+    (row,) = [r for r in RunStore(seed / "outcome").read_curve("judge") if r["kind"] == "train"]
+    assert 0 < row["reward"] < 1 and row["response_length"] > 6, "solutions are judged by reasoning"
+    rejection = json.loads((seed / "rejection" / "metrics" / "train.json").read_text())
+    (sampled,) = rejection["rounds"]
+    assert 0 < sampled["reward"] < 1 and sampled["trained_tokens"] > 0
+    assert not [r for r in RunStore(seed / "rejection").read_curve("judge") if r["kind"] == "train"]
     data = json.loads((out / "ablation.json").read_text())
     assert data == json.loads((folder / "reports" / "ablation.json").read_text())
-    assert set(data["figures"]["f1"]) == {"full", "bare", "start"}
+    assert set(data["figures"]["f1"]) == {*ARM_NAMES, "start"}
     gap = data["figures"]["f1"]["bare"]["difference"]
     scores = {arm: data["figures"]["f1"][arm]["mean"] for arm in ("full", "bare")}
     assert gap["mean"] == pytest.approx(scores["bare"] - scores["full"]) and gap["low"] is None

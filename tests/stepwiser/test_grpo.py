@@ -24,6 +24,10 @@ from stepwiser.grpo import (
 torch.manual_seed(0)
 
 
+def _lengths(mask: Tensor) -> list[int]:
+    return mask.bool().sum(dim=1).tolist()
+
+
 def test_advantages_by_hand() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     # Mean .25, sample std sqrt((.75² + 3 · .25²) / 3) = .5.
@@ -110,12 +114,12 @@ def test_aggregations_by_hand(aggregation: Any, denominator: float | None, loss:
 
 
 def test_denominators_by_hand() -> None:
-    assert loss_denominator(MASK, GRPOLossConfig()) == 4.0
-    assert loss_denominator(MASK, GRPOLossConfig(aggregation="sequence_mean")) == 2.0
+    assert loss_denominator(_lengths(MASK), GRPOLossConfig()) == 4.0
+    assert loss_denominator(_lengths(MASK), GRPOLossConfig(aggregation="sequence_mean")) == 2.0
     constant = GRPOLossConfig(aggregation="constant_length")
-    assert loss_denominator(MASK, constant, max_response_length=10) == 20.0
+    assert loss_denominator(_lengths(MASK), constant, max_response_length=10) == 20.0
     with pytest.raises(ValueError, match="max_response_length"):
-        loss_denominator(MASK, constant)
+        loss_denominator(_lengths(MASK), constant)
 
 
 def test_masked_places_are_never_read() -> None:
@@ -208,7 +212,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(aggregation: Any) -> None:
     config = GRPOLossConfig(aggregation=aggregation, kl_coefficient=0.1)
     batch = random_batch()
     batch["mask"][4] = 0  # a fully masked sequence must not shift the mean
-    total = loss_denominator(batch["mask"], config, max_response_length=9)
+    total = loss_denominator(_lengths(batch["mask"]), config, max_response_length=9)
 
     def gradient(parts: list[slice]) -> tuple[float, Tensor]:
         logprobs = batch["logprobs"].clone().requires_grad_()
@@ -225,7 +229,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(aggregation: Any) -> None:
     assert split[0] == pytest.approx(whole[0], abs=1e-6)
     assert torch.allclose(split[1], whole[1], atol=1e-7)
     denominators = [
-        loss_denominator(batch["mask"][p], config, 9) for p in (slice(0, 2), slice(2, 6))
+        loss_denominator(_lengths(batch["mask"][p]), config, 9) for p in (slice(0, 2), slice(2, 6))
     ]
     assert sum(denominators) == total
 
@@ -319,7 +323,7 @@ def test_same_loss_and_gradient_as_trl(
             batch["advantages"],
             batch["mask"],
             config,
-            loss_denominator(batch["mask"], config, max_response_length=9),
+            loss_denominator(_lengths(batch["mask"]), config, max_response_length=9),
             engine_logprobs=None if cap is None else batch["engine_logprobs"],
             ref_logprobs=batch["ref_logprobs"],
         )
@@ -338,7 +342,7 @@ def test_tokens_of_one_global_step_weigh_the_same_as_in_trl() -> None:
     batch, config = random_batch(sequences=8, seed=11), GRPOLossConfig()
     batch["mask"][5] = 0  # a masked sequence, then a group of which nothing is left
     batch["mask"][6:] = 0
-    total = loss_denominator(batch["mask"], config)
+    total = loss_denominator(_lengths(batch["mask"]), config)
     theirs, ours = (batch["logprobs"].clone().requires_grad_() for _ in range(2))
     for part in (slice(0, 1), slice(1, 4), slice(4, 8)):
         rest = {name: tensor[part] for name, tensor in batch.items()}
