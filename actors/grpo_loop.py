@@ -141,7 +141,13 @@ def grpo_worker(config: dict[str, Any]) -> None:
 def make_room(collector: Any, timeout_s: float) -> None:
     """Put the engines to sleep; returns on every rank when they are."""
     if torch.distributed.get_rank() == 0:
-        ray.get(collector.sleep.remote(), timeout=timeout_s)
+        try:
+            ray.get(collector.sleep.remote(), timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(
+                f"the engines did not free their memory within {timeout_s:.0f} s; look at their "
+                "logs, or raise publish_timeout_s"
+            ) from error
     torch.distributed.barrier()
 
 

@@ -6,18 +6,12 @@ The nodes, the actors and the deaths are real; only the engine inside each actor
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import shutil
-import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import ray
-from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
@@ -27,6 +21,7 @@ from stepwiser.config import PromptConfig
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompts import PromptFormat
 from stepwiser.tasks import load_base_model_dir, make_problems
+from tests.actors.nodes import add_node, local_cluster
 from tests.actors.scripted import SLOTS, Elsewhere, ScriptedEngine, work
 
 pytestmark = pytest.mark.slow
@@ -34,36 +29,11 @@ pytestmark = pytest.mark.slow
 WAIT_S = 120.0
 
 
-def _add_node(cluster: Cluster, cpus: int, **options: Any) -> Node:
-    """A node whose agents have fixed ports: else it ends itself when they do not tell theirs
-    within 15 seconds, which they cannot on a machine where much else runs."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("", 0))
-        ports = [one.getsockname()[1] for one in sockets]
-    options |= {"metrics_agent_port": ports[0], "runtime_env_agent_port": ports[1]}
-    for _ in range(2):
-        # Where a node is not up after 30 seconds, which nothing can change, Ray gives it up.
-        with contextlib.suppress(Exception):
-            return cluster.add_node(num_cpus=cpus, **options)
-    return cluster.add_node(num_cpus=cpus, **options)
-
-
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head without engines' resources, to which the driver is connected; nodes are added."""
-    # Ray puts its sockets some 70 characters below this folder, and their paths may have 107.
-    folder = tempfile.mkdtemp(prefix="sw-", dir="/tmp")
-    cluster = Cluster()
-    _add_node(cluster, 0, include_dashboard=False, temp_dir=folder)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    try:
+    with local_cluster() as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -117,7 +87,7 @@ def _drain(cluster: Cluster, node, seconds: float) -> None:
 
 
 def test_engines_come_with_a_node_and_every_client_sees_them(cluster, make_pool):
-    _add_node(cluster, 1)
+    add_node(cluster, 1)
     pool = make_pool(1, maximum=3)
 
     async def scenario():
@@ -127,7 +97,7 @@ def test_engines_come_with_a_node_and_every_client_sees_them(cluster, make_pool)
         await asyncio.sleep(2.0)
         assert pool.serving == pool.placed == 1
         held, then = pool.held_seconds, time.monotonic()
-        _add_node(cluster, 2)
+        add_node(cluster, 2)
         await _until(lambda: pool.serving == 3, "two more engines")
         assert pool.placed == 3
         waited = time.monotonic() - then
@@ -150,7 +120,7 @@ async def _as_future(ref: ray.ObjectRef) -> list[list[Sample]]:
 
 
 def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
-    nodes = [_add_node(cluster, 1) for _ in range(3)]
+    nodes = [add_node(cluster, 1) for _ in range(3)]
     pool = make_pool(3)
 
     async def scenario():
@@ -161,7 +131,7 @@ def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
         answers = await asked
         assert _numbers(answers) == list(range(240))
         # Where there is room again, it is replaced.
-        _add_node(cluster, 1)
+        add_node(cluster, 1)
         await _until(lambda: pool.serving == 3, "a replacement")
         assert len(_pids(await work(pool, range(60)))) == 3
 
@@ -170,7 +140,7 @@ def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
 
 
 def test_a_node_that_announces_its_end_answers_what_it_has(cluster, make_pool, tmp_path):
-    nodes = [_add_node(cluster, 1) for _ in range(2)]
+    nodes = [add_node(cluster, 1) for _ in range(2)]
     pool = make_pool(2)
 
     async def scenario():
@@ -194,18 +164,18 @@ def test_a_node_that_announces_its_end_answers_what_it_has(cluster, make_pool, t
 
 
 def test_weights_reach_engines_that_come_before_and_after(cluster, make_pool, tmp_path):
-    _add_node(cluster, 1)
+    add_node(cluster, 1)
     pool = make_pool(1, maximum=3)
 
     async def scenario():
         await pool.update_weights(str(tmp_path), 7, 30.0)
-        _add_node(cluster, 1)
+        add_node(cluster, 1)
         await _until(lambda: pool.serving == 2, "one more engine")
         answers = await work(pool, range(40))
         assert {s.weight_version for samples in answers for s in samples} == {7}
         assert len(_pids(answers)) == 2
         # A publication in the very moment of a join.
-        _add_node(cluster, 1)
+        add_node(cluster, 1)
         version = 8
         while pool.serving < 3:
             await pool.update_weights(str(tmp_path), version, 30.0)
@@ -220,7 +190,7 @@ def test_weights_reach_engines_that_come_before_and_after(cluster, make_pool, tm
 
 
 def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_pool, tmp_path):
-    _add_node(cluster, 1)
+    add_node(cluster, 1)
     pool = make_pool(1, maximum=2)
 
     async def scenario():
@@ -230,7 +200,7 @@ def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_po
         pool._keeper._recipe = type(recipe)(broken, recipe.board, 1.0, 0.0, recipe.build)
         for held in pool._keeper.held[1:]:
             pool._keeper._remove(held.index)
-        _add_node(cluster, 1)
+        add_node(cluster, 1)
         await _until(lambda: pool._keeper._failures >= 5, "it gives up")
         assert len(await work(pool, range(8))) == 8
         assert cluster_log.read_text().count("\n") == 8
@@ -239,7 +209,7 @@ def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_po
 
 
 def test_a_pool_that_is_shut_down_leaves_nothing_and_says_so(cluster, make_pool):
-    _add_node(cluster, 2)
+    add_node(cluster, 2)
     pool = make_pool(2, maximum=4)
     client = pool.client()
 
@@ -268,7 +238,7 @@ def _ends_clean(pool: EnginePool) -> None:
 
 
 def test_a_vllm_engine_joins_while_another_works(cluster):
-    _add_node(cluster, 1)
+    add_node(cluster, 1)
     problems, model = make_problems(40, seed=3), str(load_base_model_dir())
     prompts = PromptFormat.from_model_dir(model, PromptConfig())
     pool = EnginePool(
@@ -294,7 +264,7 @@ def test_a_vllm_engine_joins_while_another_works(cluster):
 
         first = asyncio.gather(*(solve(p.question) for p in problems))
         await asyncio.sleep(0.1)
-        _add_node(cluster, 1)
+        add_node(cluster, 1)
         answers = await first
         asked += len(problems)
         deadline = time.monotonic() + 400.0
