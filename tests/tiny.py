@@ -50,7 +50,8 @@ def make_tiny_model(
 
     ``seed`` picks the weights only: two seeds give the same architecture, names and tokenizer, so
     one directory can be loaded over the other. The weights are drawn wide, so that the next-token
-    distribution is far from uniform and a wrong weight shows in the log-probs.
+    distribution is far from uniform and a wrong weight shows in the log-probs; but no wider than
+    that at any ``hidden_size``, as rounding errors grow with the logits.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,7 +69,7 @@ def make_tiny_model(
         head_dim=64,
         max_position_embeddings=1024,
         tie_word_embeddings=tie_word_embeddings,
-        initializer_range=0.2,
+        initializer_range=0.2 * 128 / hidden_size,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
