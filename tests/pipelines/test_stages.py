@@ -192,7 +192,8 @@ def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: P
     assert (status.state, status.units, status.problems) == ("done", 4, 16)
     assert status.labels.keys() == {"rel_effective"} and status.chunks > 0
     assert len(status.engines) == 2 and (status.tokens_per_s or 0) > 0
-    assert all(engine.tokens_per_s > 0 for engine in status.engines)
+    # So little work that one engine may have done it all.
+    assert any(engine.tokens_per_s > 0 for engine in status.engines)
     names = {path.stem for path in (folder / "units").glob("*.json")}
     for table in ("trajectories", "values"):
         assert {Path(name).stem for name in parquet_files(folder, table)} == names
