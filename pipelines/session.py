@@ -35,6 +35,8 @@ from stepwiser.store import RunStore
 
 T = TypeVar("T")
 
+COUNT_S = 60.0
+"""Longest wait for what engines have counted."""
 MODULES = {"select": "pipelines.selecting", "serve": "pipelines.serving"}
 """Stages whose module is not called like them (`select` shadows the standard library's)."""
 
@@ -179,12 +181,14 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         signal.signal(signal.SIGTERM, self._old_term)
-        for slot in tuple(self._pools):
-            self.release(slot)
-        if self._checker is not None:
-            self._checker.close()
-        if self._owns_ray:
-            ray.shutdown()
+        # Whatever fails of these, the others are done: a Ray that is left would keep its engines.
+        with contextlib.ExitStack() as ends:
+            if self._owns_ray:
+                ends.callback(ray.shutdown)
+            if self._checker is not None:
+                ends.callback(self._checker.close)
+            for slot in self._pools:
+                ends.callback(self.release, slot)
 
     # --- what stages use ------------------------------------------------------------------------
 
@@ -354,7 +358,8 @@ class Session:
         return sum(c[0] for c in counts), sum(c[1] for c in counts)
 
     def _count(self, pool: EnginePool) -> tuple[int, int]:
-        stats = self.run(pool.stats())
+        # Without a limit a node that is dead, but not known to be, would hold up the end of a run.
+        stats = self.run(asyncio.wait_for(pool.stats(), COUNT_S))
         return (
             sum(s.generated_tokens for s in stats),
             sum(s.prompt_tokens for s in stats),
