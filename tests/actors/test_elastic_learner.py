@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import ray.train
 
 from actors.learner import GRPOTrainOptions, train_grpo
 from actors.worker_group import WorkerGroup
@@ -84,7 +86,12 @@ def _options(folder: Path, model: str) -> GRPOTrainOptions:
     )
 
 
-def test_learners_come_and_go_with_their_nodes(tmp_path: Path) -> None:
+def test_learners_come_and_go_with_their_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray Train looks for room once a minute.
+    quick = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=2.0)
+    monkeypatch.setattr(ray.train, "ScalingConfig", quick)
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with local_cluster(runtime_env={"env_vars": environment}) as cluster:
         add_node(cluster, 1)
