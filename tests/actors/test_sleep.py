@@ -105,7 +105,7 @@ def test_an_engine_that_died_asleep_sleeps_when_it_is_asked_again(pool, models):
 def test_whoever_asks_for_sleep_waits_until_all_are_asleep(pool, models):
     async def running() -> list[int]:
         stats = await asyncio.gather(*(actor.stats.remote() for actor in pool.actors))
-        return [s.sequences_running + s.sequences_waiting for s in stats]
+        return [s.sequences_running for s in stats]
 
     async def scenario():
         client = pool.client()
@@ -121,9 +121,10 @@ def test_whoever_asks_for_sleep_waits_until_all_are_asleep(pool, models):
         assert await running() == [0, 0]
         requests = await _unanswered(pool)
         await first
-        assert [len(samples) for samples in await asyncio.gather(*work)] == [32] * 4
         await client.update_weights(models[1], 5, 60.0)
         assert [s.weight_version for (s,) in await asyncio.gather(*requests)] == [5, 5]
+        # Some of it may have come when an engine had been told already, and waited there.
+        assert [len(samples) for samples in await asyncio.gather(*work)] == [32] * 4
 
     asyncio.run(asyncio.wait_for(scenario(), 120.0))
 
