@@ -308,7 +308,13 @@ def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
 @pytest.mark.slow
 def test_engines_of_its_own_get_the_judge_and_have_it_again_after_a_death(pool, mute, tmp_path):
     ours = _Review(
-        pool, tmp_path, items=6, own_engines=True, best_by="processbench_f1", patience=None
+        # So many that an F1 of 0, which the untrained judge has of few, does not come by chance.
+        pool,
+        tmp_path,
+        items=80,
+        own_engines=True,
+        best_by="processbench_f1",
+        patience=None,
     )
     assert ours.evaluate(1, ours.candidate(mute, 1)) == Review(known=True, stop=False)
     assert (ours.lines()[1]["processbench_f1"], ours.lines()[1]["heldout_balanced"]) == (0, 0)

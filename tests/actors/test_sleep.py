@@ -139,7 +139,7 @@ def test_engines_that_came_after_the_client_are_put_to_sleep(ray_local, tmp_path
 
     async def scenario():
         client = pool.client()
-        while pool.serving < 2:
+        while len((await pool._board.watch.remote(0, "test", 0)).engines or ()) < 2:
             await asyncio.sleep(0.1)
         await client.sleep()
 

@@ -5,6 +5,7 @@ No prompt makes vLLM itself crash at will, so the engine here is vLLM's with a f
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -47,11 +48,12 @@ class FragileEngine(Engine):
 
 
 class FragileLabeler(MonteCarloLabeler.__ray_metadata__.modified_class):
-    """Ends its process when it has been given a certain problem."""
+    """Ends its process when it has been given a certain problem, which it never finishes."""
 
     async def _try(self, problem: Problem, *rest: Any) -> Any:
         if ENDS_LABELERS in problem.question and not any(rest[1:]):
             threading.Timer(FUSE_S, os._exit, (1,)).start()
+            await asyncio.Event().wait()
         return await super()._try(problem, *rest)
 
 
