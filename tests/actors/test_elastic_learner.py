@@ -13,12 +13,10 @@ import pytest
 import ray
 import ray.train
 
-from actors.learner import GRPOTrainOptions, train_grpo
-from actors.worker_group import WorkerGroup
-from stepwiser.grpo import GRPOLossConfig
-from stepwiser.schedule import LearningRate
+from actors.learner import train_grpo
 from tests.actors.learning import scripted_batch
 from tests.actors.nodes import add_node, local_cluster
+from tests.actors.training import train_options
 from tests.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -62,30 +60,6 @@ def _wait_for_ranks(gate: Any, step: int, ranks: int) -> None:
         time.sleep(0.2)
 
 
-def _options(folder: Path, model: str) -> GRPOTrainOptions:
-    return GRPOTrainOptions(
-        group=WorkerGroup(
-            name="elastic",
-            storage_path=str(folder / "checkpoints"),
-            num_workers=2,
-            min_workers=1,
-            zero_stage=2,
-            max_failures=3,
-            max_tokens_per_microbatch=160,
-        ),
-        model_dir=model,
-        output_dir=str(folder / "judge"),
-        metrics_path=str(folder / "metrics.jsonl"),
-        steps=STEPS,
-        minibatches=2,
-        learning_rate=LearningRate(1e-4),
-        temperature=1.0,
-        max_response_length=64,
-        loss=GRPOLossConfig(),
-        checkpoint_every=1,
-    )
-
-
 def test_learners_come_and_go_with_their_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +89,9 @@ def test_learners_come_and_go_with_their_nodes(
 
         story = threading.Thread(target=come_and_go)
         story.start()
-        result = train_grpo(_options(tmp_path, str(make_tiny_model(tmp_path / "model"))), gate)
+        model = str(make_tiny_model(tmp_path / "model"))
+        elastic = {"min_workers": 1, "max_failures": 3}
+        result = train_grpo(train_options(tmp_path, model, "judge", elastic, steps=STEPS), gate)
         story.join()
         assert not failures, failures
     assert result.steps == STEPS
@@ -123,4 +99,4 @@ def test_learners_come_and_go_with_their_nodes(
     assert sorted(rows) == list(range(STEPS))
     # Optimizer and counters went along from one number of ranks to the other and back.
     assert [rows[step]["optimizer_steps"] for step in rows] == [2 * (step + 1) for step in rows]
-    assert (tmp_path / "judge" / "model.safetensors").is_file()
+    assert (Path(result.model_dir) / "model.safetensors").is_file()

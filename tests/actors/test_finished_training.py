@@ -8,34 +8,16 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.learner import GRPOTrainOptions, train_grpo
-from actors.worker_group import WorkerGroup
-from stepwiser.grpo import GRPOLossConfig
-from stepwiser.schedule import LearningRate
+from actors.learner import train_grpo
 from tests.actors.learning import ScriptedCollector, local_ray
+from tests.actors.training import train_options
 from tests.tiny import make_tiny_model
 
 
 @pytest.mark.slow
 def test_a_kill_after_the_last_step_costs_no_training(tmp_path: Path) -> None:
     model = str(make_tiny_model(tmp_path / "model"))
-    options = GRPOTrainOptions(
-        group=WorkerGroup(
-            name="judge",
-            storage_path=str(tmp_path / "checkpoints"),
-            max_tokens_per_microbatch=160,
-            max_failures=0,
-        ),
-        model_dir=model,
-        output_dir=str(tmp_path / "models" / "judge"),
-        metrics_path=str(tmp_path / "metrics.jsonl"),
-        steps=2,
-        minibatches=2,
-        learning_rate=LearningRate(1e-4),
-        temperature=1.0,
-        max_response_length=64,
-        loss=GRPOLossConfig(),
-    )
+    options = train_options(tmp_path, model, "judge", {"num_workers": 1}, steps=2)
     with local_ray():
         first = train_grpo(options, ScriptedCollector.remote(model))
         trained = Path(first.model_dir, "model.safetensors").read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,10 @@ import pytest
 import ray
 
 from actors.learner import GRPOTrainOptions, train_grpo
-from actors.worker_group import WorkerGroup
 from stepwiser.errors import UserError
-from stepwiser.grpo import GRPOLossConfig
 from stepwiser.schedule import LearningRate
 from tests.actors.learning import ScriptedCollector, local_ray
+from tests.actors.training import train_options
 from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -36,27 +34,12 @@ def model_dir(tmp_path_factory):
 
 
 def _options(directory: Path, model_dir: str, name: str, **changes) -> GRPOTrainOptions:
-    group = {
-        "num_workers": 2,
-        "zero_stage": 2,
-        "max_failures": 0,
-        "max_tokens_per_microbatch": 160,
-        **changes.pop("group", {}),
+    given = {
+        "steps": STEPS,
+        "learning_rate": LearningRate(1e-4, schedule="linear", floor=0.1),
+        "checkpoint_every": 2,
     }
-    options = GRPOTrainOptions(
-        group=WorkerGroup(name=name, storage_path=str(directory / "checkpoints"), **group),
-        model_dir=model_dir,
-        output_dir=str(directory / "models" / name),
-        metrics_path=str(directory / "metrics.jsonl"),
-        steps=STEPS,
-        minibatches=2,
-        learning_rate=LearningRate(1e-4, schedule="linear", floor=0.1),
-        temperature=1.0,
-        max_response_length=64,
-        loss=GRPOLossConfig(),
-        checkpoint_every=2,
-    )
-    return dataclasses.replace(options, **changes)
+    return train_options(directory, model_dir, name, **(given | changes))
 
 
 def _weights(directory: str) -> dict[str, np.ndarray]:

@@ -32,13 +32,12 @@ from actors.learner import GRPOTrainOptions, train_grpo
 from actors.lent import Lent
 from actors.pool import EnginePool
 from actors.reviews import ReviewOptions
-from actors.worker_group import WorkerGroup, append_metrics, read_metrics
+from actors.worker_group import append_metrics, read_metrics
 from pipelines.reviewing import _fitting
 from stepwiser.config import load_config
 from stepwiser.errors import UserError
 from stepwiser.exports import read_evaluation
 from stepwiser.generation import Sample, Sampling
-from stepwiser.grpo import GRPOLossConfig
 from stepwiser.prompts import PromptFormat
 from stepwiser.records import JudgePrompt, StepItem
 from stepwiser.schedule import LearningRate
@@ -46,6 +45,7 @@ from stepwiser.tasks import load_base_model_dir, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks
 from stepwiser.tasks.edits import RANGES, written
 from tests.actors.learning import ScriptedCollector
+from tests.actors.training import train_options
 from tests.stepwiser.test_config import ROOT
 
 CONFIG = load_config(ROOT / "configs" / "embedded.yaml")
@@ -158,29 +158,15 @@ def test_items_that_do_not_fit_are_named_and_at_least_one_has_to():
 
 
 def _training(folder: Path, model_dir: str, **changes: Any) -> GRPOTrainOptions:
-    options = GRPOTrainOptions(
-        group=WorkerGroup(
-            name=NAME,
-            storage_path=str(folder / "checkpoints"),
-            num_workers=2,
-            max_failures=1,
-            max_tokens_per_microbatch=160,
-        ),
-        model_dir=model_dir,
-        output_dir=str(folder / NAME),
-        metrics_path=str(folder / "metrics.jsonl"),
-        steps=12,
-        minibatches=2,
+    given = {
+        "output_dir": str(folder / NAME),  # the best lies beside it
+        "steps": 12,
         # Every judge is as good as the one before.
-        learning_rate=LearningRate(1e-12),
-        temperature=1.0,
-        max_response_length=64,
-        loss=GRPOLossConfig(),
-        checkpoint_every=1,
-        keep="best",
-        reviews=ReviewOptions(every=1, shares_engines=False, may_stop=True),
-    )
-    return dataclasses.replace(options, **changes)
+        "learning_rate": LearningRate(1e-12),
+        "keep": "best",
+        "reviews": ReviewOptions(every=1, shares_engines=False, may_stop=True),
+    }
+    return train_options(folder, model_dir, NAME, {"max_failures": 1}, **(given | changes))
 
 
 def test_ranks_wait_longer_for_each_other_than_one_of_them_may_be_held_up(tmp_path):

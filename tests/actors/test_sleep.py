@@ -123,7 +123,7 @@ def test_whoever_asks_for_sleep_waits_until_all_are_asleep(pool, models):
         await first
         await client.update_weights(models[1], 5, 60.0)
         assert [s.weight_version for (s,) in await asyncio.gather(*requests)] == [5, 5]
-        # Some of it may have come when an engine had been told already, and waited there.
+        # What had not begun when its engine was told waited there, as `Engine.sleep` says.
         assert [len(samples) for samples in await asyncio.gather(*work)] == [32] * 4
 
     asyncio.run(asyncio.wait_for(scenario(), 120.0))

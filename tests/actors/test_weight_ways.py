@@ -18,12 +18,11 @@ from actors.engine import EngineOptions
 from actors.learner import GRPOTrainOptions, train_grpo
 from actors.pool import EnginePool
 from actors.weight_sync.ticket import Ticket, TransferFailed
-from actors.worker_group import WorkerGroup
 from stepwiser.experience import ExperienceBatch
 from stepwiser.generation import Sampling
-from stepwiser.grpo import GRPOLossConfig
 from stepwiser.schedule import LearningRate
 from tests.actors.learning import local_ray, scripted_batch
+from tests.actors.training import train_options
 from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -98,32 +97,17 @@ class Collector:
 
 
 def _options(directory: Any, model: str, way: Any, stage: Any, **changes: Any) -> GRPOTrainOptions:
-    name = f"{way}-{stage}"
-    return GRPOTrainOptions(
-        group=WorkerGroup(
-            name=name,
-            storage_path=str(directory / "checkpoints"),
-            num_workers=2,
-            zero_stage=stage,
-            max_failures=0,
-            max_tokens_per_microbatch=160,
-            cpus_per_worker=1,
-        ),
-        model_dir=model,
-        output_dir=str(directory / name),
-        metrics_path=str(directory / "metrics.jsonl"),
-        steps=STEPS,
-        minibatches=1,
-        learning_rate=LearningRate(1e-3),
-        temperature=1.0,
-        max_response_length=64,
-        loss=GRPOLossConfig(),
-        checkpoint_every=100,
-        publish_timeout_s=240.0,
-        weight_transfer=way,
-        weight_bucket_mb=1,
-        **changes,
-    )
+    given = {
+        "steps": STEPS,
+        "minibatches": 1,
+        "learning_rate": LearningRate(1e-3),
+        "checkpoint_every": 100,
+        "publish_timeout_s": 240.0,
+        "weight_transfer": way,
+        "weight_bucket_mb": 1,
+    }
+    group = {"zero_stage": stage, "cpus_per_worker": 1}
+    return train_options(directory, model, f"{way}-{stage}", group, **(given | changes))
 
 
 def _gap(model: str, copy: list[bytes], scores: list[float]) -> float:

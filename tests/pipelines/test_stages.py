@@ -182,18 +182,18 @@ def _with_models(source: Path, target: Path, *models: str) -> Path:
 
 def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
-    arguments = (f"run_dir={folder}", "data.limit=16")
-    for shard, others in (("0/2", "2 of 4 units"), ("1/2", "4 of 4 units")):
+    # Of a few problems one of two engines may take all.
+    arguments = (f"run_dir={folder}", "data.limit=64")
+    for shard, others in (("0/2", "8 of 16 units"), ("1/2", "16 of 16 units")):
         output = run("annotate", "--shard", shard, *arguments)
-        assert f"shard {shard}: 2 of the run's 4 units" in output
+        assert f"shard {shard}: 8 of the run's 16 units" in output
         assert f"seen from shard {shard}: {others}" in output.replace("\n", " ")
     assert "every unit is already done" in run("annotate", *arguments), "the whole run"
     status = read_status(RunStore(folder))
-    assert (status.state, status.units, status.problems) == ("done", 4, 16)
+    assert (status.state, status.units, status.problems) == ("done", 16, 64)
     assert status.labels.keys() == {"rel_effective"} and status.chunks > 0
     assert len(status.engines) == 2 and (status.tokens_per_s or 0) > 0
-    # So little work that one engine may have done it all.
-    assert any(engine.tokens_per_s > 0 for engine in status.engines)
+    assert all(engine.tokens_per_s > 0 for engine in status.engines)
     names = {path.stem for path in (folder / "units").glob("*.json")}
     for table in ("trajectories", "values"):
         assert {Path(name).stem for name in parquet_files(folder, table)} == names
