@@ -66,7 +66,7 @@ def run_seed(
     seed: int, out: str, quick: bool, fresh_labels: bool, overrides: Sequence[str]
 ) -> dict[str, float]:
     """One seed; returns its figures and their standard errors."""
-    from pipelines.session import run_stages
+    from pipelines.stages.runner import run_stages
 
     folder = Path(out)
     name = "quick" if quick else "seed"

@@ -19,15 +19,15 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 
-from actors.engine import Engine, EngineFailure, EngineOptions
+from actors.engine.engine import Engine, EngineFailure, EngineOptions
 from serve.schema import Health, JudgeRequest, JudgeResponse, ModelInfo, explain
 from serve.service import JudgeService
 from stepwiser import __version__
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import ServeConfig
 from stepwiser.errors import UserError
-from stepwiser.judge import GenerativeJudge
-from stepwiser.prompts import PromptFormat
+from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.prompt_format import PromptFormat
 
 APP_NAME = "stepwiser-judge"
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Failure)\b.*: ")

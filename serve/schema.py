@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from stepwiser.chunks import explain_malformed, parse_chunks, strip_tags
 from stepwiser.errors import UserError
+from stepwiser.prompting.chunks import explain_malformed, parse_chunks, strip_tags
 
 MAX_STEPS = 512
 """Steps of one request; a longer list is refused rather than queued for minutes."""

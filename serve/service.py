@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from actors.engine import EngineFailure
+from actors.engine.engine import EngineFailure
 from serve.schema import (
     JudgeRequest,
     JudgeResponse,
@@ -17,7 +17,7 @@ from serve.schema import (
     steps_of,
 )
 from stepwiser.errors import UserError
-from stepwiser.judge import GenerativeJudge, JudgeVerdict
+from stepwiser.judging.judges import GenerativeJudge, JudgeVerdict
 
 
 @dataclass(frozen=True)

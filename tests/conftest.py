@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
+from tests.support.paths import SHARED_DATA
 
 # Set before anything imports Ray, vLLM or tokenizers, which read these once; processes they start
 # inherit them. OMP_NUM_THREADS is forced: several engines share two cores in many of the tests.

@@ -37,6 +37,11 @@ def header(specs: Sequence[Spec]) -> bytes:
     return json.dumps(entries).encode()
 
 
+def weight_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Of the whole weight, also where ZeRO-3 has left a share."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def pack(tensors: Sequence[Tensor]) -> Tensor:
     """The bytes of all tensors, one after the other: uint8 [N] on their device."""
     return torch.cat([tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors])

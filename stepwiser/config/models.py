@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from stepwiser.config.base import Fraction, Positive, Section
 from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
+from stepwiser.config.shard import Shard
 from stepwiser.config.training import (
     AblateConfig,
     DiscriminativeConfig,
@@ -20,7 +21,6 @@ from stepwiser.config.training import (
     SFTConfig,
     TrainConfig,
 )
-from stepwiser.shard import Shard
 
 
 class DataConfig(Section):

@@ -11,11 +11,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stepwiser.ablation import START, Difference, Results, as_dict, difference, summarize
 from stepwiser.report.blocks import ABSENT, Figure, Figures, Note, Section, Table
 from stepwiser.report.build import page
 from stepwiser.report.charts import marker, nice_ticks, reach, tick_texts
-from stepwiser.store import writing
+from stepwiser.run.store import writing
+from stepwiser.training.ablation import START, Difference, Results, as_dict, difference, summarize
 
 MAIN = "f1"
 

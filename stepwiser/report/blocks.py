@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stepwiser.values import ValueEstimate
+from stepwiser.annotation.values import ValueEstimate
 
 Z95 = 1.959963984540054
 ABSENT = "–"

@@ -20,7 +20,7 @@ from stepwiser.report.solutions import examples
 from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
 from stepwiser.report.trust import trust
 from stepwiser.report.uses import headline, selecting, solving
-from stepwiser.store import RunStore, writing
+from stepwiser.run.store import RunStore, writing
 
 SECTIONS = (
     segmentation,

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from stepwiser.records import ChunkValue, Judgement, JudgePrompt, Row, StepItem, Trajectory
+from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, Row, StepItem, Trajectory
+from stepwiser.data.sources import load_step_items
 from stepwiser.report.blocks import mapping, pick
-from stepwiser.sources import load_step_items
-from stepwiser.store import RunStore
+from stepwiser.run.store import RunStore
 
 R = TypeVar("R", bound=Row)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepwiser.processbench import first_negative
-from stepwiser.records import ChunkValue, Judgement, JudgePrompt, StepItem, group_by
+from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, StepItem, group_by
+from stepwiser.evaluation.processbench import first_negative
 from stepwiser.report.blocks import ABSENT, Section, judge_title
 from stepwiser.report.reading import RunData
 

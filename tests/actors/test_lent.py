@@ -8,7 +8,7 @@ import signal
 import pytest
 import ray
 
-from actors.lent import Lent
+from actors.pinned import Lent
 
 ROWS = [f"row {number} " + "x" * 1000 for number in range(1000)]
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from benchmarks.annotation_scale import (
+from benchmarks.annotation.scale import (
     CHUNKS_PER_PROBLEM,
     CONFIG,
     costs,
@@ -18,12 +18,12 @@ from benchmarks.annotation_scale import (
     measure,
     memory_ratios,
 )
-from benchmarks.stub_engine import Policy
-from benchmarks.watching import DRIVER, Moment, role
+from benchmarks.annotation.stub_engine import Policy
+from benchmarks.process_monitor import DRIVER, Moment, role
 from stepwiser.config import load_config
+from stepwiser.data.verifiers import boxed_answer
 from stepwiser.generation import Sampling
-from stepwiser.problems import boxed_answer
-from stepwiser.prompts import PromptFormat
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import first_error, load_base_model_dir, make_problems
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training_memory import growth, lines_of
-from benchmarks.training_trl import (
+from benchmarks.process_monitor import Moment
+from benchmarks.training.memory import growth, lines_of
+from benchmarks.training.trl import (
     SETTINGS,
     Run,
     Setting,
@@ -22,11 +23,10 @@ from benchmarks.training_trl import (
     summarize,
     trl_task,
 )
-from benchmarks.trl_arm import TRLTask, trainer_settings
-from benchmarks.watching import Moment
+from benchmarks.training.trl_arm import TRLTask, trainer_settings
 from stepwiser.config import RunConfig
-from stepwiser.prompts import PromptFormat, resolve_model
-from stepwiser.store import RunStore
+from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.run.store import RunStore
 
 STEPS = ("train.steps=3", "train.prompts_per_step=8", "train.minibatch_prompts=4")
 

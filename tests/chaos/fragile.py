@@ -15,13 +15,13 @@ from typing import Any
 
 import ray
 
-import pipelines.feeding
-import pipelines.session
-from actors.engine import Engine, EngineOptions
-from actors.labeler import MonteCarloLabeler
+import pipelines.annotation.dispatch
+from actors.engine.engine import Engine, EngineOptions
+from actors.rollout.labeler import MonteCarloLabeler
 from pipelines import cli
+from pipelines.stages import runner
+from stepwiser.data.records import Problem
 from stepwiser.generation import Sample, Sampling
-from stepwiser.records import Problem
 
 ENDS_ENGINES = "has 41 "
 """What every problem says that no engine survives."""
@@ -59,8 +59,8 @@ class FragileLabeler(MonteCarloLabeler.__ray_metadata__.modified_class):
 
 def main() -> None:
     options = MonteCarloLabeler._default_options
-    pipelines.feeding.MonteCarloLabeler = ray.remote(**options)(FragileLabeler)
-    pipelines.session.Session = functools.partial(pipelines.session.Session, build=FragileEngine)
+    pipelines.annotation.dispatch.MonteCarloLabeler = ray.remote(**options)(FragileLabeler)
+    runner.Session = functools.partial(runner.Session, build=FragileEngine)
     cli.main()
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from stepwiser.merge import keys_of
-from stepwiser.records import ChunkValue, Trajectory
-from stepwiser.status import read_status
-from stepwiser.store import RunStore
+from stepwiser.data.records import ChunkValue, Trajectory
+from stepwiser.run.merge import keys_of
+from stepwiser.run.status import read_status
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import log_files, read_log, read_summary, read_unit
 from stepwiser.tasks import make_problems
-from stepwiser.units import log_files, read_log, read_summary, read_unit
 from tests.chaos.given import make_run
-from tests.chaos.killing import Family, digests, finished, kill_at_random
+from tests.support.killing import Family, digests, finished, kill_at_random
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from stepwiser.records import Trajectory, content_id
-from stepwiser.store import RunStore
+from stepwiser.data.records import Trajectory, content_id
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import read_summary
 from stepwiser.tasks import ArithmeticProblem, make_problems
-from stepwiser.units import read_summary
 from tests.chaos.fragile import ENDS_ENGINES, ENDS_LABELERS
 from tests.chaos.given import make_run
-from tests.chaos.killing import Family, finished
+from tests.support.killing import Family, finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from stepwiser.records import JudgePrompt
-from stepwiser.store import RunStore
+from stepwiser.data.records import JudgePrompt
+from stepwiser.run.store import RunStore
 from stepwiser.tasks import ArithmeticProblem, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks, true_step
-from tests.chaos.killing import Family
+from tests.support.killing import Family
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.paths import ROOT
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-for-tests"
 CONTEXT, MAX_TOKENS = 256, 90  # of configs/embedded.yaml
 STEPS = ["buys 64+21=85\n", "doubles 2*85=170\n\\boxed{170}"]
@@ -26,10 +26,10 @@ PROBLEM = "ana has 64 coins. buys 21. doubles them. how many?"
 
 
 def _options(**fields: Any):
-    from pipelines.engines import engine_options
+    from pipelines.session.engine_options import engine_options
     from serve.app import ServeOptions
     from stepwiser.config import load_config
-    from stepwiser.prompts import resolve_model
+    from stepwiser.prompting.prompt_format import resolve_model
 
     overrides = [f"serve.port={_free_port()}", "serve.votes=2", "engine.kv_cache_mb=64"]
     config = load_config(ROOT / "configs" / "embedded.yaml", overrides)

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.engine import EngineFailure
+from actors.engine.engine import EngineFailure
 from serve.schema import JudgeRequest, ModelInfo, steps_of
 from serve.service import JudgeService
 from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
-from stepwiser.judge import GenerativeJudge
-from stepwiser.prompts import PromptFormat
-from tests.tiny import make_tiny_model
+from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.prompt_format import PromptFormat
+from tests.support.tiny import make_tiny_model
 
 PROMPTS = PromptConfig(
     judge="{problem}\n{history}judge {chunk}", empty_history="", history_separator=""

@@ -1,0 +1,399 @@
+"""Every call into vLLM (the rest is in engine_worker, which runs inside vLLM's workers).
+
+Runs with vLLM 0.23 and 0.32, on a GPU and on a CPU. Not thread-safe: one thread owns a core.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.engine.text_decoder import TextDecoder
+from actors.engine.worker_extension import Payload, tensor_shapes
+from actors.weight_sync.transfer import Ticket, TransferFailed
+from stepwiser.errors import UserError
+from stepwiser.generation import Sample, Sampling
+
+_CPU_BLOCK_SIZE = 32
+"""Tokens of a KV block. vLLM's own 128 on CPU leaves short prompts, all of the embedded task's,
+without any prefix caching: 3.2k instead of 5.7k tokens a CPU-second at 16 samples a prefix."""
+_CPU_KV_CACHE_BYTES = 512 * 2**20
+"""Without a figure vLLM's CPU backend claims a share of the whole machine's memory."""
+MAX_TOP_LOGPROBS = 64
+_MEMORY = ("weights", "kv_cache")
+"""What sleeping frees on a GPU, by vLLM's names, in the order in which it is taken back."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How one engine is built."""
+
+    model: str
+    """A Hugging Face name, or a directory that the engine's node can read."""
+    dtype: str = "auto"
+    """``float32``, ``bfloat16`` or ``auto`` (what the checkpoint says)."""
+    max_model_len: int = 2048
+    """Longest prompt plus continuation, in tokens."""
+    max_num_seqs: int = 256
+    """Sequences decoded at once."""
+    max_num_batched_tokens: int | None = None
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    multiprocess: bool = False
+    """Run vLLM's core in a process of its own."""
+    seed: int = 0
+    enable_sleep: bool = False
+    """Let `Engine.sleep` free GPU memory; without effect on a CPU."""
+
+
+def engine_environment(options: EngineOptions) -> dict[str, str]:
+    """Variables that vLLM reads when it is imported, for the process that will hold an engine."""
+    offline = {"HF_HUB_OFFLINE": "1"} if Path(options.model).is_dir() else {}
+    return offline | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(options.multiprocess)),
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        # Ray prints what its workers write; none of this would be news to anyone.
+        "PYTHONWARNINGS": "ignore",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # vLLM would pin the threads of every engine of a node to the same first cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class VllmCore:
+    """A loaded model that continues and scores token ids."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        if options.model[:1] in ("/", ".") and not Path(options.model).is_dir():
+            raise UserError(f"model {options.model!r}: there is no such directory on this node")
+        for name, value in engine_environment(options).items():
+            os.environ.setdefault(name, value)
+        # Not a default: vLLM reads it whenever an engine is made.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(options.multiprocess))
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+        import torch
+
+        if not torch.cuda.is_available():
+            # Asked for log-probs, vLLM compiles a helper even in eager mode: a minute, and a C++
+            # compiler that a laptop may not have.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        from vllm import exceptions
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.inputs.engine import tokens_input
+        from vllm.platforms import current_platform
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self.options = options
+        self.asleep: tuple[str, ...] = ()
+        """Memory that is freed: while there is any, nothing may be run."""
+        self.on_cpu = bool(current_platform.is_cpu())
+        self._final_only = RequestOutputKind.FINAL_ONLY
+        self._sampling_params = SamplingParams
+        self._tokens_input = tokens_input
+        # 0.23 raises a ValueError for a request it cannot serve, 0.32 a class of its own.
+        self._refusals = (ValueError, getattr(exceptions, "VLLMClientError", ValueError))
+        sizes: dict[str, Any] = {
+            "max_num_batched_tokens": options.max_num_batched_tokens,
+            "kv_cache_memory_bytes": options.kv_cache_bytes,
+            "gpu_memory_utilization": options.gpu_memory_utilization,
+        }
+        if self.on_cpu:
+            sizes["block_size"] = _CPU_BLOCK_SIZE
+            if options.kv_cache_bytes is None:
+                sizes["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        arguments = EngineArgs(
+            model=options.model,
+            dtype=options.dtype,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            tensor_parallel_size=options.tensor_parallel_size,
+            enforce_eager=options.enforce_eager,
+            seed=options.seed,
+            enable_sleep_mode=options.enable_sleep and not self.on_cpu,
+            enable_prefix_caching=True,
+            # Log-probs of the distribution that was sampled from, so at its temperature.
+            logprobs_mode="processed_logprobs",
+            max_logprobs=MAX_TOP_LOGPROBS,
+            # Nothing but the request decides how it is sampled.
+            generation_config="vllm",
+            # A core in another process tells how full its cache is only with these.
+            disable_log_stats=not options.multiprocess,
+            use_tqdm_on_load=False,
+            worker_extension_cls="actors.engine.worker_extension.WeightUpdater",
+            **{name: value for name, value in sizes.items() if value is not None},
+        )
+        self._llm = LLMEngine.from_engine_args(arguments)
+        self._scheduled: Any = None
+        if options.multiprocess:
+            client = self._llm.engine_core
+            self._listen(client)
+            threading.Thread(target=_unblock_when_dead, args=(client,), daemon=True).start()
+        config = self._llm.model_config
+        self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
+        self._tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
+        self._shapes = _loaded_shapes(options.model)
+        self._params: dict[Sampling, Any] = {}
+
+    # --- requests -------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that are queued or running."""
+        return self._llm.get_num_unfinished_requests()
+
+    @property
+    def running(self) -> int:
+        """Sequences that were decoded in the last step; those that wait are not among them."""
+        core = getattr(self._llm.engine_core, "engine_core", None)
+        if core:
+            return len(core.scheduler.running)
+        return self._scheduled.num_running_reqs if self._scheduled and self.unfinished else 0
+
+    @property
+    def kv_usage(self) -> float | None:
+        """Share of the KV cache in use; from another process, as of the last step."""
+        core = getattr(self._llm.engine_core, "engine_core", None)
+        if core:
+            return core.scheduler.kv_cache_manager.usage
+        if self._scheduled is None:
+            return None
+        return self._scheduled.kv_cache_usage if self.unfinished else 0.0
+
+    def _listen(self, client: Any) -> None:
+        """Keep the scheduler's figures that a core in another process sends with its outputs.
+
+        vLLM's own use of them (timings of every request, Prometheus) is turned off again: nobody
+        reads it, and the process that collects outputs is the one that limits a GPU engine.
+        """
+        self._llm.log_stats = self._llm.output_processor.log_stats = False
+        self._llm.logger_manager = None
+        get_output = client.get_output
+
+        def listening() -> Any:
+            outputs = get_output()
+            if outputs.scheduler_stats is not None:
+                self._scheduled = outputs.scheduler_stats
+            return outputs
+
+        client.get_output = listening
+
+    def add(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
+        """Queue a prompt. Raises UserError for one that vLLM refuses."""
+        params = self._params.get(sampling)
+        if params is None:
+            if len(self._params) > 1000:  # seeds make every request's parameters its own
+                self._params.clear()
+            params = self._params[sampling] = self._make_params(sampling)
+        self._queue(request_id, prompt_ids, params)
+
+    def add_score(self, request_id: str, token_ids: list[int]) -> None:
+        """Queue token ids whose log-probs are wanted."""
+        params = self._sampling_params(
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._final_only,
+        )
+        self._queue(request_id, token_ids, params)
+
+    def _queue(self, request_id: str, token_ids: list[int], params: Any) -> None:
+        try:
+            self._llm.add_request(request_id, self._tokens_input(token_ids), params)
+        except self._refusals as error:
+            raise UserError(f"vLLM refuses a prompt of {len(token_ids)} tokens: {error}") from error
+
+    def _make_params(self, sampling: Sampling) -> Any:
+        tokens = [self._text.stop_tokens(stop) for stop in sampling.stop]
+        watch = None in tokens
+        wanted = sampling.logprobs or sampling.top_logprobs > 0
+        return self._sampling_params(
+            n=sampling.n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=1.0,
+            top_k=0,
+            seed=sampling.seed,
+            logprobs=sampling.top_logprobs if wanted else None,
+            flat_logprobs=True,
+            stop=list(sampling.stop) if watch else None,
+            stop_token_ids=None if watch else [t for group in tokens for t in group or ()],
+            include_stop_str_in_output=True,
+            # The text is decoded here, once; vLLM decodes only to find stop strings.
+            detokenize=watch,
+            output_kind=self._final_only,
+            # These parameters are ours alone: no deep copy for every request.
+            skip_clone=True,
+        )
+
+    def abort(self, request_id: str) -> None:
+        self._llm.abort_request([request_id])
+
+    def step(self) -> list[Any]:
+        """One step of every running sequence; the requests that are finished with it."""
+        return [output for output in self._llm.step() if output.finished]
+
+    def samples(self, output: Any, sampling: Sampling, version: int) -> list[Sample]:
+        """What a finished generation gave, in the order of its seeds."""
+        ids = [tuple(completion.token_ids) for completion in output.outputs]
+        texts = self._text.decode(ids)
+        samples = []
+        for completion, token_ids, text in zip(output.outputs, ids, texts, strict=True):
+            reason = completion.finish_reason
+            if reason not in ("stop", "length") or not token_ids:
+                raise RuntimeError(
+                    f"vLLM ended request {output.request_id} with {reason!r} after "
+                    f"{len(token_ids)} tokens"
+                )
+            logprobs = top = None
+            if completion.logprobs is not None:
+                logprobs, top = _read_logprobs(completion.logprobs, sampling.top_logprobs)
+            samples.append(
+                Sample(
+                    token_ids=token_ids,
+                    text=text,
+                    finish_reason=reason,
+                    logprobs=logprobs,
+                    top_logprobs=top,
+                    weight_version=version,
+                )
+            )
+        return samples
+
+    def scores(self, output: Any, start: int) -> list[float]:
+        """Log-probs of a finished score, from token ``start`` on."""
+        # The first token has no log-prob; each other one has exactly its own.
+        return list(output.prompt_logprobs.logprobs[start - 1 :])
+
+    # --- between steps --------------------------------------------------------------------------
+
+    def update_weights(self, payload: Payload) -> None:
+        """Replace the weights; what runs is recomputed with the new ones, and what sleeps wakes up.
+
+        Raises UserError, before anything is touched, for names or shapes that are not the model's,
+        and TransferFailed, just as untouched, when a learner's weights do not arrive.
+        """
+        skip = self._check(tensor_shapes(payload))
+        given = None if isinstance(payload, Ticket) else payload
+        if isinstance(payload, Ticket):
+            self._receive(payload)
+        self.wake(("weights",))
+        # A core in its own process would step on between the two calls.
+        pause = self.options.multiprocess and self.unfinished > 0
+        if pause:
+            self._llm.sleep(0, "keep")
+        try:
+            self._llm.collective_rpc("stepwiser_update_weights", args=(given, skip))
+            # Keys and values of the old weights must serve nobody, running requests included.
+            self._llm.reset_prefix_cache(reset_running_requests=True)
+        finally:
+            if pause:
+                self._llm.wake_up(["scheduling"])
+        self.wake()
+
+    def _receive(self, ticket: Ticket) -> None:
+        """Have every worker take the weights to host memory; all of them do, or none keeps any."""
+        answers = self._llm.collective_rpc("stepwiser_receive", args=(pickle.dumps(ticket),))
+        failures = [answer for answer in answers if answer is not None]
+        if failures:
+            self._llm.collective_rpc("stepwiser_drop")
+            raise TransferFailed(failures[0])
+
+    def _check(self, given: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """Compare names and shapes with the model's; returns the names to leave out."""
+        skip = ("lm_head.weight",) if self._tied else ()
+        if self._shapes is None:
+            return skip
+        known = {name: shape for name, shape in self._shapes.items() if name not in skip}
+        given = {name: shape for name, shape in given.items() if name not in skip}
+        problems = []
+        for what, names in (
+            ("unknown", sorted(given.keys() - known.keys())),
+            ("missing", sorted(known.keys() - given.keys())),
+            ("of another shape", sorted(n for n in given if known.get(n, given[n]) != given[n])),
+        ):
+            if names:
+                rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                problems.append(f"{what}: {', '.join(names[:5])}{rest}")
+        if problems:
+            raise UserError(
+                f"these weights are not those of {self.options.model} ({'; '.join(problems)}): "
+                "publish the state of the same architecture, under its checkpoint's names"
+            )
+        return skip
+
+    def sleep(self, level: int) -> None:
+        """Free what GPU memory is not free yet; nothing may be running. A CPU has none to free."""
+        if self.asleep == _MEMORY:
+            return
+        self.wake()  # vLLM 0.23 does nothing where half sleeps
+        if self.options.enable_sleep and not self.on_cpu:
+            self._llm.reset_prefix_cache()
+            self._llm.sleep(level)
+        self.asleep = _MEMORY
+
+    def wake(self, tags: tuple[str, ...] = _MEMORY) -> None:
+        """Take back what is freed of these."""
+        due = [tag for tag in self.asleep if tag in tags]  # vLLM wakes none if one is awake
+        if due and self.options.enable_sleep and not self.on_cpu:
+            self._llm.wake_up(due)
+        self.asleep = tuple(tag for tag in self.asleep if tag not in due)
+
+    def check(self) -> None:
+        """Raises when the core no longer answers."""
+        self._llm.is_sleeping()
+
+    def close(self) -> None:
+        self._llm.engine_core.shutdown()
+
+
+def _read_logprobs(
+    flat: Any, top: int
+) -> tuple[tuple[float, ...], tuple[dict[int, float], ...] | None]:
+    """The sampled token's log-prob at each position, and the ``top`` most likely tokens."""
+    if top == 0:
+        return tuple(flat.logprobs), None
+    # At each position vLLM writes the sampled token first, then the most likely ones.
+    sampled = tuple(flat.logprobs[start] for start in flat.start_indices)
+    ranked = tuple(
+        dict(zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True))
+        for start, end in zip(flat.start_indices, flat.end_indices, strict=True)
+    )
+    return sampled, ranked
+
+
+def _loaded_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of the checkpoint behind a model; None when it is not safetensors."""
+    directory = Path(model)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            directory = Path(snapshot_download(model, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+    return tensor_shapes(str(directory)) if any(directory.glob("*.safetensors")) else None
+
+
+def _unblock_when_dead(client: Any) -> None:
+    """vLLM's synchronous client waits for ever for outputs of a core process that has died."""
+    while not client.resources.engine_dead:
+        time.sleep(0.5)
+    error = RuntimeError("vLLM's core process died")
+    client.outputs_queue.put_nowait(error)
+    for future in list(client.utility_results.values()):
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,143 @@
+"""What runs inside vLLM's workers: new weights for the model that is already loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.weight_sync.transfer import Ticket, TransferFailed
+from stepwiser.errors import UserError
+
+Payload = str | Sequence[bytes] | Ticket
+"""Weights on their way: a directory of ``*.safetensors``, safetensors blobs that together hold
+every tensor once, or the ticket of a learner that sends such blobs' parts."""
+
+
+def tensor_shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, from the headers alone.
+
+    Raises UserError for what is not safetensors and for a tensor that comes twice.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for header in _headers(payload):
+        try:
+            entries = json.loads(header)
+            part = {n: tuple(e["shape"]) for n, e in entries.items() if n != "__metadata__"}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"these weights are not in the safetensors format: {error}") from error
+        if twice := shapes.keys() & part.keys():
+            raise UserError(f"these weights hold {', '.join(sorted(twice)[:5])} twice")
+        shapes |= part
+    return shapes
+
+
+def _headers(payload: Payload) -> Iterator[bytes]:
+    if isinstance(payload, Ticket):
+        yield from payload.headers
+    elif isinstance(payload, str):
+        for file in _files(payload):
+            with file.open("rb") as stream:
+                yield stream.read(int.from_bytes(stream.read(8), "little"))
+    else:
+        for blob in payload:
+            yield blob[8 : 8 + int.from_bytes(blob[:8], "little")]
+
+
+def _files(directory: str) -> list[Path]:
+    files = sorted(Path(directory).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{directory}: no *.safetensors there to load weights from")
+    return files
+
+
+def _tensors(payload: str | Sequence[bytes], skip: Collection[str]) -> Iterator[tuple[str, Any]]:
+    from safetensors.torch import load, load_file
+
+    if isinstance(payload, str):
+        parts = (load_file(file) for file in _files(payload))
+    else:
+        parts = (load(blob) for blob in payload)
+    for part in parts:
+        yield from ((name, tensor) for name, tensor in part.items() if name not in skip)
+
+
+def _foreign_nccl() -> contextlib.AbstractContextManager[None]:
+    """For a group with processes that are not vLLM's and lack the NCCL settings it made for itself.
+
+    0.23 makes none that matter.
+    """
+    try:
+        from vllm.utils.nccl import unpinned_nccl_env
+    except ImportError:
+        return contextlib.nullcontext()
+    return unpinned_nccl_env()
+
+
+class WeightUpdater:
+    """Mixed into vLLM's worker class (``worker_extension_cls``); called by ``collective_rpc``."""
+
+    _stepwiser_received: Any = None
+    rank: int
+    device: Any
+
+    def stepwiser_receive(self, ticket: bytes) -> str | None:
+        """Take what a learner sends (a pickled Ticket) to host memory; returns why it failed."""
+        from actors.weight_sync.receiver import receive
+
+        opened: Ticket = pickle.loads(ticket)
+        try:
+            with _foreign_nccl():
+                received = receive(opened, self.rank, self.device)
+        except TransferFailed as failure:
+            return str(failure)
+        self._stepwiser_received = (opened.headers, received)
+        return None
+
+    def stepwiser_drop(self) -> None:
+        """Forget what was received."""
+        self._stepwiser_received = None
+
+    def stepwiser_update_weights(
+        self, payload: str | Sequence[bytes] | None, skip: Collection[str] = ()
+    ) -> None:
+        """Overwrite the weights in place; the engine has checked names and shapes.
+
+        Without a payload they are those that were received.
+        """
+        from vllm.config import set_current_vllm_config
+        from vllm.platforms import current_platform
+
+        tensors = self._stepwiser_taken(skip) if payload is None else _tensors(payload, skip)
+        if current_platform.is_cpu():
+            # CPU layers keep packed copies of their weights; only a reload packs them again.
+            self.reload_weights(weights_iterator=tensors)
+            self._stepwiser_retie()
+        else:
+            with set_current_vllm_config(self.vllm_config):
+                self.model_runner.get_model().load_weights(tensors)
+
+    def _stepwiser_taken(self, skip: Collection[str]) -> Iterator[tuple[str, Any]]:
+        from actors.weight_sync.buckets import unpack
+
+        for head, flat in zip(*self._stepwiser_received, strict=True):
+            yield from ((name, tensor) for name, tensor in unpack(head, flat) if name not in skip)
+        self.stepwiser_drop()
+
+    def _stepwiser_retie(self) -> None:
+        """Point a tied output layer at the new embeddings.
+
+        The reload replaces the embedding's parameter, but a tied ``lm_head`` gets no tensor of its
+        own, is not reloaded, and would go on multiplying with the packed old embeddings.
+        """
+        config = self.vllm_config.model_config.hf_text_config
+        model = self.model_runner.get_model()
+        if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "lm_head"):
+            return
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        model.lm_head.weight = model.model.embed_tokens.weight
+        dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)

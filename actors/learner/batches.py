@@ -1,0 +1,132 @@
+"""Tensors of one micro-batch: flat tokens in, log-probs of chosen positions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.learner.shared_prompt import Layout
+from stepwiser.training.experience import ExperienceBatch, TokenExamples
+
+
+@dataclass(frozen=True)
+class FlatTokens:
+    """N tokens of several sequences and the M positions whose next token matters."""
+
+    input_ids: Tensor
+    """[1, N] int64."""
+    layout: Layout
+    positions: Tensor
+    """[M] int64 into the N tokens: where logits are needed."""
+    targets: Tensor
+    """[M] int64: the token each position should predict."""
+
+    def to(self, device: torch.device) -> FlatTokens:
+        return FlatTokens(
+            self.input_ids.to(device),
+            self.layout.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """One GRPO micro-batch of S responses; R is the longest."""
+
+    tokens: FlatTokens
+    """``positions`` runs over the responses, one after the other."""
+    mask: Tensor
+    """[S, R] bool: real response tokens; all False in a micro-batch that only keeps step."""
+    advantages: Tensor
+    """[S] float32."""
+    engine_logprobs: Tensor | None
+    """[S, R] float32, 0 where masked."""
+    weight_versions: Tensor
+    """[S] int64."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[M] values of the chosen positions → [S, R], 0 where masked; keeps the gradient."""
+        if not self.mask.any():
+            return values.sum() * 0 + values.new_zeros(self.mask.shape)
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+
+    def to(self, device: torch.device) -> ResponseBatch:
+        engine = self.engine_logprobs
+        return ResponseBatch(
+            self.tokens.to(device),
+            self.mask.to(device),
+            self.advantages.to(device),
+            engine if engine is None else engine.to(device),
+            self.weight_versions.to(device),
+        )
+
+
+def keep_step_tokens() -> FlatTokens:
+    """The smallest forward pass there is, for a rank that has no sequence left."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    return FlatTokens(zero[None], Layout.of([1]), zero, zero)
+
+
+def response_batch(batch: ExperienceBatch, units: Sequence[Sequence[int]]) -> ResponseBatch:
+    """Tensors of some units: each is a list of sequences that share one prompt.
+
+    No unit at all gives a masked micro-batch.
+    """
+    if not units:
+        engine = None if batch.engine_logprobs is None else torch.zeros((1, 1))
+        mask = torch.zeros((1, 1), dtype=torch.bool)
+        zero = torch.zeros(1)
+        return ResponseBatch(keep_step_tokens(), mask, zero, engine, zero.long())
+    indices = [index for unit in units for index in unit]
+    parents = [parent for parent, unit in enumerate(units) for _ in unit]
+    prompts = [batch.prompt(unit[0]) for unit in units]
+    responses = [batch.response(index) for index in indices]
+    lengths = [len(response) for response in responses]
+    ends = np.cumsum([len(prompt) for prompt in prompts])
+    starts = ends[-1] + np.cumsum(lengths) - lengths
+    # A response's first token is predicted by the last one of its prompt, the others by the one
+    # before them.
+    positions = np.concatenate(
+        [
+            np.r_[ends[parent] - 1, start : start + length - 1]
+            for parent, start, length in zip(parents, starts, lengths, strict=True)
+        ]
+    )
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    engine = None
+    if batch.engine_logprobs is not None:
+        engine = np.zeros(mask.shape, dtype=np.float32)
+        engine[mask] = np.concatenate([batch.logprobs(index) for index in indices])
+    tokens = FlatTokens(
+        _int64([*prompts, *responses])[None],
+        Layout.of([len(prompt) for prompt in prompts], lengths, parents),
+        torch.from_numpy(positions.astype(np.int64)),
+        _int64(responses),
+    )
+    return ResponseBatch(
+        tokens,
+        torch.from_numpy(mask),
+        torch.from_numpy(batch.advantages[indices]),
+        None if engine is None else torch.from_numpy(engine),
+        torch.from_numpy(batch.weight_versions[indices].astype(np.int64)),
+    )
+
+
+def example_tokens(examples: TokenExamples, indices: Sequence[int]) -> FlatTokens:
+    """Tensors of the chosen examples; ``positions`` are those whose next token is learned."""
+    chosen = [examples.example(index) for index in indices]
+    # The mask of the token behind each; the last one of an example has none.
+    learned = np.concatenate([np.r_[mask[1:] != 0, False] for _, mask in chosen])
+    ids = _int64([ids for ids, _ in chosen])
+    positions = torch.from_numpy(np.flatnonzero(learned))
+    layout = Layout.of([len(ids) for ids, _ in chosen])
+    return FlatTokens(ids[None], layout, positions, ids[positions + 1])
+
+
+def _int64(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))

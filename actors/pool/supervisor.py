@@ -1,0 +1,304 @@
+"""EngineKeeper: starts, watches and ends the engines of a pool while work goes on.
+
+A thread of the pool's process looks at the cluster once a second, asks `roster.decide` what should
+change, does that, and tells the board who takes requests. One placement group an engine. Groups
+that find no room stay pending: that is the demand Ray's autoscaler answers, and what starts an
+engine the moment a node comes. (`request_resources` would keep the nodes after their work, too.)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.engine.engine import EngineOptions, engine_environment
+from actors.pool.generator import RolloutGenerator
+from actors.pool.registry import Census, Publication, StaleWeights
+from actors.pool.scaling import Nodes, Phase, Standing, decide
+
+PERIOD_S = 1.0
+MAX_RESTARTS = 100
+"""Per engine: ends a loop of crashes, and a day of preemptions does not reach it."""
+MAX_FAILURES = 5
+"""Engines that may fail in a row, other than with their node, before none is started any more."""
+GRACE_S = 2.0
+"""After it left the list an engine may still get requests of clients that do not know yet."""
+_CONCURRENCY = 10_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every engine of a pool is made."""
+
+    options: EngineOptions
+    board: str
+    """Name of the board. A handle among the arguments would tie an engine's restart to this
+    process's object store, as Ray warns for each of them."""
+    cpus: float
+    gpus: float
+    build: Callable[[EngineOptions], Any]
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    def make(self, index: int, group: PlacementGroup) -> Any:
+        """The actor; it starts when its group has found a place."""
+        variables = engine_environment(self.options)
+        variables |= {"OMP_NUM_THREADS": str(max(1, int(self.cpus)))}
+        return RolloutGenerator.options(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            max_restarts=MAX_RESTARTS,
+            max_concurrency=_CONCURRENCY,
+            # Ray would remember the last hundred thousand requests, in its head's memory.
+            enable_task_events=False,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+            runtime_env={"env_vars": variables},
+        ).remote(self.options, self.board, index, self.build)
+
+
+@dataclass
+class Held:
+    """An engine with its place, and the call whose end changes its phase."""
+
+    index: int
+    group: PlacementGroup
+    actor: Any
+    call: Future[Any]
+    phase: Phase = Phase.STARTING
+    node: str | None = None
+    displaced: bool = False
+    idle: bool = False
+    deadline: float = 0.0
+    since: float = 0.0
+    serial: int = 0
+    """Newest publication it is known to have."""
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.index, self.phase, self.node, self.displaced, self.idle, self.deadline)
+
+
+class EngineKeeper:
+    """Keeps as many engines as the cluster has room for, up to ``wanted``."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        board: Any,
+        wanted: int,
+        give_up_s: float,
+        published: Callable[[], Publication | None],
+    ) -> None:
+        self._recipe = recipe
+        self._board = board
+        self._published = published
+        self._wanted = wanted
+        self._give_up_s = give_up_s
+        self._held: dict[int, Held] = {}
+        self._next = 0
+        self._failures = 0
+        self._last: BaseException | None = None
+        self._served = time.monotonic()
+        self._members: dict[int, Any] = {}
+        self._census = 0
+        # Engine-seconds up to the last look, engines with a place then, and when that was: one
+        # object, so that another thread never reads half of a change.
+        self._account = (0.0, 0, time.monotonic())
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
+
+    @property
+    def held(self) -> list[Held]:
+        """The engines, also those that wait for a place."""
+        return list(self._held.values())
+
+    @property
+    def placed(self) -> int:
+        """Engines that had a place at the last look, serving or not."""
+        return self._account[1]
+
+    @property
+    def held_seconds(self) -> float:
+        """Engine-seconds so far: how long every engine there has been has had its place.
+
+        Right to a second for each engine that comes or goes, which is how often there is a look.
+        """
+        seconds, placed, looked = self._account
+        return seconds + placed * (time.monotonic() - looked)
+
+    @property
+    def census(self) -> Census:
+        """The engines that take requests, as the board was told last."""
+        return Census(self._census, self._members)
+
+    def add(self, number: int) -> None:
+        """Ask for more engines, each with a placement group of its own."""
+        for _ in range(number):
+            group = placement_group([self._recipe.bundle])
+            actor = self._recipe.make(self._next, group)
+            call = actor.join.remote().future()
+            self._held[self._next] = Held(self._next, group, actor, call)
+            self._next += 1
+
+    def start(self) -> None:
+        """Keep from now on."""
+        self._thread.start()
+
+    def tick(self) -> None:
+        """One look at the cluster and at every engine, and what follows from it."""
+        nodes = self.look()
+        for held in tuple(self._held.values()):
+            if held.call.done():
+                self._advance(held, nodes)
+        wanted = self._wanted if self._failures < MAX_FAILURES else 0
+        changes = decide([h.standing for h in self.held], nodes, wanted, time.time())
+        for index, deadline in changes.drain.items():
+            held = self._held[index]
+            held.phase, held.deadline, held.since = Phase.DRAINING, deadline, time.monotonic()
+            held.call = held.actor.stats.remote().future()
+            logger.info("engine %d drains: its node is about to go", index)
+        for index in changes.remove:
+            self._remove(index)
+        self.tell()
+        self.add(changes.start)
+
+    def tell(self) -> None:
+        """Say on the board who takes requests; an engine that lacks new weights fetches them."""
+        ready = (Phase.SERVING, Phase.RETURNING)
+        members = {h.index: h.actor for h in self.held if h.phase in ready}
+        if members.keys() != self._members.keys():
+            self._census = time.time_ns()
+        if members:
+            self._served = time.monotonic()
+        self._members = members
+        loaded = {index: self._held[index].serial for index in members}
+        said = self._board.enroll.remote(
+            self._census, members, loaded, self._closed(), self._published()
+        )
+        behind = ray.get(said, timeout=60)
+        for index in behind:
+            held = self._held[index]
+            held.phase, held.call = Phase.STARTING, held.actor.join.remote().future()
+            del self._members[index]
+
+    def shutdown(self) -> None:
+        """End every engine and give all places back."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+        for index in tuple(self._held):
+            self._remove(index)
+        self._take_stock()
+
+    # --- one engine -----------------------------------------------------------------------------
+
+    def _advance(self, held: Held, nodes: Nodes) -> None:
+        """What the end of an engine's call says about it."""
+        error = held.call.exception()
+        if held.phase is Phase.DRAINING:
+            if error is None:
+                stats = held.call.result()
+                self._board.note.remote(held.index, held.serial, stats, {})
+                quiet = stats.sequences_running + stats.sequences_waiting == 0
+                held.idle = quiet and time.monotonic() - held.since > GRACE_S
+            else:
+                held.idle = not isinstance(error, ActorUnavailableError)
+            held.call = held.actor.stats.remote().future()
+        elif held.phase is Phase.SERVING:
+            # `lives` ends with the process: Ray makes another, in the same place.
+            held.phase, held.call = Phase.RETURNING, held.actor.join.remote().future()
+        elif error is None:
+            _, held.serial = held.call.result()
+            held.phase, held.call = Phase.SERVING, held.actor.lives.remote().future()
+            self._failures = 0
+        elif _is_passing(error):
+            held.call = held.actor.join.remote().future()
+        else:
+            self._last = _cause(error)
+            if held.node in nodes.alive:
+                self._failures += 1
+                logger.warning("engine %d is lost: %s", held.index, self._last)
+            self._remove(held.index)
+
+    def _remove(self, index: int) -> None:
+        held = self._held.pop(index)
+        ray.kill(held.actor)
+        remove_placement_group(held.group)
+
+    # --- the cluster ----------------------------------------------------------------------------
+
+    def look(self) -> Nodes:
+        """Where the engines are, and so what they hold; nothing is changed."""
+        nodes = cluster_nodes()
+        table = placement_group_table() if self._held else {}
+        for held in self.held:
+            row = table.get(held.group.id.hex(), {})
+            held.displaced = row.get("state") == "RESCHEDULING"
+            place = next(iter(row.get("bundles_to_node_id", {}).values()), None)
+            held.node = place if row.get("state") == "CREATED" else None
+        self._take_stock()
+        return nodes
+
+    def _take_stock(self) -> None:
+        placed = sum(held.node is not None for held in self.held)
+        self._account = (self.held_seconds, placed, time.monotonic())
+
+    def _closed(self) -> str | None:
+        if self._failures >= MAX_FAILURES and not self.held:
+            return f"{self._failures} engines failed in a row: {self._last}"
+        if time.monotonic() - self._served > self._give_up_s:
+            return (
+                f"there was no engine for {self._give_up_s:g} s and no room for one: add nodes or "
+                "raise engine.start_timeout_s"
+            )
+        return None
+
+    def _keep(self) -> None:
+        while not self._end.wait(PERIOD_S):
+            try:
+                self.tick()
+            except Exception as error:
+                # The head may be busy or away for a moment; what is not done now is done next.
+                if self._end.is_set():
+                    return
+                logger.warning("looking after the engines failed, again in a moment: %r", error)
+
+
+def cluster_nodes() -> Nodes:
+    """The nodes that are alive and those that announced their end (preempted, or scaled down)."""
+    alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    # Not public, but what Ray Train itself asks; `ray.nodes` does not tell.
+    draining = ray._private.state.state.get_draining_nodes()
+    return Nodes(alive, {node: deadline / 1000.0 for node, deadline in draining.items()})
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether asking the engine again may help."""
+    if isinstance(_cause(error), StaleWeights):
+        return True  # until somebody publishes again
+    if isinstance(error, RayActorError):
+        return isinstance(error, ActorUnavailableError)
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)

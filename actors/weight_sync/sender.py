@@ -1,0 +1,242 @@
+"""The learner's end: three ways for its weights to reach the engines (`train.weight_transfer`).
+
+`object_store` puts safetensors bytes into Ray's object store, from where any engine on any node
+takes them when it can. The other two send straight to the engines that are up: `cuda_ipc` lets
+engines on the learner's own GPUs read its memory, `nccl` broadcasts to engines on other GPUs. On a
+CPU the same two go through a shared file and gloo.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+import ray
+import torch
+from torch import Tensor
+
+from actors.weight_sync import buckets
+from actors.weight_sync.rendezvous import Group, Line, watched
+from actors.weight_sync.shared_memory import place, shared
+from actors.weight_sync.transfer import Ticket, TransferFailed, Way
+from stepwiser.errors import UserError
+
+HandOver = Callable[[int, Any, float], dict[str, float]]
+"""Gives (version, source, seconds) to the engines and waits; returns figures. On rank 0 only."""
+KeepCopy = Callable[[int, list[Any]], None]
+"""Gives references to blobs of a version to whoever keeps them for engines that come later."""
+
+logger = logging.getLogger(__name__)
+
+
+class WeightSource(Protocol):
+    """One rank of a learner, as far as its weights are concerned (`learner.deepspeed_rank`)."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def all_reduce(self, values: Sequence[float]) -> list[float]: ...
+
+    def weight_buckets(self, bucket_bytes: int) -> list[list[tuple[str, torch.nn.Parameter]]]: ...
+
+    def gathered_buckets(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]: ...
+
+    def state_bytes(self, bucket_bytes: int) -> Iterator[bytes]: ...
+
+
+class WeightSender(ABC):
+    """How the weights of a learner reach the engines. All ranks call `send` in lockstep."""
+
+    @abstractmethod
+    def send(self, version: int, timeout_s: float) -> dict[str, float]:
+        """Returns when the engines have this version; figures come back on rank 0.
+
+        Raises what the hand-over raises; nothing is left half done then, and the next version can
+        be sent.
+        """
+
+
+def make_sender(
+    way: Way, worker: WeightSource, bucket_bytes: int, hand_over: HandOver, keep: KeepCopy
+) -> WeightSender:
+    """The sender for a way, on every rank."""
+    store = ObjectStoreSender(worker, bucket_bytes, hand_over)
+    if way == "object_store":
+        return store
+    return StreamSender(way, worker, bucket_bytes, hand_over, keep, store)
+
+
+class ObjectStoreSender(WeightSender):
+    """Safetensors bytes in Ray's object store."""
+
+    def __init__(self, worker: WeightSource, bucket_bytes: int, hand_over: HandOver) -> None:
+        self._worker = worker
+        self._bucket_bytes = bucket_bytes
+        self._hand_over = hand_over
+
+    def send(self, version: int, timeout_s: float) -> dict[str, float]:
+        refs = [ray.put(blob) for blob in self._worker.state_bytes(self._bucket_bytes)]
+        return self._hand_over(version, refs, timeout_s) if self._worker.rank == 0 else {}
+
+
+class StreamSender(WeightSender):
+    """Straight to the engines that are up, in half of the time; what fails goes the long way.
+
+    Rank 0 keeps a copy in host memory as the buckets pass and puts it into the object store in the
+    background, for engines that join or restart before the next version.
+    """
+
+    def __init__(
+        self,
+        way: Literal["cuda_ipc", "nccl"],
+        worker: WeightSource,
+        bucket_bytes: int,
+        hand_over: HandOver,
+        keep: KeepCopy,
+        fallback: WeightSender,
+    ) -> None:
+        self._way = way
+        self._worker = worker
+        self._bucket_bytes = bucket_bytes
+        self._hand_over = hand_over
+        self._keep = keep
+        self._fallback = fallback
+        self._copying: threading.Thread | None = None
+
+    def send(self, version: int, timeout_s: float) -> dict[str, float]:
+        worker = self._worker
+        if self._copying is not None:
+            self._copying.join()  # or two copies would be in memory
+        out = self._begin(version, timeout_s / 2) if worker.rank == 0 else None
+        copies = []
+        for bucket in worker.gathered_buckets(self._bucket_bytes):
+            if self._way == "nccl" and out is None:
+                continue
+            flat = buckets.pack([tensor for _, tensor in bucket])
+            if self._way == "nccl" and out is not None:
+                out.broadcast(flat)
+            else:
+                self._share(flat, out)
+            if out is not None:
+                copies.append(buckets.to_host(flat))
+        figures = out.finish() if out is not None else {}
+        if any(worker.all_reduce([out is not None and out.failure is not None])):
+            figures = self._fallback.send(version, timeout_s / 2)
+            return figures | ({"publish_fallbacks": 1.0} if worker.rank == 0 else {})
+        if out is not None:
+            self._copy(version, out.heads, copies)
+        return figures
+
+    def _begin(self, version: int, timeout_s: float) -> Outgoing:
+        heads = [
+            buckets.header([(name, p.dtype, buckets.weight_shape(p)) for name, p in bucket])
+            for bucket in self._worker.weight_buckets(self._bucket_bytes)
+        ]
+        line = Line.open(ray.util.get_node_ip_address(), timeout_s)
+        ticket = Ticket(self._way, line.host, line.port, tuple(heads), timeout_s)
+        return Outgoing(
+            line, heads, self._worker.device, lambda: self._hand_over(version, ticket, timeout_s)
+        )
+
+    def _share(self, flat: Tensor, out: Outgoing | None) -> None:
+        """Every rank shows its bytes, for engines on its own GPU."""
+        with shared(flat) as handle:
+            shown: list[Any] = [None] * self._worker.world_size
+            torch.distributed.all_gather_object(shown, (place(flat.device), handle))
+            if out is not None:
+                out.show(dict(shown))
+            # No rank may drop its bytes while an engine reads them.
+            torch.distributed.barrier()
+
+    def _copy(self, version: int, heads: Sequence[bytes], copies: Sequence[Tensor]) -> None:
+        def copy() -> None:
+            try:
+                pairs = zip(heads, copies, strict=True)
+                self._keep(version, [ray.put(buckets.blob(head, flat)) for head, flat in pairs])
+            except Exception as error:
+                # Only an engine that joins before the next version would have needed it.
+                logger.warning("weight version %d has no copy: %r", version, error)
+
+        self._copying = threading.Thread(target=copy, name="weight-copy", daemon=True)
+        self._copying.start()
+
+
+class Outgoing:
+    """One transfer, on rank 0. Failure is noted, not raised: the other ranks hear of it later."""
+
+    def __init__(
+        self,
+        line: Line,
+        heads: Sequence[bytes],
+        device: torch.device,
+        hand_over: Callable[[], dict[str, float]],
+    ) -> None:
+        self.heads = heads
+        self.failure: TransferFailed | None = None
+        self._line = line
+        self._device = device
+        self._group: Group | None = None
+        self._number = 0
+        # The engines answer when they have everything, so meanwhile somebody else must wait.
+        self._handed: Future[dict[str, float]] = ThreadPoolExecutor(1).submit(hand_over)
+
+    def broadcast(self, flat: Tensor) -> None:
+        """The next bucket, to all at once."""
+
+        def work() -> None:
+            if self._group is None:
+                self._group = self._line.group(0, self._size(), self._device)
+            self._group.broadcast(flat)
+
+        self._attempt(work)
+
+    def show(self, handles: dict[str, bytes]) -> None:
+        """The next bucket, by place; returns when every engine has read it."""
+
+        def work() -> None:
+            self._line.say(f"bucket {self._number}", pickle.dumps(handles))
+            self._line.reach(f"taken {self._number}", self._size() - 1)
+
+        self._attempt(work)
+        self._number += 1
+
+    def finish(self) -> dict[str, float]:
+        """Wait for the engines; returns their figures, or nothing after a failure.
+
+        Raises UserError when they refuse the weights: no other way would help.
+        """
+        self._attempt(lambda: self._handed.result(self._line.left_s))
+        if self._handed.done() and isinstance(self._handed.exception(), UserError):
+            raise UserError(str(self._handed.exception()))
+        if self.failure is None:
+            return self._handed.result()
+        logger.warning("weights go by the object store: %s", self.failure)
+        return {}
+
+    def _size(self) -> int:
+        return int(self._line.hear("size"))
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            watched(work, self._check, self._device)
+        except TransferFailed as failure:
+            self.failure = failure
+            self._line.fail(f"the learner gave up: {failure}")
+            if self._group is not None:
+                self._group.abort()
+
+    def _check(self) -> None:
+        self._line.check()
+        if self._handed.done() and (error := self._handed.exception()):
+            raise TransferFailed(str(error).partition("\n")[0]) from error

@@ -1,0 +1,196 @@
+"""Units to labelers, as many problems at a time as the engines have room for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.pool.pool import EnginePool, PoolClient
+from actors.rollout.labeler import LabelerOptions, MonteCarloLabeler
+from stepwiser.annotation.admission import COLD_START, Admission
+from stepwiser.data.records import Problem
+from stepwiser.errors import UserError
+
+LOOK_S = 1.0
+"""Between two looks at the engines; they report once a second."""
+MOST_LABELERS = 16
+"""Each is a process on the driver's machine, and serves several engines without being busy."""
+
+
+Finished = Callable[[str, dict[str, int]], None]
+"""Told the name and the counts of a unit whose rows are on disk."""
+
+Wanted = Callable[[int], Awaitable[int | None]]
+"""Told how many units are under way, says how many more may begin; None: nothing is wanted any
+more, and what is under way is given up."""
+
+
+async def annotate_units(
+    pool: EnginePool,
+    options: LabelerOptions,
+    root: str,
+    units: Mapping[str, Sequence[Problem]],
+    finished: Finished,
+    wanted: Wanted | None = None,
+) -> None:
+    """`feed` with labelers of its own, which write the units' rows below ``root``."""
+    # Beside the driver, whose node stays: one on a preempted node would lose its units with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    workers: list[Any] = []
+
+    def hire() -> Any:
+        workers.append(MonteCarloLabeler.options(scheduling_strategy=here).remote(options, root))
+        return workers[-1]
+
+    try:
+        await feed(pool, pool.client(), hire, units, finished, wanted, options.annotate.responses)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+@dataclass
+class _Labeler:
+    actor: Any
+    share: int = 0
+    """Problems it may have under way."""
+    under_way: int = 0
+    unfinished: int = 0
+    """Under way or waiting in it."""
+    units: dict[asyncio.Task[dict[str, int]], str] = field(default_factory=dict)
+
+    @property
+    def is_hungry(self) -> bool:
+        # One more than it may work on waits for it, so that none has to be fetched first.
+        return self.unfinished <= self.share
+
+
+async def feed(
+    pool: EnginePool,
+    client: PoolClient,
+    hire: Callable[[], Any],
+    units: Mapping[str, Sequence[Problem]],
+    finished: Finished,
+    wanted: Wanted | None,
+    width: int,
+) -> None:
+    """Have every unit annotated, or as many as are ``wanted``; ``width``: see `Admission`.
+
+    ``hire`` makes a labeler: one for each engine, as engines come. Raises what a labeler raised;
+    units that are not finished then are not written. A labeler that dies gets its units again; a
+    unit that was there at each of several deaths waits until it can have a labeler to itself, and
+    then problems that end this one too are rejected.
+    """
+    admission = Admission(width)
+    todo = deque(units)
+    apart: list[str] = []
+    labelers: list[_Labeler] = []
+    looked = 0.0
+    try:
+        while todo or apart or any(labeler.units for labeler in labelers):
+            await asyncio.gather(*map(_ask, labelers))
+            if time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                readings = await pool.readings()
+                problems = sum(labeler.under_way for labeler in labelers)
+                allowed = admission.observe(readings, problems) or COLD_START
+                while len(labelers) < min(MOST_LABELERS, max(1, len(readings))):
+                    labelers.append(_Labeler(hire()))
+                for i, labeler in enumerate(labelers):
+                    labeler.share = max(1, (allowed + i) // len(labelers))
+                await asyncio.gather(*map(_ask, labelers))
+            under_way = sum(len(labeler.units) for labeler in labelers)
+            more = await wanted(under_way) if wanted else len(todo)
+            if more is None:
+                return
+            _hand_out(client, labelers, todo, units, more)
+            for labeler in labelers if apart and not todo else ():
+                if apart and not labeler.units:
+                    unit = apart.pop()
+                    work = _annotate_alone(labeler, unit, units[unit], client)
+                    labeler.units[asyncio.create_task(work)] = unit
+            tasks = [task for labeler in labelers for task in labeler.units]
+            rest = max(0.0, looked + LOOK_S - time.monotonic())
+            if tasks:
+                await asyncio.wait(tasks, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(rest)  # nothing is wanted for now
+            for labeler in labelers:
+                for task in [task for task in labeler.units if task.done()]:
+                    unit = labeler.units.pop(task)
+                    if isinstance(task.exception(), ActorUnavailableError):
+                        apart.append(unit)
+                    else:
+                        finished(unit, task.result())
+    finally:
+        for labeler in labelers:
+            for task in labeler.units:
+                task.cancel()
+
+
+def _hand_out(
+    client: PoolClient,
+    labelers: Sequence[_Labeler],
+    todo: deque[str],
+    units: Mapping[str, Sequence[Problem]],
+    most: int,
+) -> None:
+    """Units to the labelers that have least, until none is hungry, at most so many."""
+    for _ in range(min(most, len(todo))):
+        labeler = min(labelers, key=lambda one: one.unfinished - one.share)
+        if not labeler.is_hungry:
+            return
+        unit = todo.popleft()
+        labeler.units[asyncio.create_task(_annotate(labeler, unit, units[unit], client))] = unit
+        labeler.unfinished += len(units[unit])
+
+
+async def _annotate(
+    labeler: _Labeler, unit: str, problems: Sequence[Problem], client: PoolClient
+) -> dict[str, int]:
+    counts: dict[str, int] = await labeler.actor.annotate.remote(unit, list(problems), client)
+    return counts
+
+
+async def _annotate_alone(
+    labeler: _Labeler, unit: str, problems: Sequence[Problem], client: PoolClient
+) -> dict[str, int]:
+    """Find the problems that end the labeler, one by one, and annotate the others."""
+    refused = {}
+    for problem in problems:
+        try:
+            await labeler.actor.try_out.remote(problem, client)
+        except ActorUnavailableError:
+            refused[problem.problem_id] = "the labeler's process ends whenever it has this problem"
+    try:
+        counts: dict[str, int] = await labeler.actor.annotate.remote(
+            unit, list(problems), client, refused
+        )
+    except ActorUnavailableError as error:
+        raise UserError(
+            f"annotation stopped: the labeler's process ends whenever it has unit {unit}, and with "
+            "none of its problems alone. Finished units are kept"
+        ) from error
+    return counts
+
+
+async def _ask(labeler: _Labeler) -> None:
+    """Tell a labeler its share, and learn what it still has to do."""
+    if not labeler.units and not labeler.share:
+        return
+    try:
+        labeler.under_way, unfinished = await labeler.actor.allow.remote(labeler.share)
+    except RayActorError:
+        # It is being restarted, and its units with it.
+        labeler.under_way, labeler.unfinished = 0, len(labeler.units)
+        return
+    # What was handed out a moment ago may not have arrived: it counts one problem at least.
+    labeler.unfinished = max(unfinished, len(labeler.units))

@@ -1,0 +1,86 @@
+"""What is to be annotated: problems, in units that are named by their content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+from actors.pool.client import EnginesLost
+from actors.rollout.labeler import LabelerOptions
+from pipelines.session.session import Session
+from stepwiser.annotation.stopping import Question, stopping_plan
+from stepwiser.config import RunConfig
+from stepwiser.data.imported import GivenProblem, load_given
+from stepwiser.data.records import Problem, content_id
+from stepwiser.errors import UserError
+from stepwiser.run.units import finished_units, summarize, weights_id
+
+OPERATIONAL = {"problems_per_unit", "min_engines", "max_engines", "source"}
+"""Settings of the stage that do not change what a unit holds (of a source, its content does)."""
+
+
+def write_metrics(session: Session, units: Iterable[str]) -> dict[str, Any]:
+    """Sum up those of the units that are finished."""
+    # Other shards of the same directory count too: the last to end sees the whole run.
+    metrics = summarize(session.store, sorted(finished_units(session.store).intersection(units)))
+    plan = stopping_plan(session.config.annotate, session.config.label)
+    metrics |= {"rollouts_per_prefix": plan.planned, "stopping": str(plan.rule)}
+    session.store.write_metrics("annotate", metrics)
+    return metrics
+
+
+def problems_of(session: Session) -> list[Problem]:
+    """Those of the data set, or those whose trajectories were given."""
+    source = session.config.annotate.source
+    if source is None:
+        return session.problems("train", session.config.data.limit)
+    given = load_given(source, session.config.data, session.checker)
+    return session.usable(given, "given", source)
+
+
+def units_of(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:
+    """Units by name; the name is the hash of what decides the rows."""
+    size = session.config.annotate.problems_per_unit
+    recipe = session.config.annotate.model_dump(exclude=OPERATIONAL)
+    # Where rollouts stop early, the rows hang on the labels that will be asked for too.
+    recipe["plan"] = asdict(stopping_plan(session.config.annotate, session.config.label))
+    weights = weights_id(model)
+    units = {}
+    for start in range(0, len(problems), size):
+        part = list(problems[start : start + size])
+        name = content_id(
+            json.dumps(recipe), weights, session.config.seed, *(_content(p) for p in part)
+        )
+        units[name] = part
+    return units
+
+
+def _content(problem: Problem) -> str:
+    return problem.content if isinstance(problem, GivenProblem) else problem.problem_id
+
+
+def labeler_options(config: RunConfig, model: str) -> LabelerOptions:
+    """What labelers need to annotate with the policy in this directory."""
+    return LabelerOptions(
+        model,
+        config.prompts,
+        config.annotate,
+        stopping_plan(config.annotate, config.label),
+        Question.of(config.label),
+        config.answer_checker,
+        config.check_timeout_s,
+        config.seed,
+    )
+
+
+def readable(error: RayTaskError) -> Exception:
+    """The labeler's own words instead of Ray's account of them."""
+    if isinstance(error.cause, EnginesLost):
+        return UserError(
+            f"annotation stopped, {error.cause}. Finished units are kept: the same command goes on"
+        )
+    return error.cause if isinstance(error.cause, UserError) else error

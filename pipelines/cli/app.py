@@ -1,0 +1,276 @@
+"""The `stepwiser` command. Heavy imports happen inside a command: `--help` stays instant."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stepwiser.config import RunConfig
+
+STAGES = (
+    "segment",
+    "annotate",
+    "label",
+    "train",
+    "evaluate",
+    "solve",
+    "select",
+    "finetune",
+    "report",
+)
+EPILOG = "Overrides are key=value, e.g. `train.steps=20 run_dir=runs/mine`."
+
+app = typer.Typer(
+    help="Train and use generative judges of reasoning steps, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Scenario; default configs/embedded.yaml.")
+]
+PlanOption = Annotated[bool, typer.Option("--plan", help="Print the resource plan and stop.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides.")]
+
+
+def _configs_dir() -> Path:
+    return Path(__file__).resolve().parents[2] / "configs"
+
+
+def _load(config: Path | None, overrides: list[str] | None) -> RunConfig:
+    from stepwiser.config import load_config
+
+    return load_config(config or _configs_dir() / "embedded.yaml", overrides or [])
+
+
+def _run(
+    stages: tuple[str, ...], config: Path | None, overrides: list[str] | None, plan: bool
+) -> None:
+    """Run stages in one session."""
+    with explained():
+        settings = _load(config, overrides)
+        if plan:
+            from pipelines.session.plan_table import print_plan
+
+            raise typer.Exit(0 if print_plan(settings, stages) else 1)
+        from pipelines.stages.runner import run_stages
+
+        run_stages(settings, stages)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can cause into a message and an exit code."""
+    from stepwiser.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        typer.secho(f"stepwiser: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho(
+            "stepwiser: interrupted; finished work is kept, start the same command to go on",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
+def _add_stage(name: str, summary: str) -> None:
+    def command(
+        config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+    ) -> None:
+        _run((name,), config, overrides, plan)
+
+    app.command(name, help=summary, epilog=EPILOG)(command)
+
+
+_add_stage("segment", "Cut the policy's solutions into chunks and teach the policy to do it.")
+
+
+@app.command(epilog=EPILOG)
+def annotate(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    plan: PlanOption = False,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: only every n-th unit, from the i-th (from 0).")
+    ] = None,
+) -> None:
+    """Value every chunk by Monte-Carlo rollouts."""
+    part = [f"cluster.shard={shard}"] if shard is not None else []
+    _run(("annotate",), config, [*(overrides or []), *part], plan)
+
+
+for _name, _summary in (
+    ("label", "Turn values into balanced, labelled judge prompts."),
+    ("train", "Train the judge as train.method says, and the discriminative baseline by SFT."),
+    ("evaluate", "Score the judges: ProcessBench, Maj@k, calibration."),
+    ("solve", "Solve problems with chunk-reset beside plain sampling and majority vote."),
+    ("select", "Pick training answers by mean chunk score."),
+    ("finetune", "Fine-tune the policy on each pick and compare."),
+    ("report", "Write report.html from what has run so far."),
+):
+    _add_stage(_name, _summary)
+
+
+@app.command(epilog=EPILOG)
+def quickstart(
+    config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+) -> None:
+    """Run the whole method on the embedded task and write its report."""
+    _run(STAGES, config, overrides, plan)
+
+
+@app.command(epilog=EPILOG)
+def ablate(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions; default ablate.seeds.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Arm to run, may be repeated; default all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that gets a copy of the table and plots.")
+    ] = None,
+) -> None:
+    """Train every arm of ablate.arms on several seeds and compare them."""
+    with explained():
+        more = [] if seeds is None else [f"ablate.seeds={seeds}"]
+        chosen = config or _configs_dir() / "ablate-embedded.yaml"
+        settings = _load(chosen, [*(overrides or []), *more])
+        from pipelines.stages.ablate import run_ablation
+
+        run_ablation(settings, only or [], out)
+
+
+@app.command(epilog=EPILOG)
+def serve(
+    config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+) -> None:
+    """Put the trained judge behind HTTP on Ray Serve."""
+    _run(("serve",), config, overrides, plan)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    form: Annotated[str, typer.Option("--format", help="hf, trl or math-shepherd.")],
+    out: Annotated[Path, typer.Option(help="Folder (hf) or JSON-lines file to write.")],
+    rule: Annotated[
+        str | None,
+        typer.Option(help="abs_q, rel_effective or rel_ratio; default the run's label.rule."),
+    ] = None,
+) -> None:
+    """Write the labelled trajectories of a run for other libraries."""
+    with explained():
+        from pipelines.cli.run_commands import export_run
+
+        export_run(run, form, out, rule)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="Run directory to make, or to add to.")],
+) -> None:
+    """Join run directories of the same config, such as its shards."""
+    with explained():
+        from pipelines.cli.run_commands import merge_runs
+
+        merge_runs(runs, out)
+
+
+@app.command()
+def status(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how far the annotation of a run is; reads its directory and disturbs nobody."""
+    with explained():
+        from pipelines.cli.run_commands import show_status
+
+        show_status(run, as_json)
+
+
+@app.command()
+def plan(
+    stage: Annotated[str, typer.Argument(help="`annotate`, the stage whose cost matters.")],
+    model: Annotated[
+        str | None, typer.Option(help="Size of the policy: 7B, 0.5B; default the run's.")
+    ] = None,
+    gpus: Annotated[str, typer.Option(help="How many of which: A100, H100 or H200.")] = "8xA100",
+    run: Annotated[
+        Path | None, typer.Option(help="Take the work and a rate from this run directory.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Tokens/s that one of these GPUs gives with this model.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Dollars per GPU-hour; default a stated assumption.")
+    ] = None,
+    problems: Annotated[float | None, typer.Option(help="Problems to sample.")] = None,
+    responses: Annotated[float | None, typer.Option(help="Responses of a problem.")] = None,
+    kept_share: Annotated[
+        float | None, typer.Option(help="Share of problems neither all right nor all wrong.")
+    ] = None,
+    trajectories: Annotated[
+        float | None, typer.Option(help="Trajectories of a kept problem.")
+    ] = None,
+    chunks: Annotated[float | None, typer.Option(help="Chunks of a trajectory.")] = None,
+    rollouts: Annotated[float | None, typer.Option(help="Planned rollouts of a prefix.")] = None,
+    rollout_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the rollouts that annotate.stopping makes; fixed: 1."),
+    ] = None,
+    response_tokens: Annotated[float | None, typer.Option(help="Tokens of a response.")] = None,
+    rollout_tokens: Annotated[float | None, typer.Option(help="Tokens of a rollout.")] = None,
+) -> None:
+    """Estimate tokens, GPU-hours and dollars of an annotation, and say what was assumed."""
+    given = {
+        "problems": problems,
+        "responses": responses,
+        "kept_share": kept_share,
+        "trajectories": trajectories,
+        "chunks": chunks,
+        "rollouts": rollouts,
+        "rollout_share": rollout_share,
+        "response_tokens": response_tokens,
+        "rollout_tokens": rollout_tokens,
+    }
+    with explained():
+        from pipelines.cli.cost_command import print_cost
+
+        known = {name: value for name, value in given.items() if value is not None}
+        print_cost(stage, model, gpus, run, rate, price, known)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from stepwiser import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point: quiet third parties down before anything imports them."""
+    for key, value in {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }.items():
+        os.environ.setdefault(key, value)
+    sys.exit(app())

@@ -1,0 +1,142 @@
+"""`stepwiser plan annotate`: the cost on paper, with everything it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from rich.table import Table
+
+from pipelines.monitoring.progress import make_console
+from stepwiser.annotation.cost import (
+    DOLLARS_PER_GPU_HOUR,
+    H100_RATE,
+    PAPER_RATE,
+    PAPER_WORK,
+    PARAMETERS,
+    Figure,
+    Rate,
+    Work,
+    estimate,
+    parameters_of,
+    parse_gpus,
+    parse_parameters,
+    rate_of_run,
+    with_values,
+    work_of_run,
+)
+from stepwiser.errors import UserError
+from stepwiser.run.store import RunStore
+
+DEFAULT_MODEL = "7B"
+
+
+def print_cost(
+    stage: str,
+    model: str | None,
+    gpus: str,
+    run: Path | None,
+    tokens_per_s: float | None,
+    price: float | None,
+    given: Mapping[str, float],
+) -> None:
+    """Print the work, and its cost at every rate that is known.
+
+    Raises UserError for a stage other than annotate, a size, GPU or figure that makes no sense, or
+    a run that has not annotated.
+    """
+    if stage != "annotate":
+        raise UserError(f"plan knows the stage annotate only, not {stage}")
+    try:
+        count, gpu = parse_gpus(gpus)
+        work, rates, own = PAPER_WORK, [PAPER_RATE, H100_RATE], None
+        if run is not None:
+            work, rate, own = _of_run(run, gpu)
+            rates = [*([rate] if rate else []), *rates]
+        if tokens_per_s is not None:
+            if tokens_per_s <= 0:
+                raise ValueError(f"--rate must be above 0, got {tokens_per_s:g}")
+            rates = [Rate("given", tokens_per_s, None, None, "--rate"), *rates]
+        parameters = parse_parameters(model) if model else own or PARAMETERS[DEFAULT_MODEL]
+        work = with_values(work, given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    dollars = DOLLARS_PER_GPU_HOUR if price is None else Figure(price, "given")
+    _print_work(work)
+    _print_rates(work, rates, parameters, count, gpu, dollars)
+
+
+def _of_run(run: Path, gpu: str) -> tuple[Work, Rate | None, float | None]:
+    """Work and rate of a run, and the parameters of its policy where they can be counted."""
+    store = RunStore(run)
+    config = store.config()
+    metrics = store.read_metrics("annotate")
+    if metrics is None:
+        raise UserError(f"{run} has no metrics/annotate.json yet: run `stepwiser annotate` first")
+    folder = Path(config.policy_model).expanduser()
+    parameters = parameters_of(store.model_dir("policy")) or parameters_of(folder)
+    cost = store.read_metrics("cost-annotate") or {}
+    name = run.name
+    work = work_of_run(metrics["counts"], metrics["rollouts_per_prefix"], name)
+    return work, rate_of_run(metrics["counts"], cost, parameters, gpu, name), parameters
+
+
+def _print_work(work: Work) -> None:
+    table = Table(title="Work", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("from")
+    for field in fields(work):
+        figure = getattr(work, field.name)
+        words = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.4g}"
+        table.add_row(field.name.replace("_", " "), words, figure.source)
+    table.add_section()
+    for name, value, how in (
+        ("responses sampled", work.sampled_responses, "problems x responses"),
+        (
+            "prefixes rolled out",
+            work.prefixes,
+            "problems x kept share x trajectories x (chunks - 1) x distinct share",
+        ),
+        ("rollouts", work.sampled_rollouts, "prefixes x rollouts x rollout share"),
+        ("tokens", work.tokens, "responses and rollouts, each times its mean tokens"),
+    ):
+        table.add_row(name, _large(value), how)
+    make_console().print(table)
+
+
+def _print_rates(
+    work: Work, rates: list[Rate], parameters: float, count: int, gpu: str, dollars: Figure
+) -> None:
+    title = f"Cost with a model of {parameters / 1e9:.3g}B on {count} x {gpu}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("rate")
+    for column in ("tokens/s a GPU", "GPU-hours", "days", "dollars"):
+        table.add_column(column, justify="right")
+    table.add_column("from")
+    for rate in rates:
+        cost = estimate(work, rate, parameters, count, gpu, dollars.value)
+        table.add_row(
+            rate.name,
+            f"{cost.tokens_per_s_per_gpu:,.0f}",
+            f"{cost.gpu_hours:,.4g}" if cost.gpu_hours < 1000 else f"{cost.gpu_hours:,.0f}",
+            f"{cost.days:,.3g}",
+            f"{cost.dollars:,.0f}",
+            rate.source,
+        )
+    console = make_console()
+    console.print(table)
+    for line in (
+        "A rate is scaled by parameters (inversely) and by the GPUs' memory bandwidth: assumed.",
+        f"${dollars.value:g} per GPU-hour: {dollars.source}.",
+        "Starting engines, idle tails and failures are not counted.",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _large(value: float) -> str:
+    for size, name in ((1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:,.4g} {name}"
+    return f"{value:,.0f}"

@@ -1,0 +1,57 @@
+"""Which judges a run can ask, and how each is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from actors.pool.pool import EnginePool
+from pipelines.session.session import Session
+from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
+from stepwiser.judging.judges import DiscriminativeJudge, GenerativeJudge, Judge
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A judge to score: a model directory and how it is asked."""
+
+    name: str
+    model: str
+    kind: str
+    force: str = ""
+
+
+def contestants(session: Session) -> Iterator[Contestant]:
+    """The start, the start made to reason, the trained judge, the discriminative baseline."""
+    start = judge_start(session)
+    yield Contestant("start", start, "generative")
+    if session.config.evaluate.forced_prefix:
+        yield Contestant(
+            "start, forced", start, "generative", session.config.evaluate.forced_prefix
+        )
+    for name, kind in ((JUDGE, "generative"), (DISCRIMINATIVE, "discriminative")):
+        path = session.store.model_dir(name)
+        if (path / "config.json").is_file():
+            yield Contestant(name, str(path), kind)
+
+
+def make_judge(
+    session: Session,
+    contestant: Contestant,
+    pool: EnginePool,
+    *,
+    votes: int,
+    temperature: float,
+) -> Judge:
+    """A judge over engines that already hold its weights."""
+    prompts = session.prompts(contestant.model)
+    if contestant.kind == "discriminative":
+        return DiscriminativeJudge(pool, prompts)
+    return GenerativeJudge(
+        pool,
+        prompts,
+        max_tokens=session.config.judge_max_tokens,
+        votes=votes,
+        temperature=temperature,
+        force=contestant.force,
+    )

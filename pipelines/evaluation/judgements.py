@@ -1,0 +1,98 @@
+"""Judgements of one judge, part by part: a part that an earlier start finished is read, not asked.
+
+What a part was asked is written into its file: other weights, items or settings ask it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.session.session import Session
+from stepwiser.data.records import Judgement, StepItem, content_id
+from stepwiser.evaluation.faithfulness import Question, ask
+from stepwiser.evaluation.scoring import judge_items
+from stepwiser.judging.judges import Judge
+from stepwiser.run.units import weights_id
+
+ASKED = b"asked"
+"""Key of the file's metadata that says what the judgements are of."""
+
+Work = Callable[[Judge, Callable[[], None]], Coroutine[Any, Any, list[Judgement]]]
+
+
+@dataclass
+class Bench:
+    """One judge and what it has said; its engines are loaded when something has to be asked."""
+
+    session: Session
+    name: str
+    model: str
+    kind: str
+    """How it is asked, in words."""
+    judge: Callable[[int], Judge]
+    """Makes the judge, for so many votes a step."""
+    _judges: dict[int, Judge] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """The name of its files."""
+        return self.name.replace(", ", "-")
+
+    def items(
+        self, table: str, unit: str, items: Sequence[StepItem], votes: int
+    ) -> list[Judgement]:
+        """Every step of every solution, judged."""
+        return self._rows(
+            table,
+            unit,
+            votes,
+            content_id(*((i.id, i.problem, *i.steps) for i in items)),
+            len(items),
+            lambda judge, done: judge_items(judge, self.name, items, done),
+        )
+
+    def questions(
+        self, table: str, unit: str, questions: Sequence[Question], votes: int
+    ) -> list[Judgement]:
+        """Single steps, judged; rows carry the question's id as item."""
+        return self._rows(
+            table,
+            unit,
+            votes,
+            content_id(*questions),
+            len(questions),
+            lambda judge, done: ask(judge, self.name, questions, done),
+        )
+
+    def _rows(
+        self, table: str, unit: str, votes: int, content: str, total: int, work: Work
+    ) -> list[Judgement]:
+        import pyarrow.parquet as pq
+
+        config = self.session.config
+        folder = Path(self.model)
+        asked = content_id(
+            # A name on the Hub has no weights here to tell apart.
+            weights_id(folder) if folder.is_dir() else self.model,
+            self.kind,
+            votes,
+            config.evaluate.temperature,
+            config.judge_max_tokens,
+            content,
+        ).encode()
+        path = self.session.store.table_dir(table) / f"{unit}.parquet"
+        if path.is_file():
+            kept = pq.read_table(path)
+            if (kept.schema.metadata or {}).get(ASKED) == asked:
+                return Judgement.from_table(kept)
+        if votes not in self._judges:
+            self._judges[votes] = self.judge(votes)
+        title = f"{self.name}: {Path(table).name}" if table != "judgements" else unit
+        with self.session.track(title, total, "judged") as tracker:
+            rows = self.session.run(work(self._judges[votes], lambda: tracker.update(advance=1)))
+        made = Judgement.to_table(rows).replace_schema_metadata({ASKED: asked})
+        self.session.store.write_table(table, unit, made)
+        return rows

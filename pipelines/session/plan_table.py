@@ -1,0 +1,54 @@
+"""The resource plan as a table, held against a cluster or the config's expectation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from stepwiser.config import RunConfig
+from stepwiser.run.resource_plan import ResourcePlan, plan_run
+
+
+def local_cpus(config: RunConfig) -> float:
+    """Logical CPUs of a local Ray: the machine's, unless the config says otherwise."""
+    return float(config.cluster.cpus or os.cpu_count() or 1)
+
+
+def expected_resources(config: RunConfig) -> dict[str, float]:
+    """What `--plan` may assume without joining a cluster."""
+    gpus = float(config.cluster.expected_gpus)
+    # A GPU node brings its own CPUs; a dozen a GPU is what A100 machines have.
+    return {"CPU": max(local_cpus(config), 12.0 * gpus), "GPU": gpus}
+
+
+def plan_table(plans: Sequence[ResourcePlan]) -> Table:
+    table = Table(title="Resource plan", title_justify="left")
+    for column in ("stage", "holds", "CPU", "GPU"):
+        table.add_column(column, justify="right" if column in {"CPU", "GPU"} else "left")
+    for plan in plans:
+        holds = ", ".join(f"{n.count} {n.role}{'s' if n.count > 1 else ''}" for n in plan.needs)
+        total = plan.total
+        table.add_row(plan.stage, holds or "driver only", f"{total['CPU']:g}", f"{total['GPU']:g}")
+    return table
+
+
+def shortfalls(plans: Sequence[ResourcePlan], available: Mapping[str, float]) -> list[str]:
+    return [line for plan in plans for line in plan.shortfalls(available)]
+
+
+def print_plan(config: RunConfig, stages: Sequence[str]) -> bool:
+    """Print the plan; False where it cannot fit what the config says is there."""
+    console = Console()
+    plans = plan_run(config, stages)
+    console.print(plan_table(plans))
+    available = expected_resources(config)
+    missing = shortfalls(plans, available)
+    for line in missing:
+        console.print(f"[red]{line}[/red]")
+    if not missing:
+        words = ", ".join(f"{amount:g} {name}" for name, amount in available.items() if amount)
+        console.print(f"fits {words}")
+    return not missing

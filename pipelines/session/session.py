@@ -1,0 +1,352 @@
+"""One start of the program: Ray, the engines, the run directory, and the order of the stages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import ray
+from rich.console import Console
+
+from actors.engine.engine import Engine, EngineOptions
+from actors.pool.pool import EnginePool
+from pipelines.monitoring.progress import Tracker, make_console
+from pipelines.monitoring.usage import Meter, Usage
+from pipelines.session.engine_options import architecture, engine_options
+from pipelines.session.plan_table import local_cpus, plan_table, shortfalls
+from stepwiser.config import DataConfig, RunConfig
+from stepwiser.data.records import Problem
+from stepwiser.data.sources import ProblemSet, load_problems
+from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker, make_checker
+from stepwiser.errors import UserError
+from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.run.resource_plan import ResourcePlan, plan_run
+from stepwiser.run.store import RunStore
+
+T = TypeVar("T")
+
+COUNT_S = 60.0
+"""Longest wait for what engines have counted."""
+
+
+class Session:
+    """Everything the stages of one start share; leaving it ends every actor and engine.
+
+    ``build`` makes each engine inside its actor, as for `EnginePool`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        console: Console | None = None,
+        build: Callable[[EngineOptions], Any] = Engine,
+    ) -> None:
+        self.config = config
+        self._build = build
+        self.console = console or make_console()
+        # Absolute: Ray Train gives its workers a working directory of their own.
+        self.store = RunStore(Path(config.run_dir).resolve())
+        self.usage = Usage("idle")
+        self._pools: dict[str, tuple[str, EnginePool]] = {}
+        self._checker: ExactChecker | MathVerifyChecker | None = None
+        self._versions = 0
+        self._released_seconds = 0.0
+        self._owns_ray = False
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        # A job that is told to stop should clean up as it does for Ctrl-C.
+        self._old_term = signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def start(self, stages: Sequence[str]) -> None:
+        """Check the plan, open the run directory, start or join Ray.
+
+        Raises UserError when the plan cannot fit, before anything is placed.
+        """
+        self.store.open(self.config)
+        plans = plan_run(self.config, stages)
+        if not any(plan.needs for plan in plans):
+            return
+        self.console.print(plan_table(plans))
+        if not ray.is_initialized():
+            self._start_ray()
+        missing = self._wait_for_nodes(plans)
+        if missing:
+            raise UserError(
+                "; ".join(missing) + "; lower engine.count / learner.workers, or on one machine "
+                "raise cluster.cpus so that processes share its cores"
+            )
+
+    def turn(self, config: RunConfig) -> None:
+        """Go on with another run: Ray stays, and so do engines that suit it. `start` comes next."""
+        if config.engine != self.config.engine:
+            for slot in tuple(self._pools):
+                self.release(slot)
+        if self._checker is not None:
+            self._checker.close()
+            self._checker = None
+        self.config = config
+        self.store = RunStore(Path(config.run_dir).resolve())
+
+    def _wait_for_nodes(self, plans: Sequence[ResourcePlan]) -> list[str]:
+        """What the cluster lacks, once the autoscaler has had its time."""
+        deadline = time.monotonic() + self.config.cluster.wait_for_nodes_s
+        missing = shortfalls(plans, ray.cluster_resources())
+        if missing and self.config.cluster.wait_for_nodes_s:
+            from ray.autoscaler.sdk import request_resources
+
+            bundles = [
+                {name: value for name, value in (("CPU", n.cpus), ("GPU", n.gpus)) if value}
+                for n in max(plans, key=lambda plan: sum(plan.total.values())).needs
+                for _ in range(n.count)
+            ]
+            request_resources(bundles=bundles)
+            with self._waiting("waiting for nodes"):
+                while missing and time.monotonic() < deadline:
+                    time.sleep(5)
+                    missing = shortfalls(plans, ray.cluster_resources())
+        return missing
+
+    def _start_ray(self) -> None:
+        if any(character.isspace() for character in sys.executable):
+            raise UserError(
+                f"Ray cannot start workers with the interpreter {sys.executable}: its path has a "
+                "space; run .venv/bin/stepwiser, which `make setup` gave a path without one"
+            )
+        # Submitted jobs and `ray start` leave an address in the environment.
+        address = self.config.cluster.address or os.environ.get("RAY_ADDRESS")
+        environment = {
+            "env_vars": {
+                name: os.environ[name]
+                for name in ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", "WANDB_MODE")
+                if name in os.environ
+            }
+        }
+        if address:
+            ray.init(address=address, log_to_driver=False, runtime_env=environment)
+            return
+        self._owns_ray = True
+        try:
+            ray.init(
+                address="local",
+                num_cpus=int(local_cpus(self.config)),
+                object_store_memory=self.config.cluster.object_store_mb * 2**20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env=environment,
+            )
+        except Exception as error:
+            # Ray gives its own processes 30 seconds, and raises a bare Exception after that.
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                f"Ray did not start within its 30 seconds on {os.cpu_count()} cores with a load of "
+                f"{os.getloadavg()[0]:.0f}: start the same command again when the machine is less "
+                "busy"
+            ) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._old_term)
+        # Whatever fails of these, the others are done: a Ray that is left would keep its engines.
+        with contextlib.ExitStack() as ends:
+            if self._owns_ray:
+                ends.callback(ray.shutdown)
+            if self._checker is not None:
+                ends.callback(self._checker.close)
+            for slot in self._pools:
+                ends.callback(self.release, slot)
+
+    # --- what stages use ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def stage(self, name: str, *, resumes: bool = False) -> Iterator[Usage]:
+        """Meter a stage; its cost is written however it ends.
+
+        A stage that `resumes` adds to what its earlier starts cost. A part that was killed without
+        warning leaves no account of itself.
+        """
+        plan = plan_run(self.config, [name])[0]
+        self.usage = usage = Usage(name, cpus=plan.total["CPU"], gpus=plan.total["GPU"])
+        others = sum(need.total["GPU"] for need in plan.needs if need.role != "engine")
+        held = self.engine_gpu_seconds
+        try:
+            with Meter(usage):
+                before = self._tokens()
+                yield usage
+                after = self._tokens()
+                usage.generated_tokens += after[0] - before[0]
+                usage.prompt_tokens += after[1] - before[1]
+        finally:
+            held = self.engine_gpu_seconds - held
+            usage.gpu_hours = (held + others * usage.seconds) / 3600
+            earlier = self.store.read_metrics(f"cost-{name}") if resumes else None
+            self.store.write_metrics(f"cost-{name}", usage.plus(earlier).as_dict())
+
+    @property
+    def engine_gpu_seconds(self) -> float:
+        """GPU-seconds that engines have held since this start of the program, loading included."""
+        seconds = sum(pool.held_seconds for _, pool in self._pools.values())
+        return (self._released_seconds + seconds) * self.config.engine.gpus
+
+    def pool(
+        self,
+        model: str,
+        slot: str = "main",
+        count: int | None = None,
+        maximum: int | None = None,
+    ) -> EnginePool:
+        """Engines with this model's weights: ``count``, and up to ``maximum`` as nodes come.
+
+        Engines of the same architecture stay up between stages and only change their weights.
+        """
+        directory = resolve_model(model)
+        size = count or self.config.engine.count
+        key = f"{size}/{maximum or size}/{architecture(directory)}"
+        held = self._pools.get(slot)
+        if held and held[0] == key:
+            self._versions += 1
+            self.run(held[1].update_weights(directory, self._versions, 600.0))
+            return held[1]
+        # The main slot gives way to named ones and the other way round: a laptop has no room
+        # for engines that nobody asks.
+        for name in tuple(self._pools):
+            if name == slot or (name == "main") != (slot == "main"):
+                self.release(name)
+        engine = self.config.engine
+        with self._waiting(f"starting {size} engine{'s' if size > 1 else ''}"):
+            pool = EnginePool(
+                engine_options(self.config, directory),
+                count=size,
+                maximum=maximum,
+                cpus=engine.cpus,
+                gpus=engine.gpus,
+                start_timeout_s=engine.start_timeout_s,
+                build=self._build,
+            )
+        self._pools[slot] = (key, pool)
+        return pool
+
+    def _waiting(self, words: str) -> contextlib.AbstractContextManager[Any]:
+        """A spinner on a terminal, a line in a log."""
+        if self.console.is_terminal:
+            return self.console.status(words)
+        self.console.print(f"{words} …", highlight=False)
+        return contextlib.nullcontext()
+
+    def release(self, slot: str) -> None:
+        """Shut the engines of a slot down."""
+        held = self._pools.pop(slot, None)
+        if held:
+            try:
+                tokens = self._count(held[1])
+                self.usage.generated_tokens += tokens[0]
+                self.usage.prompt_tokens += tokens[1]
+            finally:
+                held[1].shutdown()
+                self._released_seconds += held[1].held_seconds
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run async work to its end; Ctrl-C cancels it."""
+        return asyncio.run(work)
+
+    def track(self, title: str, total: int, unit: str, done: int = 0) -> Tracker:
+        return Tracker(self.console, title, total, unit, done)
+
+    def policy_dir(self) -> str:
+        """The policy that writes in steps: chunk-tuned, or as it came for paragraphs."""
+        tuned = self.store.model_dir("policy") / "config.json"
+        if self.config.prompts.steps == "paragraphs" and not tuned.is_file():
+            return resolve_model(self.config.policy_model)
+        return self.store.find_model("policy", "segment")
+
+    def prompts(self, model: str) -> PromptFormat:
+        return PromptFormat.from_model_dir(resolve_model(model), self.config.judge_prompts)
+
+    @property
+    def checker(self) -> ExactChecker | MathVerifyChecker:
+        if self._checker is None:
+            self._checker = make_checker(self.config.answer_checker, self.config.check_timeout_s)
+        return self._checker
+
+    def problems(self, purpose: str, count: int, offset: int = 0) -> list[Problem]:
+        """Problems to train on (`train`) or to measure with (`evaluation`); rejects are listed."""
+        data = self.config.data if purpose == "train" else self.config.evaluation_data
+        return self.load(
+            data.model_copy(
+                update={"limit": min(count, data.limit), "offset": data.offset + offset}
+            ),
+            purpose,
+        )
+
+    def selection_problems(self, count: int) -> list[Problem]:
+        """Problems that annotation has not seen, where the source can give any."""
+        data = self.config.data
+        if data.source == "embedded":
+            data = data.model_copy(update={"seed": data.seed + 500_009, "limit": count})
+        else:
+            data = data.model_copy(update={"offset": data.offset + data.limit, "limit": count})
+        return self.load(data, "selection")
+
+    def load(self, data: DataConfig, purpose: str) -> list[Problem]:
+        """Problems of one source that fit the context; what is unusable is listed in `rejects/`.
+
+        Raises UserError when no problem is left.
+        """
+        return self.usable(
+            load_problems(data, self.checker), f"{purpose}-{data.offset}", data.source
+        )
+
+    def usable(self, loaded: ProblemSet, name: str, source: str) -> list[Problem]:
+        """Those that fit the context; the rest is listed in `rejects/` under this name.
+
+        Raises UserError when no problem is left.
+        """
+        rejects = [{"row": r.row, "reason": r.reason} for r in loaded.rejected]
+        problems = []
+        prompts = self.prompts(self.config.policy_model)
+        limit = self.config.engine.max_model_len
+        for problem in loaded.problems:
+            tokens = len(prompts.policy_ids(problem.question))
+            if tokens < limit:
+                problems.append(problem)
+                continue
+            reason = f"its prompt of {tokens} tokens does not fit engine.max_model_len={limit}"
+            rejects.append({"problem_id": problem.problem_id, "reason": reason})
+        if rejects:
+            path = self.store.write_json(f"rejects/{name}.json", rejects)
+            self.console.print(f"[yellow]{len(rejects)} unusable rows are listed in {path}")
+        if not problems:
+            raise UserError(f"no problem of {source} fits engine.max_model_len={limit}: raise it")
+        return problems
+
+    def _tokens(self) -> tuple[int, int]:
+        counts = [self._count(pool) for _, pool in self._pools.values()]
+        return sum(c[0] for c in counts), sum(c[1] for c in counts)
+
+    def _count(self, pool: EnginePool) -> tuple[int, int]:
+        # Without a limit a node that is dead, but not known to be, would hold up the end of a run.
+        stats = self.run(asyncio.wait_for(pool.stats(), COUNT_S))
+        return (
+            sum(s.generated_tokens for s in stats),
+            sum(s.prompt_tokens for s in stats),
+        )
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

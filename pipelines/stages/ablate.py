@@ -1,0 +1,271 @@
+"""Trainings compared: every arm on every seed, from the same labels, and the table of it.
+
+A seed has a folder of its own. What its arms have in common is made once and linked into each run
+directory, so that any of them can be looked at, or gone on with, like any other run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.evaluation.contestants import Contestant, make_judge
+from pipelines.evaluation.items import evaluation_items
+from pipelines.monitoring.progress import make_console
+from pipelines.session.session import Session
+from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
+from stepwiser.config import RunConfig
+from stepwiser.data.records import Judgement, StepItem
+from stepwiser.errors import UserError
+from stepwiser.evaluation.scoring import judge_items, score_judge
+from stepwiser.report.ablation import MAIN, Ablation, gap_text, write_reports
+from stepwiser.run.store import RunStore
+from stepwiser.training.ablation import (
+    SHARED,
+    STAGES,
+    START,
+    Arm,
+    arm_config,
+    arms_of,
+    difference,
+    seed_config,
+    seed_dir,
+    summarize,
+)
+
+PARTS = {
+    "segment": ("models/policy", "metrics/segment.json"),
+    "annotate": ("trajectories", "values", "units", "annotate", "metrics/annotate.json"),
+    "label": ("judge_prompts", "metrics/label.json"),
+}
+"""What a stage leaves that an arm takes over."""
+
+RESULT = "ablation"
+"""Metrics of a run directory that belongs to an ablation."""
+
+
+def run_ablation(config: RunConfig, only: Sequence[str], out: Path | None) -> dict[str, Any]:
+    """Run what is not finished yet, write the reports; returns figures by arm and seed.
+
+    Raises UserError when arms failed, after the others have run.
+    """
+    arms = arms_of(config, only)
+    store = RunStore(Path(config.run_dir).resolve()).open(config)
+    seeds = range(config.seed, config.seed + config.ablate.seeds)
+    console = make_console()
+    failed: list[str] = []
+    for seed in seeds:
+        failed += _run_seed(config, seed, arms, console)
+    ablation = _collect(config, seeds)
+    for folder in (store.root / "reports", *([out] if out else ())):
+        path = write_reports(ablation, folder)
+        console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    _print(console, ablation)
+    if failed:
+        raise UserError("; ".join(failed) + "; the same command tries them again")
+    return dict(ablation.results)
+
+
+def _run_seed(config: RunConfig, seed: int, arms: Sequence[Arm], console: Console) -> list[str]:
+    """Run the arms of a seed that are not finished; returns what failed, in words.
+
+    One Ray and the same engines serve all of them: on a laptop starting both takes as long as a
+    small training. Only what comes after an arm that failed gets new ones, as these may be what it
+    failed of.
+    """
+    shared = seed_config(config, seed)
+    common = RunStore(Path(shared.run_dir).resolve())
+    todo = [arm for arm in arms if not _finished(arm_config(config, arm, seed))]
+    if not todo and common.read_metrics(RESULT):
+        console.print(f"seed {seed}: already done, kept")
+        return []
+    failed: list[str] = []
+    left = deque(enumerate(todo, 1))
+    items: list[StepItem] | None = None
+    while items is None or left:
+        with Session(shared, console) as session:
+            if items is None:
+                console.rule(f"[bold]seed {seed}: what the arms share", align="left")
+                items = _share(session)
+            while left:
+                number, arm = left.popleft()
+                words = f"seed {seed}: {arm.name} ({number} of {len(todo)})"
+                console.rule(f"[bold]{words}", align="left")
+                try:
+                    _run_arm(session, common, arm, arm_config(config, arm, seed), items)
+                except Exception as error:
+                    why = _reason(error)
+                    if not isinstance(error, UserError):
+                        console.print(traceback.format_exc(), markup=False, highlight=False)
+                    console.print(f"[red]{escape(f'{words} failed: {why}')}", highlight=False)
+                    failed.append(f"arm {arm.name} of seed {seed} failed: {why}")
+                    break
+    return failed
+
+
+def _share(session: Session) -> list[StepItem]:
+    """Make what all arms start from, and score the judge before training; returns what to judge."""
+    session.start(STAGES[:-1])
+    _run(session, STAGES[:-1])
+    items = evaluation_items(session)
+    if not session.store.read_metrics(RESULT):
+        start = Contestant(START, judge_start(session), "generative")
+        session.store.write_metrics(RESULT, _score(session, start, items))
+    return items
+
+
+def _reason(error: Exception) -> str:
+    """Why an arm failed: the error itself, where Ray gives an account of a remote one."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+
+
+def _run_arm(
+    session: Session, common: RunStore, arm: Arm, config: RunConfig, items: list[StepItem]
+) -> None:
+    began = time.monotonic()
+    session.turn(config)
+    own = STAGES[STAGES.index(arm.own_stage) :]
+    for stage in STAGES[: STAGES.index(arm.own_stage)]:
+        for part in PARTS[stage]:
+            _take_over(common.root / part, session.store.root / part)
+    session.start(own)
+    _run(session, own)
+    name, kind = (
+        (DISCRIMINATIVE, "discriminative")
+        if config.train.method == "discriminative"
+        else (JUDGE, "generative")
+    )
+    contestant = Contestant(name, session.store.find_model(name, "train"), kind)
+    result = _score(session, contestant, items)
+    cost = session.store.read_metrics("cost-train") or {}
+    result["train_minutes"] = cost["seconds"] / 60
+    result["minutes"] = (time.monotonic() - began) / 60
+    session.store.write_metrics(RESULT, result)
+
+
+def _run(session: Session, stages: Sequence[str]) -> None:
+    for stage in stages:
+        if stage == "label" and session.store.read_metrics("label"):
+            continue  # made by an earlier start
+        importlib.import_module(f"pipelines.{stage}").run(session)
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """Link a file or a folder; nothing that is there is ever changed, only replaced."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+    elif source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _score(session: Session, contestant: Contestant, items: list[StepItem]) -> dict[str, Any]:
+    """Figures of one judge, one judgment a step at the configured temperature, and by majority."""
+    settings = session.config.evaluate
+    pool = session.pool(contestant.model)
+    judge = make_judge(
+        session, contestant, pool, votes=settings.votes, temperature=settings.temperature
+    )
+    with session.track(f"score {contestant.name}", len(items), "solutions") as tracker:
+        done = lambda: tracker.update(advance=1)  # noqa: E731
+        rows = session.run(judge_items(judge, contestant.name, items, done))
+    session.store.write_table("judgements", contestant.name, Judgement.to_table(rows))
+    scores = score_judge(items, rows, settings.bins)
+    single = scores["single"]["official"]
+    return {
+        MAIN: single["f1"],
+        "error_accuracy": single["error_accuracy"],
+        "correct_accuracy": single["correct_accuracy"],
+        "majority_f1": scores["majority"]["official"]["f1"],
+        "missing_share": scores["missing_share"],
+        "tokens": scores["tokens_per_judgement"],
+    }
+
+
+def _finished(config: RunConfig) -> bool:
+    """Whether an arm has its result; refuses one that another configuration made."""
+    store = RunStore(Path(config.run_dir).resolve())
+    if store.read_metrics(RESULT) is None:
+        return False
+    store.open(config)
+    return True
+
+
+def _collect(config: RunConfig, seeds: Sequence[int]) -> Ablation:
+    """Every finished arm of these seeds, whether or not this start was about it."""
+    arms = arms_of(config)
+    results: dict[str, dict[int, dict[str, float | None]]] = {}
+    counts: dict[str, int] = {}
+    for seed in seeds:
+        for name in (*(arm.name for arm in arms), START):
+            folder = SHARED if name == START else name
+            found = RunStore(seed_dir(config, seed).resolve() / folder).read_metrics(RESULT)
+            if found:
+                results.setdefault(name, {})[seed] = found
+        counts |= _items(seed_dir(config, seed) / SHARED, config.evaluate.name)
+    words = ", ".join(f"{count} {side}" for side, count in counts.items())
+    return Ablation(
+        config.name,
+        config.ablate.reference,
+        {arm.name: arm.changes for arm in arms},
+        results,
+        seeds,
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, each with labels of its own and "
+        f"{words} solutions to judge; one judgment a step at temperature "
+        f"{config.evaluate.temperature:g}, and the majority of {config.evaluate.votes}. ± is the "
+        "standard error over seeds.",
+    )
+
+
+def _items(folder: Path, name: str) -> dict[str, int]:
+    """How many wrong and right solutions are judged, where they were made for the run."""
+    with contextlib.suppress(FileNotFoundError):
+        labels = [
+            item["label"] for item in json.loads((folder / f"evaluation/{name}.json").read_text())
+        ]
+        return {"wrong": sum(y != -1 for y in labels), "right": sum(y == -1 for y in labels)}
+    return {}
+
+
+def _print(console: Console, ablation: Ablation) -> None:
+    table = Table(title=f"Ablation, seeds {', '.join(map(str, ablation.seeds))}")
+    table.title_justify = "left"
+    for column in ("arm", "F1", f"minus {ablation.reference} [95 %]", "by seed", "minutes"):
+        table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    for arm in ablation.arms:
+        scores = summarize(ablation.results, arm, MAIN)
+        if scores is None:
+            continue
+        minutes = summarize(ablation.results, arm, "minutes")
+        gap = difference(ablation.results, arm, ablation.reference, MAIN)
+        table.add_row(
+            arm,
+            f"{scores.mean:.3f}" + ("" if scores.error is None else f" ± {scores.error:.3f}"),
+            "-" if arm == ablation.reference else gap_text(gap),
+            ", ".join(f"{value:.3f}" for value in scores.values),
+            f"{minutes.mean:.1f}" if minutes else "-",
+        )
+    console.print(table)

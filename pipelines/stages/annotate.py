@@ -1,0 +1,140 @@
+"""Monte-Carlo values of every chunk, in units that are done once and never again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from rich.table import Table
+
+from pipelines.annotation.dispatch import annotate_units
+from pipelines.annotation.monitor import AnnotationWatch
+from pipelines.annotation.work import (
+    labeler_options,
+    problems_of,
+    readable,
+    units_of,
+    write_metrics,
+)
+from pipelines.session.session import Session
+from stepwiser.config.shard import Shard
+from stepwiser.data.records import Problem
+from stepwiser.errors import UserError
+from stepwiser.run.resource_plan import engine_range
+from stepwiser.run.units import UnitLog, finished_units, summarize, sweep, write_plan
+
+REJECTS = "rejects/annotate.json"
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Annotate what is not annotated yet; returns the counts of all units of the run."""
+    model = session.policy_dir()
+    problems = problems_of(session)
+    store, shard = session.store, Shard.parse(session.config.cluster.shard)
+    units = units_of(session, problems, model)
+    write_plan(store, list(units), len(problems))
+    own = {name: rows for i, (name, rows) in enumerate(units.items()) if shard.owns(i)}
+    sweep(store, own)
+    finished = finished_units(store)
+    todo = {name: rows for name, rows in own.items() if name not in finished}
+    if shard.count > 1:
+        session.console.print(f"shard {shard}: {len(own)} of the run's {len(units)} units")
+    if not todo:
+        session.console.print("annotate: every unit is already done, kept")
+    else:
+        if len(todo) < len(own):
+            done = len(own) - len(todo)
+            session.console.print(f"{done} of {len(own)} units are already done")
+        with session.stage("annotate", resumes=True) as usage:
+            log = UnitLog(store, shard)
+            log.start(usage.gpus, len(todo))
+            try:
+                _annotate(session, model, todo, len(own), log)
+            finally:
+                log.end()
+                sweep(store, own)
+    metrics = write_metrics(session, units)
+    _print(session, metrics, len(units), shard)
+    rejects = summarize(store, sorted(own))["rejects"] if shard.count > 1 else metrics["rejects"]
+    if rejects:
+        path = store.write_json(REJECTS, metrics["rejects"])
+        raise UserError(
+            f"{len(rejects)} problem{'s' if len(rejects) > 1 else ''} could not be annotated: "
+            f"{path} has the reason and the unit of each. Everything else is kept. To try them "
+            f"again, remove {store.table_dir('units')}/<unit>.json and start the same command"
+        )
+    if not metrics["rejects"]:
+        (store.root / REJECTS).unlink(missing_ok=True)  # of an earlier start
+    return metrics
+
+
+def _annotate(
+    session: Session, model: str, todo: dict[str, list[Problem]], total: int, log: UnitLog
+) -> None:
+    """Annotate the units; engines come and go with the cluster's nodes meanwhile."""
+    config = session.config
+    fewest, most = engine_range(config)
+    held = session.engine_gpu_seconds
+    pool = session.pool(model, count=fewest, maximum=most)
+    options, root = labeler_options(config, model), str(session.store.root)
+    try:
+        with (
+            session.track("annotate", total, "units", done=total - len(todo)) as tracker,
+            AnnotationWatch(session, pool, tracker, log, todo, held) as watch,
+        ):
+
+            def finished(unit: str, counts: dict[str, int]) -> None:
+                log.finished(unit, counts)
+                watch.finished(counts)
+                tracker.update(advance=1)
+
+            try:
+                session.run(annotate_units(pool, options, root, todo, finished))
+            except RayTaskError as failure:
+                raise readable(failure) from failure
+    finally:
+        if most > fewest:
+            # What waits for a place would take the next stage's.
+            session.release("main")
+
+
+def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:
+    """How many, and how many of the planned ones where they stop early."""
+    if metrics["stopping"] == "fixed":
+        return str(counts["rollouts"])
+    share = counts["rollouts"] / max(1, counts["prefixes"] * metrics["rollouts_per_prefix"])
+    return f"{counts['rollouts']} ({share:.0%} of the planned, {metrics['stopping']})"
+
+
+def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard) -> None:
+    counts = Counter(metrics["counts"])
+    table = Table(title="Annotation", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rate = counts["right_responses"] / max(1, counts["responses"])
+    for name, value in (
+        ("problems", counts["problems"]),
+        ("problems rejected", len(metrics["rejects"])),
+        ("pass@1 of the policy", f"{rate:.3f}"),
+        (
+            "all right / all wrong / mixed",
+            f"{counts['all_right']} / {counts['all_wrong']} / {counts['mixed_problems']}",
+        ),
+        ("trajectories", counts["trajectories"]),
+        ("chunks valued", counts["chunks"]),
+        ("prefixes rolled out", counts["prefixes"]),
+        ("rollouts", _rollouts(metrics, counts)),
+        (
+            "tokens (responses + rollouts)",
+            f"{counts['response_tokens'] + counts['rollout_tokens']:,}",
+        ),
+    ):
+        table.add_row(name, str(value))
+    session.console.print(table)
+    if shard.count > 1:
+        done = f"{metrics['units']} of {planned} units are done"
+        session.console.print(f"seen from shard {shard}: {done}, whichever shard did them")
+    for key, count in counts.items():
+        if key.startswith("malformed: "):
+            session.console.print(f"  dropped {count} responses: {key.removeprefix('malformed: ')}")

@@ -1,0 +1,120 @@
+"""Scores of the judges: before training, after, and the discriminative baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.evaluation import trust as trusting
+from pipelines.evaluation.contestants import Contestant, contestants, make_judge
+from pipelines.evaluation.items import evaluation_items, valued_items
+from pipelines.evaluation.judgements import Bench
+from pipelines.evaluation.trust_tables import print_trust
+from pipelines.session.session import Session
+from stepwiser.data.records import StepItem
+from stepwiser.evaluation.scoring import calibration, score_judge
+from stepwiser.judging.judges import Judge
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Score every judge that exists; returns metrics by judge."""
+    config = session.config.evaluate
+    with session.stage("evaluate"):
+        items = evaluation_items(session)
+        values = valued_items(session)
+        metrics: dict[str, Any] = {
+            "set": config.name,
+            "items": {
+                "wrong": sum(item.label != -1 for item in items),
+                "right": sum(item.label == -1 for item in items),
+            },
+            "judges": {},
+        }
+        trust = trusting.prepare(session, items)
+        metrics |= trust.facts(session)
+        for contestant in contestants(session):
+            bench = _bench(session, contestant)
+            scored = _score(session, bench, items, values)
+            metrics["judges"][contestant.name] = scored | trust.score(session, bench, scored)
+    session.store.write_metrics("evaluate", metrics)
+    print_scores(session, metrics)
+    print_trust(session.console, metrics)
+    return metrics
+
+
+def _bench(session: Session, contestant: Contestant) -> Bench:
+    """The contestant's judgements: those of an earlier start, or of engines with its weights."""
+    temperature = session.config.evaluate.temperature
+
+    def judge(votes: int) -> Judge:
+        pool = session.pool(contestant.model)
+        return make_judge(session, contestant, pool, votes=votes, temperature=temperature)
+
+    return Bench(
+        session, contestant.name, contestant.model, f"{contestant.kind} {contestant.force}", judge
+    )
+
+
+def _score(
+    session: Session,
+    bench: Bench,
+    items: list[StepItem],
+    valued: tuple[list[StepItem], dict[tuple[str, int], float]],
+) -> dict[str, Any]:
+    config = session.config.evaluate
+    rows = bench.items("judgements", bench.unit, items, config.votes)
+    extra = bench.items("judgements", f"{bench.unit}-valued", valued[0], config.votes)
+    result = score_judge(items, rows, config.bins)
+    pairs = [(r.score, valued[1][r.item_id, r.step_index]) for r in extra if r.score is not None]
+    result["calibration_values"] = calibration(
+        [score for score, _ in pairs], [value for _, value in pairs], config.bins
+    )
+    return result
+
+
+def print_scores(session: Session, metrics: dict[str, Any]) -> None:
+    table = Table(
+        title=f"ProcessBench format, {metrics['set']}: {metrics['items']['wrong']} wrong, "
+        f"{metrics['items']['right']} right solutions",
+        title_justify="left",
+    )
+    for column in (
+        "judge",
+        "F1 (official)",
+        "wrong",
+        "right",
+        "F1 (final answer)",
+        "Maj@k",
+        "ECE",
+        "no verdict",
+    ):
+        left = column == "judge"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for name, row in metrics["judges"].items():
+        official, final = row["single"]["official"], row["single"]["by_final_answer"]
+        majority = row["majority"]["official"]
+        error = official["f1_standard_error"]
+        table.add_row(
+            name,
+            _number(official["f1"]) + (f" ± {error:.3f}" if error is not None else ""),
+            _number(official["error_accuracy"]),
+            _number(official["correct_accuracy"]),
+            _number(final["f1"]),
+            f"{_number(majority['f1'])} (k={row['votes']})" if row["votes"] > 1 else "-",
+            _number(row["calibration"] and row["calibration"]["ece"]),
+            f"{row['missing_share']:.1%}",
+        )
+    session.console.print(table)
+    for reason in sorted(
+        {
+            reason
+            for row in metrics["judges"].values()
+            if (reason := row["single"]["official"].get("undefined_because"))
+        }
+    ):
+        session.console.print(f"[yellow]no F1: the set has {reason}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

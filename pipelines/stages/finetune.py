@@ -1,0 +1,117 @@
+"""SFT of the policy on each pick; what that does to its accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from actors.learner.sft import SFTJob
+from pipelines.session.session import Session
+from pipelines.stages.select import PICKS
+from pipelines.training.learner_options import run_sft_jobs
+from stepwiser.data.records import Problem
+from stepwiser.generation import Sampling
+from stepwiser.search.policy import Solutions, accuracy, sample_solutions
+from stepwiser.statistics import mean_and_error
+from stepwiser.training.experience import TokenExamples
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Accuracy after SFT on each pick, with paired differences over the same problems."""
+    config = session.config.finetune
+    with session.stage("finetune") as usage:
+        policy = session.policy_dir()
+        rows = session.store.read_table("selections", "select").to_pylist()
+        jobs = [_job(session, policy, pick, rows) for pick in PICKS]
+        results = run_sft_jobs(session, jobs)
+        usage.trained_tokens += sum(result.trained_tokens for result in results)
+        problems = session.problems("evaluation", config.evaluation_problems)
+        solved = {
+            name: _solve(session, model, problems)
+            for name, model in (
+                ("policy", policy),
+                *((pick, str(session.store.model_dir(f"policy-{pick}"))) for pick in PICKS),
+            )
+        }
+        metrics = {
+            "examples": len(rows) // len(PICKS),
+            "accuracy": {name: _summary(solutions) for name, solutions in solved.items()},
+            "differences": {
+                "judge - random": _difference(solved["judge"], solved["random"]),
+                "judge_right - random_right": _difference(
+                    solved["judge_right"], solved["random_right"]
+                ),
+            },
+        }
+    session.store.write_metrics("finetune", metrics)
+    _print(session, metrics)
+    return metrics
+
+
+def _job(session: Session, policy: str, pick: str, rows: list[dict[str, Any]]) -> SFTJob:
+    prompts = session.prompts(policy)
+    examples = []
+    for row in rows:
+        if row["pick"] == pick:
+            prompt = prompts.policy_ids(row["question"])
+            response = row["response_ids"]
+            examples.append((prompt + response, [False] * len(prompt) + [True] * len(response)))
+    path = session.store.root / "sft" / f"pick-{pick}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TokenExamples.from_pairs(examples).write_parquet(path)
+    output = session.store.model_dir(f"policy-{pick}")
+    return SFTJob.from_config(
+        f"policy-{pick}",
+        policy,
+        str(output),
+        str(path),
+        session.config.finetune.sft,
+        session.config.seed,
+    )
+
+
+def _solve(session: Session, model: str, problems: list[Problem]) -> list[Solutions]:
+    config = session.config.finetune
+    prompts = session.prompts(model)
+    pool = session.pool(model)
+    with session.track(f"accuracy of {model.rsplit('/', 1)[-1]}", len(problems), "problems") as bar:
+        return session.run(
+            sample_solutions(
+                pool,
+                prompts.policy_ids,
+                problems,
+                Sampling(
+                    max_tokens=session.config.solve.max_tokens,
+                    n=config.evaluation_samples,
+                    temperature=config.evaluation_temperature,
+                ),
+                session.checker,
+                lambda: bar.update(advance=1),
+            )
+        )
+
+
+def _summary(solutions: list[Solutions]) -> dict[str, float]:
+    result = accuracy(solutions)
+    return {"mean": result.mean, "se": result.standard_error, "tokens": result.tokens}
+
+
+def _difference(a: list[Solutions], b: list[Solutions]) -> dict[str, float]:
+    """Mean over problems of the difference, and its standard error: the problems are the same."""
+    mean, error = mean_and_error([x.share_right - y.share_right for x, y in zip(a, b, strict=True)])
+    return {"mean": mean, "se": error}
+
+
+def _print(session: Session, metrics: dict[str, Any]) -> None:
+    table = Table(
+        title=f"Policy after SFT on {metrics['examples']} picked answers", title_justify="left"
+    )
+    table.add_column("picked by")
+    table.add_column("accuracy", justify="right")
+    for name, row in metrics["accuracy"].items():
+        title = "(before)" if name == "policy" else name
+        table.add_row(title, f"{row['mean']:.3f} ± {row['se']:.3f}")
+    session.console.print(table)
+    for name, row in metrics["differences"].items():
+        session.console.print(f"{name}: {row['mean']:+.3f} ± {row['se']:.3f}")

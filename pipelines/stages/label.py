@@ -1,0 +1,231 @@
+"""Values into labels: one rule, a length filter, balance."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import ray
+from rich.table import Table
+
+from pipelines.session.session import Session
+from stepwiser.annotation.judge_prompts import TOO_LONG, is_held_out, label_trajectory
+from stepwiser.annotation.label_rules import LabelRule, balance, class_shares
+from stepwiser.annotation.stopping import Question, stopping_plan, trajectory_labels
+from stepwiser.config import PromptConfig
+from stepwiser.config.models import LabelConfig
+from stepwiser.data.records import JudgePrompt, Trajectory
+from stepwiser.errors import UserError
+from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import finished_units, read_unit
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Labels every valued chunk through Ray Data; writes judge_prompts/."""
+    config = session.config.label
+    store = session.store
+    units = sorted(finished_units(store))
+    if not units:
+        raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
+    with session.stage("label"):
+        quiet_ray_data()
+        rules = _compare_rules(session, units)
+        _refuse_unsettled(session, rules)
+        model = resolve_model(session.config.policy_model)
+        labelled = (
+            ray.data.from_items([{"unit": unit} for unit in units])
+            .map_batches(
+                _label_units,
+                fn_kwargs={
+                    "root": str(store.root),
+                    "model": model,
+                    "prompts": session.config.prompts,
+                    "config": config,
+                },
+                batch_format="pyarrow",
+            )
+            .materialize()
+        )
+        ids = labelled.select_columns(["prompt_id", "problem_id", "label", "split"]).to_pandas()
+        rows = list(ids.itertuples(index=False))
+        splits, metrics = _split(rows, session.config)
+        table_dir = store.table_dir("judge_prompts")
+        for old in table_dir.glob("*.parquet"):
+            old.unlink()  # another rule may have been asked for; labels cost seconds to make again
+        table_dir.mkdir(parents=True, exist_ok=True)
+        labelled.map_batches(
+            _with_split, fn_kwargs={"splits": splits}, batch_format="pyarrow"
+        ).write_parquet(str(table_dir))
+        metrics["rules"] = rules
+    store.write_metrics("label", metrics)
+    _print(session, metrics)
+    return metrics
+
+
+def quiet_ray_data() -> None:
+    """Ray Data announces every execution; the stage has its own words for that."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Not by RAY_DATA_LOGGING_CONFIG: that is read when ray.data is imported, and Ray Train has
+    # imported it before this stage where stages follow each other.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@lru_cache(maxsize=1)
+def _format(model: str, prompts: PromptConfig) -> PromptFormat:
+    return PromptFormat.from_model_dir(model, prompts)
+
+
+def _label_units(
+    batch: pa.Table, root: str, model: str, prompts: PromptConfig, config: LabelConfig
+) -> pa.Table:
+    prompt_format = _format(model, prompts)
+    rows: list[JudgePrompt] = []
+    for unit in batch.column("unit").to_pylist():
+        trajectories, values = read_unit(RunStore(root), unit)
+        for trajectory in trajectories:
+            rows += label_trajectory(
+                trajectory, values.get(trajectory.trajectory_id, []), config, prompt_format
+            )
+    return JudgePrompt.to_table(rows)
+
+
+def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Split of every prompt: whole problems are held out, then each split is balanced."""
+    usable = [row for row in rows if row.split != TOO_LONG]
+    problems = {row.problem_id for row in usable}
+    heldout = {p for p in problems if is_held_out(p, config.label.heldout_share, config.seed)}
+    splits: dict[str, str] = {}
+    metrics: dict[str, Any] = {
+        "rule": config.label.rule,
+        "chunks": len(rows),
+        "too_long": len(rows) - len(usable),
+        "problems": len(problems),
+        "heldout_problems": len(heldout),
+    }
+    for name in ("train", "heldout"):
+        part = [row for row in usable if (row.problem_id in heldout) == (name == "heldout")]
+        before = class_shares([row.label for row in part])
+        if config.label.balance and before.positive and before.negative:
+            rng = random.Random(f"{config.seed}/{name}")
+            # Shuffled so that the surplus that goes is not the last problems'.
+            kept = balance(part, [row.label for row in part], rng)
+        else:
+            kept = part
+        splits |= {row.prompt_id: "spare" for row in part}
+        splits |= {row.prompt_id: name for row in kept}
+        after = class_shares([row.label for row in kept])
+        for when, shares in (("before", before), ("after", after)):
+            metrics[f"{name}_{when}"] = {
+                "positive": shares.positive,
+                "negative": shares.negative,
+                "positive_share": shares.positive_share,
+            }
+    if not metrics["train_after"]["positive"] or not metrics["train_after"]["negative"]:
+        raise UserError(
+            f"label.rule={config.label.rule} gives {metrics['train_after']['positive']} positive "
+            f"and {metrics['train_after']['negative']} negative training prompts; a judge needs "
+            "both: annotate more problems or choose another rule"
+        )
+    return splits, metrics
+
+
+def _with_split(batch: pa.Table, splits: dict[str, str]) -> pa.Table:
+    ids = batch.column("prompt_id").to_pylist()
+    column = [splits.get(prompt_id, TOO_LONG) for prompt_id in ids]
+    index = batch.schema.get_field_index("split")
+    return batch.set_column(index, "split", pa.array(column, pa.string()))
+
+
+def _compare_rules(session: Session, units: list[str]) -> list[dict[str, Any]]:
+    """Class shares of all three rules on the chunks that get labels, and agreement with the oracle
+    where there is one; None for a rule that early-stopped values leave open somewhere.
+    """
+    given = session.config.annotate.source
+    embedded = session.config.data.source == "embedded" and given is None
+    used = Question.of(session.config.label)
+    questions = {rule: replace(used, rule=rule) for rule in LabelRule}
+    counts: dict[LabelRule, Counter[str]] = {rule: Counter() for rule in LabelRule}
+    for unit in units:
+        trajectories, values = read_unit(session.store, unit)
+        for trajectory in trajectories:
+            own = values.get(trajectory.trajectory_id, [])
+            wrong_at = _oracle(trajectory) if embedded else -2
+            for rule, count in counts.items():
+                labels = trajectory_labels(questions[rule], trajectory, own)
+                count["unsettled"] += labels.count(None)
+                count["positive"] += labels.count(True)
+                count["total"] += len(labels)
+                if wrong_at == -2:
+                    continue
+                upto = labels if wrong_at == -1 else labels[: wrong_at + 1]
+                count["judged"] += len(upto)
+                count["agree"] += sum(y == (i != wrong_at) for i, y in enumerate(upto))
+    return [_compared(rule, count) for rule, count in counts.items()]
+
+
+def _compared(rule: LabelRule, count: Counter[str]) -> dict[str, Any]:
+    known = not count["unsettled"]
+    return {
+        "rule": str(rule),
+        "unsettled": count["unsettled"],
+        "positive_share": count["positive"] / max(1, count["total"]) if known else None,
+        "oracle_agreement": count["agree"] / count["judged"] if known and count["judged"] else None,
+    }
+
+
+def _refuse_unsettled(session: Session, rules: list[dict[str, Any]]) -> None:
+    """A label that rollouts not made might change is none."""
+    used = Question.of(session.config.label)
+    (unsettled,) = (row["unsettled"] for row in rules if row["rule"] == used.rule)
+    if unsettled:
+        asked = stopping_plan(session.config.annotate, session.config.label).questions
+        raise UserError(
+            f"label.rule={used} is open for {unsettled} chunks: annotate.stopping="
+            f"{session.config.annotate.stopping} ended their rollouts as soon as the labels asked "
+            f"about were settled, {', '.join(map(str, asked)) or 'of another configuration'}. "
+            "Label by one of these, or add this one to annotate.rules (or set "
+            "annotate.stopping=fixed) and annotate into another run_dir"
+        )
+
+
+def _oracle(trajectory: Trajectory) -> int:
+    from stepwiser.tasks import first_error
+
+    return first_error(trajectory.question, trajectory.chunks)
+
+
+def _print(session: Session, metrics: dict[str, Any]) -> None:
+    table = Table(title=f"Labels ({metrics['rule']})", title_justify="left")
+    for column in ("split", "positive", "negative", "positive share"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for key in ("train_before", "train_after", "heldout_before", "heldout_after"):
+        row = metrics[key]
+        name = key.replace("_before", ", before balancing").replace("_after", ", after")
+        share = f"{row['positive_share']:.1%}" if row["positive"] + row["negative"] else "-"
+        table.add_row(name, str(row["positive"]), str(row["negative"]), share)
+    session.console.print(table)
+    rules = Table(title="The three rules on the same values", title_justify="left")
+    rules.add_column("rule")
+    rules.add_column("positive share", justify="right")
+    oracle = any(row["oracle_agreement"] is not None for row in metrics["rules"])
+    if oracle:  # only the embedded task has one
+        rules.add_column("agrees with the oracle up to the first error", justify="right")
+    open_rules = [row["rule"] for row in metrics["rules"] if row["unsettled"]]
+    for row in metrics["rules"]:
+        if row["unsettled"]:
+            continue
+        agree = [f"{row['oracle_agreement']:.3f}"] if oracle else []
+        rules.add_row(row["rule"], f"{row['positive_share']:.1%}", *agree)
+    session.console.print(rules)
+    if open_rules:
+        session.console.print(
+            f"  not known for {', '.join(open_rules)}: rollouts stopped before (annotate.rules)"
+        )

@@ -1,0 +1,25 @@
+"""Stages, one after the other, in one session."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.session.session import Session
+from pipelines.stages.summary import print_summary
+from stepwiser.config import RunConfig
+
+
+def run_stages(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
+    """Run stages one after the other; returns what each measured."""
+    results = {}
+    with Session(config) as session:
+        session.start(stages)
+        for stage in stages:
+            module = importlib.import_module(f"pipelines.stages.{stage}")
+            session.console.rule(f"[bold]{stage}", align="left")
+            results[stage] = module.run(session)
+        if "report" in results and len(results) > 1:
+            print_summary(session.console, results)
+    return results

@@ -1,0 +1,262 @@
+"""The judge, by GRPO or as one of its baselines, all from the same labels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from actors.learner.train import TrainResult, train_grpo
+from actors.pinned import Lent
+from actors.pool.pool import EnginePool
+from actors.rollout.collector import CollectorOptions, ExperienceCollector
+from actors.rollout.prompt_source import LiveOptions
+from pipelines.annotation.live import LiveAnnotation, live_options, reading_metrics
+from pipelines.annotation.work import write_metrics
+from pipelines.evaluation.inline_evaluation import (
+    check_labels,
+    evaluator,
+    is_evaluation,
+    log_evaluation,
+    review_items,
+    review_options,
+    write_card,
+)
+from pipelines.monitoring.trackers import MetricsLogger
+from pipelines.session.session import Session
+from pipelines.stages import label
+from pipelines.training.baselines import (
+    DISCRIMINATIVE,
+    JUDGE,
+    judge_start,
+    solutions_prompts,
+    train_discriminative,
+    train_rejection,
+)
+from pipelines.training.learner_options import grpo_options
+from stepwiser.data.records import JudgePrompt
+from stepwiser.run.model_exports import is_score, read_evaluation
+from stepwiser.run.resource_plan import engine_range
+from stepwiser.run.tables import load_judge_prompts
+from stepwiser.run.units import finished_units
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Trains what `train.method` says; an interrupted run goes on from its last checkpoint."""
+    config = session.config
+    metrics = session.store.read_metrics("train") or {}
+    alone = config.train.method == "discriminative"
+    wanted = {JUDGE: not alone, DISCRIMINATIVE: alone or config.discriminative.enabled}
+    # A kill may come between a model and its figures. One without the other is not finished: going
+    # on from the last step costs no training.
+    figures = {JUDGE: "steps", DISCRIMINATIVE: "discriminative"}
+    missing = []
+    for name in (name for name, asked in wanted.items() if asked):
+        made = (session.store.model_dir(name) / "config.json").is_file()
+        if not made or figures[name] not in metrics:
+            missing.append(name)
+    settled = not config.train.live or session.store.read_metrics("label") is not None
+    if not missing and settled:
+        session.console.print("train: already done, kept")
+        return metrics
+    if JUDGE in missing:
+        with session.stage("train", resumes=True) as usage:
+            ours = train_rejection if config.train.method == "rs_ft" else _train_judge
+            metrics |= ours(session)
+            usage.trained_tokens += metrics["trained_tokens"]
+        session.store.write_metrics("train", metrics)
+    if config.train.live:
+        _settle_live(session)
+    if DISCRIMINATIVE in missing:
+        with session.stage("train", resumes=True) as usage:
+            metrics["discriminative"] = train_discriminative(session)
+            usage.trained_tokens += metrics["discriminative"]["trained_tokens"]
+    session.store.write_metrics("train", metrics)
+    if wanted[JUDGE]:
+        _print(session, metrics)
+    return metrics
+
+
+def _train_judge(session: Session) -> dict[str, Any]:
+    start = judge_start(session)
+    items = review_items(session)
+    # Engines of the main slot make way for named ones.
+    slot = "judge" if session.config.train.evaluator_engines else "main"
+    if not session.config.train.live:
+        train = solutions_prompts(session) or load_judge_prompts(session.store, "train")
+        heldout = load_judge_prompts(session.store, "heldout")
+        check_labels(session, len(heldout), len(items))
+        pool = session.pool(start, slot=slot)
+        sizes = {"train": len(train), "heldout": len(heldout)}
+        with (
+            _collector(session, pool, start, train, heldout) as collector,
+            evaluator(session, JUDGE, start, pool, collector, items) as reviewer,
+        ):
+            result = _run_grpo(session, start, collector, reviewer, sizes)
+        return _figures(result) | {"prompts": sizes}
+    live = live_options(session)
+    fewest, most = engine_range(session.config)
+    judge = session.pool(start, slot="judge")
+    policy = session.pool(session.policy_dir(), slot="policy", count=fewest, maximum=most)
+    with (
+        _collector(session, judge, start, [], [], live) as collector,
+        LiveAnnotation(session, policy, collector),
+        evaluator(session, JUDGE, start, judge, collector, items) as reviewer,
+    ):
+        result = _run_grpo(session, start, collector, reviewer, {})
+    return _figures(result) | {"live": reading_metrics(session)}
+
+
+def _settle_live(session: Session) -> None:
+    """Leave what the stages annotate and label leave: their figures, and balanced labels."""
+    for slot in ("policy", "judge"):
+        session.release(slot)
+    metrics = write_metrics(session, finished_units(session.store))
+    if metrics["rejects"]:
+        path = session.store.write_json("rejects/annotate.json", metrics["rejects"])
+        session.console.print(
+            f"[yellow]{len(metrics['rejects'])} problems could not be annotated; their reasons are "
+            f"in {path}"
+        )
+    label.run(session)
+
+
+@contextlib.contextmanager
+def _collector(
+    session: Session,
+    pool: EnginePool,
+    start: str,
+    train: list[JudgePrompt],
+    heldout: list[JudgePrompt],
+    live: LiveOptions | None = None,
+) -> Iterator[Any]:
+    """The collector, for as long as the block lasts."""
+    config = session.config
+    options = CollectorOptions(
+        model_dir=start,
+        prompts=config.judge_prompts,
+        train=config.train,
+        max_response_tokens=min(config.train.max_response_tokens, config.judge_max_tokens),
+        context_length=min(config.engine.max_model_len, config.learner.max_tokens_per_microbatch),
+        seed=config.seed,
+        live=live,
+        balanced=config.label.balance,
+    )
+    lent = Lent(pool.client()), Lent(train), Lent(heldout)
+    collector = ExperienceCollector.remote(options, *lent)
+    try:
+        yield collector
+    finally:
+        # Not retried, or Ray would say on the terminal that this task failed.
+        collector.__ray_terminate__.options(max_task_retries=0).remote()
+
+
+def _run_grpo(
+    session: Session, start: str, collector: Any, reviewer: Any, prompts: Mapping[str, int]
+) -> TrainResult:
+    """Train to the end, and describe the judges that came of it."""
+    with (
+        session.track("train judge", session.config.train.steps, "steps") as tracker,
+        MetricsLogger(session.config, session.store, JUDGE) as logger,
+    ):
+
+        def on_metrics(row: dict[str, Any]) -> None:
+            if is_evaluation(row):
+                log_evaluation(logger, row)
+                return
+            # The figures of a batch go with a collector that dies before the next publication.
+            note = ""
+            if "reward" in row:
+                note = (
+                    f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
+                    f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
+                )
+            tracker.update(row["step"] + 1, note=note)
+            logger.log(row)
+
+        options = replace(
+            grpo_options(session, JUDGE, start, logger.run_id), reviews=review_options(session)
+        )
+        return train_grpo(
+            options,
+            collector,
+            on_metrics,
+            reviewer,
+            lambda directory, version: write_card(session, JUDGE, directory, version, prompts),
+        )
+
+
+def _figures(result: TrainResult) -> dict[str, Any]:
+    rows = result.metrics
+    window = max(1, len(rows) // 10)
+    return {
+        "steps": rows[-1]["step"] + 1 if rows else 0,
+        "reward_first": _mean(rows[:window], "reward"),
+        "reward_last": _mean(rows[-window:], "reward"),
+        "accuracy_positive_last": _mean(rows[-window:], "accuracy_positive"),
+        "accuracy_negative_last": _mean(rows[-window:], "accuracy_negative"),
+        "no_verdict_last": _mean(rows[-window:], "share_no_verdict"),
+        "response_length_first": _mean(rows[:window], "response_length"),
+        "response_length_last": _mean(rows[-window:], "response_length"),
+        "logprob_gap": _mean(rows, "logprob_gap"),
+        # The first step waits for engines and learner to warm up.
+        "engine_idle": _mean(rows[1:], "engine_idle"),
+        "learner_idle": _mean(rows[1:], "learner_idle"),
+        "trained_tokens": sum(row["prompt_tokens"] + row["response_tokens"] for row in rows),
+        "kept": result.kept,
+        "best": read_evaluation(Path(f"{result.model_dir}-best")),
+        "evaluations": len(result.evaluations),
+    }
+
+
+def _mean(rows: Any, key: str) -> float:
+    values = [row[key] for row in rows if key in row]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _print(session: Session, metrics: dict[str, Any]) -> None:
+    table = Table(title="Training", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("steps", str(metrics["steps"]))
+    part = "round" if "rounds" in metrics else "tenth"
+    for name, key in (
+        (f"reward, first {part}", "reward_first"),
+        (f"reward, last {part}", "reward_last"),
+        (f"verdict accuracy on positives, last {part}", "accuracy_positive_last"),
+        (f"verdict accuracy on negatives, last {part}", "accuracy_negative_last"),
+    ):
+        table.add_row(name, f"{metrics[key]:.3f}")
+    if metrics.get("no_verdict_last"):
+        words = f"answers without a verdict, last {part}"
+        table.add_row(words, f"{metrics['no_verdict_last']:.1%}")
+    table.add_row(
+        f"response length, first → last {part}",
+        f"{metrics['response_length_first']:.1f} → {metrics['response_length_last']:.1f} tokens",
+    )
+    if best := metrics.get("best"):
+        scores = [
+            f"{name} {best[key]:.3f}"
+            for name, key in (("held-out", "heldout_balanced"), ("F1", "processbench_f1"))
+            if is_score(best.get(key))
+        ]
+        table.add_row("best judge", f"step {best['version']}, {', '.join(scores)}")
+        table.add_row("used from here on", f"the {metrics['kept']} one")
+    if "live" in metrics:
+        live = metrics["live"]
+        table.add_row(
+            "prompts read", f"{live['prompts_read']}, each {live['reads_mean']:.1f} times"
+        )
+        table.add_row("rollouts made for each that was read", f"{live['made_over_read']:.2f}")
+    if not isnan(metrics.get("learner_idle", nan)):
+        table.add_row(
+            "idle: engines, learner", f"{metrics['engine_idle']:.0%}, {metrics['learner_idle']:.0%}"
+        )
+    if "logprob_gap" in metrics:
+        table.add_row("engine/learner log-prob gap", f"{metrics['logprob_gap']:.1e}")
+    session.console.print(table)

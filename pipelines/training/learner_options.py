@@ -1,0 +1,89 @@
+"""From the configuration to Ray Train: the worker group, GRPO and SFT options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from actors.learner.grpo_loop import GRPOTrainOptions
+from actors.learner.sft import SFTJob, SFTOptions, SFTResult, run_sft
+from actors.learner.worker_group import WorkerGroup
+from pipelines.session.session import Session
+from stepwiser.run.resource_plan import weight_transfer
+from stepwiser.training.grpo import GRPOLossConfig
+from stepwiser.training.schedule import LearningRate
+
+
+def worker_group(session: Session, name: str) -> WorkerGroup:
+    """Ray Train workers of a run; checkpoints live in the run directory."""
+    learner = session.config.learner
+    return WorkerGroup(
+        name=name,
+        storage_path=str(session.store.root / "checkpoints"),
+        num_workers=learner.workers,
+        min_workers=learner.min_workers,
+        gpus_per_worker=learner.gpus,
+        cpus_per_worker=learner.cpus,
+        zero_stage=learner.zero_stage,
+        precision=learner.precision,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        max_tokens_per_microbatch=learner.max_tokens_per_microbatch,
+        max_failures=learner.max_failures,
+    )
+
+
+def grpo_options(
+    session: Session, name: str, start: str, tracking_id: str | None = None
+) -> GRPOTrainOptions:
+    """GRPO of the judge as `train` asks for it."""
+    train = session.config.train
+    return GRPOTrainOptions(
+        group=worker_group(session, name),
+        model_dir=start,
+        output_dir=str(session.store.model_dir(name)),
+        metrics_path=str(session.store.curve),
+        steps=train.steps,
+        minibatches=train.prompts_per_step // train.minibatch_prompts,
+        learning_rate=LearningRate(
+            train.learning_rate, train.schedule, train.warmup_steps, floor=0.05
+        ),
+        temperature=train.temperature,
+        max_response_length=train.max_response_tokens,
+        loss=GRPOLossConfig(
+            clip_low=train.clip_low,
+            clip_high=train.clip_high,
+            aggregation=train.aggregation,
+            importance_cap=train.importance_cap,
+            kl_coefficient=train.kl_coefficient,
+            kl_estimator=train.kl_estimator,
+        ),
+        gradient_clipping=train.max_grad_norm,
+        weight_decay=train.weight_decay,
+        logprob_tolerance=train.logprob_tolerance,
+        staleness=train.staleness,
+        checkpoint_every=train.checkpoint_every,
+        tracking_id=tracking_id,
+        keep=train.keep,
+        publish_timeout_s=train.publish_timeout_s,
+        weight_transfer=weight_transfer(session.config),
+        weight_bucket_mb=train.weight_bucket_mb,
+        colocated=train.colocated,
+    )
+
+
+def run_sft_jobs(session: Session, jobs: Sequence[SFTJob]) -> list[SFTResult]:
+    """Fine-tune one model after another in one worker group."""
+    name = "sft-" + jobs[0].name
+    options = SFTOptions(group=worker_group(session, name), metrics_path=str(session.store.curve))
+    finished = 0
+    title = f"sft, {jobs[0].name}" if len(jobs) == 1 else "sft"  # a note names each of several
+    with session.track(title, len(jobs), "models") as tracker:
+
+        def on_metrics(row: dict[str, Any]) -> None:
+            nonlocal finished
+            if row["step"] + 1 == row["steps"]:
+                finished += 1
+            note = f"{row['name']}: step {row['step'] + 1}/{row['steps']}, loss {row['loss']:.3f}"
+            tracker.update(finished, note=note)
+
+        return run_sft(jobs, options, on_metrics)

@@ -1,0 +1,352 @@
+"""Monte-Carlo annotation of one problem, over any generator (paper section 3.2).
+
+The order of things: sample responses, keep problems whose responses are neither all right nor all
+wrong, cut responses into chunks, and estimate for every chunk how often the policy still reaches
+the right answer from there. Prefixes are continued as the sampled token ids they are, so that no
+re-tokenization can quietly repair a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stepwiser.annotation.stopping import StoppingPlan, annotated, requests
+from stepwiser.annotation.values import Tally, ValueEstimate
+from stepwiser.config.models import AnnotateConfig
+from stepwiser.data.imported import GivenProblem, given_trajectories
+from stepwiser.data.records import ChunkValue, Problem, Trajectory, content_id
+from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
+from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.prompt_format import PromptFormat
+
+Prefix = tuple[int, ...]
+"""Leading ids of a response, up to and with the closing tag of a chunk."""
+
+
+@dataclass
+class ProblemAnnotation:
+    """What came of one problem."""
+
+    trajectories: list[Trajectory] = field(default_factory=list)
+    values: list[ChunkValue] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Responses, right, kept, malformed (by reason), tokens, rollouts …, to be summed."""
+
+
+@dataclass(frozen=True)
+class _Response:
+    """A sample that may become a trajectory."""
+
+    sample: Sample
+    texts: list[str]
+    ends: list[int]
+    """Of the chunks, in characters."""
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What the completions of one prefix came to so far."""
+
+    successes: int
+    trials: int
+    truncated: int
+    unverifiable: int
+    tokens: int
+    first_successes: int
+    """In the first wave alone."""
+    first_trials: int
+
+    def __add__(self, wave: Rollouts) -> Rollouts:
+        """With a further wave; the first stays the first."""
+        return Rollouts(
+            successes=self.successes + wave.successes,
+            trials=self.trials + wave.trials,
+            truncated=self.truncated + wave.truncated,
+            unverifiable=self.unverifiable + wave.unverifiable,
+            tokens=self.tokens + wave.tokens,
+            first_successes=self.first_successes,
+            first_trials=self.first_trials,
+        )
+
+
+class PrefixTable:
+    """The distinct prefixes of the trajectories of one problem.
+
+    All chunks have one but the last, which holds the answer.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self.trajectories = trajectories
+        keys: dict[Prefix, int] = {}
+        self.of = [
+            [
+                keys.setdefault(tuple(trajectory.response_ids[:end]), len(keys))
+                for end in trajectory.chunk_ends[:-1]
+            ]
+            for trajectory in trajectories
+        ]
+        """For each trajectory the prefixes of its chunks, as positions in `ids`."""
+        self.ids = list(keys)
+
+    def users(self, key: int) -> set[int]:
+        """Trajectories that contain a prefix."""
+        return {t for t, keys in enumerate(self.of) if key in keys}
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Annotates problems with one policy."""
+
+    generator: Generator
+    prompts: PromptFormat
+    checker: AnswerChecker
+    config: AnnotateConfig
+    stopping: StoppingPlan
+    seed: int
+
+    async def annotate(self, problem: Problem) -> ProblemAnnotation:
+        """Everything about one problem; outside the difficulty band it has no trajectory, unless
+        some were given."""
+        result = ProblemAnnotation()
+        counts = result.counts
+        prompt = self.prompts.policy_ids(problem.question)
+        samples = await self.generator.generate(
+            prompt,
+            Sampling(
+                max_tokens=self.config.max_tokens,
+                n=self.config.responses,
+                temperature=self.config.temperature,
+            ),
+            affinity=problem.problem_id,
+        )
+        answers = [boxed_answer(sample.text) for sample in samples]
+        outcomes = await check_all(self.checker, answers, problem.answer)
+        right = sum(outcome is True for outcome in outcomes)
+        counts.update(
+            problems=1,
+            responses=len(samples),
+            right_responses=right,
+            response_tokens=sum(len(s.token_ids) for s in samples),
+            truncated_responses=sum(s.truncated for s in samples),
+            unverifiable_responses=sum(outcome is None for outcome in outcomes),
+        )
+        mixed = 0 < right < len(samples)
+        counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
+        if isinstance(problem, GivenProblem):
+            result.trajectories = await asyncio.to_thread(
+                given_trajectories, problem, self.prompts, self.checker, self.config, right, counts
+            )
+        elif mixed:
+            usable = self._usable(samples, outcomes, counts)
+            result.trajectories = self._choose(problem, usable, right, counts)
+        else:
+            return result
+        prefixes = PrefixTable(result.trajectories)
+        rolled = await self._roll_out(prompt, problem, prefixes)
+        result.values = self._values(prefixes, rolled, counts)
+        counts.update(trajectories=len(result.trajectories), chunks=len(result.values))
+        return result
+
+    def _usable(
+        self, samples: Sequence[Sample], outcomes: Sequence[bool | None], counts: Counter[str]
+    ) -> list[_Response]:
+        """Distinct well-formed responses; others are counted by reason."""
+        usable: dict[Prefix, _Response] = {}
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            try:
+                texts, ends = self.prompts.split_text(sample)
+                if len(texts) > self.config.max_chunks:
+                    raise ValueError(f"more than {self.config.max_chunks} chunks")
+                if outcome is None:
+                    raise ValueError("answer could not be verified")
+            except ValueError as error:
+                counts[f"malformed: {error}"] += 1
+            else:
+                usable[sample.token_ids] = _Response(sample, texts, ends, outcome)
+        return list(usable.values())
+
+    def _choose(
+        self, problem: Problem, usable: list[_Response], right: int, counts: Counter[str]
+    ) -> list[Trajectory]:
+        """Wrong and right responses in turn (wrong first) up to the limit.
+
+        Ours: wrong responses carry the negatives, which are scarce and which balancing needs.
+        """
+        random.Random(f"{self.seed}/{problem.problem_id}").shuffle(usable)
+        groups = [[r for r in usable if r.correct is side] for side in (False, True)]
+        chosen: list[Trajectory] = []
+        while any(groups):
+            for group in groups:
+                if len(chosen) == self.config.trajectories_per_problem:
+                    return chosen
+                if group:
+                    try:
+                        chosen.append(self._trajectory(problem, group.pop(), right))
+                    except ValueError as error:
+                        counts[f"malformed: {error}"] += 1
+        return chosen
+
+    def _trajectory(self, problem: Problem, response: _Response, right: int) -> Trajectory:
+        sample = response.sample
+        return Trajectory(
+            trajectory_id=content_id(problem.problem_id, *sample.token_ids),
+            problem_id=problem.problem_id,
+            question=problem.question,
+            answer=problem.answer,
+            response_ids=list(sample.token_ids),
+            chunks=response.texts,
+            # Only here: the tokens of a step take longer to find than all else about a response.
+            chunk_ends=self.prompts.token_ends(sample, response.ends),
+            final_answer=boxed_answer(sample.text),
+            correct=response.correct,
+            problem_successes=right,
+            problem_trials=self.config.responses,
+        )
+
+    async def _roll_out(
+        self, prompt: list[int], problem: Problem, prefixes: PrefixTable
+    ) -> list[Rollouts | None]:
+        """Completions of every prefix, wave by wave, until every trajectory has what it needs.
+
+        A prefix that several trajectories share is rolled out once, for whoever asks for more.
+        Whenever a wave comes in, the trajectories that it concerns are looked at again; it does
+        not wait for the other waves of the problem. None: no trajectory got that far.
+        """
+        rolled: list[Rollouts | None] = [None] * len(prefixes.ids)
+        running: dict[asyncio.Task[Rollouts], int] = {}
+        concerned = set(range(len(prefixes.trajectories)))
+        try:
+            while concerned or running:
+                wanted: Counter[int] = Counter()
+                busy = set(running.values())
+                for t in sorted(concerned):
+                    keys = prefixes.of[t]
+                    in_flight = {i for i, key in enumerate(keys, 1) if key in busy}
+                    path = self._path(prefixes, t, rolled)
+                    for i, more in requests(self.stopping, path, in_flight).items():
+                        wanted[keys[i - 1]] = max(more, wanted[keys[i - 1]])
+                for key, more in wanted.items():
+                    wave = self._wave(prompt, prefixes.ids[key], problem, more)
+                    running[asyncio.create_task(wave)] = key
+                concerned = set()
+                if running:
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        key = running.pop(task)
+                        earlier = rolled[key]
+                        rolled[key] = earlier + task.result() if earlier else task.result()
+                        concerned |= prefixes.users(key)
+        finally:
+            for task in running:
+                task.cancel()
+        return rolled
+
+    def _path(
+        self, prefixes: PrefixTable, trajectory: int, rolled: Sequence[Rollouts | None]
+    ) -> list[Tally]:
+        """Q_0 … Q_n of one trajectory as they stand."""
+        row = prefixes.trajectories[trajectory]
+        planned = self.stopping.planned
+        made = [rolled[key] for key in prefixes.of[trajectory]]
+        return [
+            Tally(row.problem_successes, row.problem_trials, row.problem_trials),
+            *(Tally(r.successes, r.trials, planned) if r else Tally(0, 0, planned) for r in made),
+            Tally(int(row.correct), 1, 1),
+        ]
+
+    def _values(
+        self, prefixes: PrefixTable, rolled: Sequence[Rollouts | None], counts: Counter[str]
+    ) -> list[ChunkValue]:
+        """Rows of all trajectories; the tokens of a shared prefix stand in its first row."""
+        rows: list[ChunkValue] = []
+        paid: set[int] = set()
+        for t, trajectory in enumerate(prefixes.trajectories):
+            reach = annotated(self.stopping, self._path(prefixes, t, rolled))
+            for index in range(reach):
+                head = (trajectory.trajectory_id, trajectory.problem_id, index)
+                if index == len(prefixes.of[t]):
+                    rows.append(self._outcome_row(head, trajectory.correct))
+                    continue
+                key = prefixes.of[t][index]
+                rollouts = rolled[key]
+                assert rollouts is not None, "every annotated prefix had its first wave"
+                rows.append(self._row(head, rollouts, shared=key in paid))
+                counts["shared_prefixes"] += key in paid
+                paid.add(key)
+        for made in filter(None, rolled):
+            counts.update(
+                prefixes=1,
+                rollouts=made.trials,
+                rollout_tokens=made.tokens,
+                truncated_rollouts=made.truncated,
+            )
+        return rows
+
+    def _row(self, head: tuple[str, str, int], rollouts: Rollouts, shared: bool) -> ChunkValue:
+        low, high = ValueEstimate(rollouts.successes, rollouts.trials).interval()
+        return ChunkValue(
+            *head,
+            successes=rollouts.successes,
+            trials=rollouts.trials,
+            truncated=rollouts.truncated,
+            unverifiable=rollouts.unverifiable,
+            generated_tokens=0 if shared else rollouts.tokens,
+            is_outcome=False,
+            planned=self.stopping.planned,
+            error_bound=self.stopping.error_bound,
+            first_successes=rollouts.first_successes,
+            first_trials=rollouts.first_trials,
+            q_low=low,
+            q_high=high,
+        )
+
+    def _outcome_row(self, head: tuple[str, str, int], correct: bool) -> ChunkValue:
+        outcome = int(correct)
+        return ChunkValue(
+            *head,
+            successes=outcome,
+            trials=1,
+            truncated=0,
+            unverifiable=0,
+            generated_tokens=0,
+            is_outcome=True,
+            planned=1,
+            error_bound=self.stopping.error_bound,
+            first_successes=outcome,
+            first_trials=1,
+            q_low=float(outcome),
+            q_high=float(outcome),
+        )
+
+    async def _wave(
+        self, prompt: list[int], prefix: Prefix, problem: Problem, completions: int
+    ) -> Rollouts:
+        samples = await self.generator.generate(
+            [*prompt, *prefix],
+            Sampling(
+                max_tokens=max(1, self.config.max_tokens - len(prefix)),
+                n=completions,
+                temperature=self.config.temperature,
+            ),
+            affinity=problem.problem_id,
+        )
+        # The box may straddle the prefix, so the answer is read from the whole response.
+        before = self.prompts.decode(prefix)
+
+        answers = [boxed_answer(before + sample.text) for sample in samples]
+        checked = await check_all(self.checker, answers, problem.answer)
+        successes = sum(outcome is True for outcome in checked)
+        return Rollouts(
+            successes=successes,
+            trials=len(samples),
+            truncated=sum(s.truncated for s in samples),
+            unverifiable=sum(outcome is None for outcome in checked),
+            tokens=sum(len(s.token_ids) for s in samples),
+            first_successes=successes,
+            first_trials=len(samples),
+        )

@@ -1,0 +1,229 @@
+"""What annotation is doing right now: counts and engine counters in, figures out.
+
+Two sources of different grain. Engines count tokens request by request, so two looks at their
+counters a few seconds apart give a rate. Problems, chunks, rollouts and labels are known when their
+unit is finished, which may take minutes: their rates are over as long as `RECENT_S`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stepwiser.annotation.stopping import StoppingPlan, StoppingRule
+
+WINDOW_S = 30.0
+"""Seconds that engines' rates are taken over: a few requests of a slow engine, and still news."""
+
+RECENT_S = 600.0
+"""Seconds that rates of finished work are taken over: several units of a slow run."""
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """What one engine has counted since it was first up, in its own clock's seconds."""
+
+    seconds: float
+    generated_tokens: int
+    prompt_tokens: int
+    """Of the prompts answered."""
+    cached_tokens: int
+    """Of those, tokens that the prefix cache held."""
+
+    def __sub__(self, earlier: EngineCounters) -> EngineCounters:
+        return EngineCounters(
+            self.seconds - earlier.seconds,
+            self.generated_tokens - earlier.generated_tokens,
+            self.prompt_tokens - earlier.prompt_tokens,
+            self.cached_tokens - earlier.cached_tokens,
+        )
+
+
+Look = Mapping[int, EngineCounters]
+"""Counters of every engine there has been, by index."""
+
+_NOTHING = EngineCounters(0.0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """One engine between two looks."""
+
+    tokens_per_s: float
+    """Generated."""
+    cache_hits: float | None
+    """Share of the prompt tokens that the prefix cache held; None where no prompt was answered."""
+
+
+def engine_figures(earlier: Look, later: Look) -> dict[int, EngineFigures]:
+    """Of the engines that were up between the two looks; one that came since counts from 0."""
+    figures = {}
+    for index, now in sorted(later.items()):
+        made = now - earlier.get(index, _NOTHING)
+        # By the engine's own clock, which stands still when it has gone.
+        if made.seconds > 0:
+            figures[index] = EngineFigures(made.generated_tokens / made.seconds, _hits([made]))
+    return figures
+
+
+def cache_hits(earlier: Look, later: Look) -> float | None:
+    """Share of the prompt tokens that prefix caches held, all engines together."""
+    return _hits([now - earlier.get(index, _NOTHING) for index, now in later.items()])
+
+
+def _hits(made: list[EngineCounters]) -> float | None:
+    asked = sum(one.prompt_tokens for one in made)
+    return sum(one.cached_tokens for one in made) / asked if asked > 0 else None
+
+
+def saved_rollouts(plan: StoppingPlan, counts: Mapping[str, int]) -> int | None:
+    """Of those planned, M a prefix, how many were not made; None where none can be saved."""
+    if plan.rule is StoppingRule.FIXED:
+        return None
+    return counts.get("prefixes", 0) * plan.planned - counts.get("rollouts", 0)
+
+
+def saved_share(plan: StoppingPlan, counts: Mapping[str, int]) -> float | None:
+    """`saved_rollouts` as a share of all planned ones; None also before the first prefix."""
+    saved, planned = saved_rollouts(plan, counts), counts.get("prefixes", 0) * plan.planned
+    return None if saved is None or not planned else saved / planned
+
+
+def label_shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """Positive share of the chunks labelled while they were annotated, by rule."""
+    return {
+        name.removeprefix("labelled: "): counts.get(name.replace("labelled", "positive"), 0) / total
+        for name, total in counts.items()
+        if name.startswith("labelled: ") and total
+    }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Annotation at one moment: of one shard, earlier starts included; rates are of now."""
+
+    seconds: float
+    """Since this start."""
+    problems: int
+    planned_problems: int
+    units: int
+    planned_units: int
+    chunks: int
+    rollouts: int
+    tokens: int
+    """Of responses and rollouts."""
+    rollouts_per_s: float | None
+    """None before the first unit of this start, as `eta_s`."""
+    tokens_per_s: float | None
+    """Generated, all engines together; None before two looks, as `cache_hits`."""
+    cache_hits: float | None
+    engines: Mapping[int, EngineFigures]
+    labels: Mapping[str, float]
+    """Positive share, by rule."""
+    saved_rollouts: int | None
+    """Planned and not made; None with `stopping=fixed`, as the two below."""
+    saved_share: float | None
+    saved_tokens: int | None
+    """Those rollouts at the mean length of the ones that were made."""
+    gpu_hours: float
+    eta_s: float | None
+
+    def row(self) -> dict[str, float]:
+        """All that is known, flat, by name."""
+        row = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and not name.startswith("planned")
+        }
+        row |= {f"positive_share/{rule}": share for rule, share in self.labels.items()}
+        row["engines"] = len(self.engines)
+        for index, engine in self.engines.items():
+            row[f"engine_{index}/tokens_per_s"] = engine.tokens_per_s
+            if engine.cache_hits is not None:
+                row[f"engine_{index}/cache_hits"] = engine.cache_hits
+        return row
+
+
+@dataclass(frozen=True)
+class Before:
+    """What earlier starts of the same shard did."""
+
+    units: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    gpu_hours: float = 0.0
+
+
+class Watch:
+    """Takes in what happens, and says how it stands.
+
+    Times are seconds of one monotonic clock, and never decrease.
+    """
+
+    def __init__(
+        self, now: float, units: int, problems: int, plan: StoppingPlan, before: Before
+    ) -> None:
+        """Work on so many units, with so many problems in them, begins."""
+        self._started = now
+        self._plan = plan
+        self._before = before
+        self._counts = Counter(before.counts)
+        self._units = before.units
+        self._planned_units = before.units + units
+        self._planned_problems = problems + _problems(self._counts)
+        self._recent: deque[tuple[float, int]] = deque()
+        self._looks: deque[tuple[float, Look]] = deque()
+
+    def finished(self, now: float, counts: Mapping[str, int]) -> None:
+        """A unit is done."""
+        self._counts.update(counts)
+        self._units += 1
+        self._recent.append((now, counts.get("rollouts", 0)))
+
+    def look(self, now: float, engines: Look, gpu_seconds: float) -> Figures:
+        """How it stands.
+
+        Args:
+            now: seconds.
+            engines: what they have counted, from whatever beginning.
+            gpu_seconds: what engines have held since this start.
+        """
+        while self._recent and self._recent[0][0] <= now - RECENT_S:
+            self._recent.popleft()
+        self._looks.append((now, engines))
+        # One look that is as old as the window, or older, stays.
+        while len(self._looks) > 1 and self._looks[1][0] <= now - WINDOW_S:
+            self._looks.popleft()
+        earlier = self._looks[0][1]
+        figures = engine_figures(earlier, engines)
+        seconds = now - self._started
+        span = min(RECENT_S, seconds)
+        left = self._planned_units - self._units
+        counts, worked = self._counts, bool(self._recent) and span > 0
+        saved, rollouts = saved_rollouts(self._plan, counts), counts["rollouts"]
+        length = counts["rollout_tokens"] / max(1, rollouts)
+        return Figures(
+            seconds=seconds,
+            problems=_problems(counts),
+            planned_problems=self._planned_problems,
+            units=self._units,
+            planned_units=self._planned_units,
+            chunks=counts["chunks"],
+            rollouts=rollouts,
+            tokens=counts["response_tokens"] + counts["rollout_tokens"],
+            rollouts_per_s=sum(n for _, n in self._recent) / span if worked else None,
+            tokens_per_s=sum(e.tokens_per_s for e in figures.values()) if figures else None,
+            cache_hits=cache_hits(earlier, engines),
+            engines=figures,
+            labels=label_shares(counts),
+            saved_rollouts=saved,
+            saved_share=saved_share(self._plan, counts),
+            saved_tokens=None if saved is None else round(saved * length),
+            gpu_hours=self._before.gpu_hours + gpu_seconds / 3600,
+            eta_s=left * span / len(self._recent) if worked else None,
+        )
+
+
+def _problems(counts: Mapping[str, int]) -> int:
+    """Problems that are dealt with, also those that could not be annotated."""
+    return counts.get("problems", 0) + counts.get("rejected", 0)

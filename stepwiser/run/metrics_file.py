@@ -1,0 +1,51 @@
+"""metrics.jsonl of a run: one JSON object a line, appended by several processes at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Metrics = dict[str, Any]
+
+
+def append_metrics(path: str, kind: str, name: str, metrics: Metrics) -> None:
+    """Add one line; safe while other processes append lines of their own to the same file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps({"kind": kind, "name": name, "time": time.time(), **metrics}) + "\n")
+
+
+def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
+    """The training curve of one run, in the order of its steps.
+
+    Steps that were lost with a crash and trained again stand in the file twice: the later line is
+    the one whose update is in the weights.
+    """
+    by_step = {
+        line["step"]: line for line in MetricsTail(path, (kind,)).read() if line["name"] == name
+    }
+    return [by_step[step] for step in sorted(by_step)]
+
+
+class MetricsTail:
+    """Reads a growing metrics file from where it stopped the last time."""
+
+    def __init__(self, path: str, kinds: Sequence[str], offset: int = 0) -> None:
+        self._path = Path(path)
+        self._kinds = kinds
+        self._offset = offset
+
+    def read(self) -> list[Metrics]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        # A line that is still being written is left for the next time.
+        text = text[: text.rfind(b"\n") + 1]
+        self._offset += len(text)
+        lines = (json.loads(line) for line in text.splitlines())
+        return [line for line in lines if line.get("kind") in self._kinds]

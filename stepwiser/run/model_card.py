@@ -1,0 +1,180 @@
+"""The model card of a trained judge: where it comes from, how good it is, how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepwiser.config import RunConfig
+from stepwiser.config.models import RuleConfig
+from stepwiser.run.model_exports import is_score
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a card states beside the configuration."""
+
+    version: int
+    """Steps trained, of `train.steps`."""
+    base_model: str
+    """Name of the model that training started from; no path of a machine."""
+    prompts: Mapping[str, int] = field(default_factory=dict)
+    """Prompts by split; empty where annotation went on beside the training."""
+    curve: Sequence[Mapping[str, Any]] = ()
+    """Lines of the training curve, one a step."""
+    evaluation: Mapping[str, Any] | None = None
+    """Scores of these weights; None where they were not evaluated."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+_REWARDS = {
+    "verdict": "1 for a verdict that equals the step's label, else 0",
+    "verdict_only": "1 for a verdict that equals the step's label, else 0; -1 for any other word",
+    "outcome": "1 where the verdicts on all steps of a solution tell together whether its final "
+    "answer is right, else 0; labels of steps are not used",
+}
+
+
+def model_card(config: RunConfig, training: Training) -> str:
+    """Markdown with the front matter of the Hugging Face Hub."""
+    train = config.train
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        f"base_model: {training.base_model}\n"
+        "tags: [stepwiser, process-reward-model, generative-judge, grpo]\n---",
+        f"# Generative judge of reasoning steps, run “{config.name}”",
+        "Given a problem, the steps so far and a new step, this model reasons about the step and "
+        "ends with `\\boxed{Positive}` or `\\boxed{Negative}`. Trained by the method of StepWiser "
+        "(Xiong et al., [arXiv 2508.19229](https://arxiv.org/abs/2508.19229)).",
+        "## Data",
+        _list(
+            [
+                ("problems", _source(config)),
+                ("steps", "self-segmented chunks" if _chunks(config) else "paragraphs"),
+                (
+                    "values",
+                    f"{config.annotate.rollouts} Monte-Carlo completions of every prefix at "
+                    f"temperature {config.annotate.temperature:g}, stopping `"
+                    f"{config.annotate.stopping}`",
+                ),
+                ("labels", rule_in_words(config.label)),
+                (
+                    "classes",
+                    "balanced to one half each" if config.label.balance else "as they came",
+                ),
+                *((f"{split} prompts", f"{n:,}") for split, n in training.prompts.items()),
+            ]
+        ),
+        "## Training",
+        _list(
+            [
+                ("base model", training.base_model),
+                ("reward", _REWARDS[train.reward]),
+                ("steps", f"{training.version:,} of {train.steps:,}"),
+                (
+                    "a step",
+                    f"{train.prompts_per_step:,} prompts × {train.group_size} samples, mini-batches"
+                    f" of {train.minibatch_prompts:,} prompts, answers of at most "
+                    f"{train.max_response_tokens:,} tokens",
+                ),
+                (
+                    "optimizer",
+                    f"GRPO, learning rate {train.learning_rate:g} ({train.schedule}), clip "
+                    f"{train.clip_low:g} / {train.clip_high:g}, {train.aggregation}, KL "
+                    f"{train.kl_coefficient:g}, temperature {train.temperature:g}",
+                ),
+                ("precision", f"{config.learner.precision}, ZeRO-{config.learner.zero_stage}"),
+                ("seed", str(config.seed)),
+                *_rewards(training),
+            ]
+        ),
+        "## Scores",
+        _scores(config, training),
+        "## Use",
+        "With this project, `stepwiser serve` answers over HTTP, and the stages `solve` and "
+        "`select` use the judge. With any other engine, send one user message through the model's "
+        "own chat template, sample at temperature "
+        f"{train.temperature:g}, and read the last boxed verdict:",
+        f"```text\n{_asked(config)}\n```",
+        f"Earlier steps are joined by `{config.prompts.history_separator!r}`; before the first "
+        f"step stands `{config.prompts.empty_history!r}`. Several samples vote.",
+        "## Versions",
+        _list(sorted(training.packages.items())) or "not recorded",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def rule_in_words(rule: RuleConfig) -> str:
+    """The label rule with its parameters (paper section 3.2)."""
+    words = {
+        "abs_q": "Abs-Q: Positive if the value after the step is above 0",
+        "rel_effective": f"Rel-Effective, α = {rule.alpha:g}, n = {rule.best_of}: Positive if the "
+        "value plus α times the change of the best-of-n value is above 0",
+        "rel_ratio": f"Rel-Ratio, γ = {rule.gamma:g}: Positive if the value is more than γ times "
+        "the value before the step",
+    }[rule.rule]
+    if rule.minimum_previous_value:
+        words += f"; steps after a prefix valued below {rule.minimum_previous_value:g} are left out"
+    return words
+
+
+def _scores(config: RunConfig, training: Training) -> str:
+    figures = training.evaluation or {}
+    names = {
+        "heldout_balanced": "held-out labels, balanced accuracy",
+        "heldout_positive": "held-out labels, Positive",
+        "heldout_negative": "held-out labels, Negative",
+        "processbench_f1": f"ProcessBench F1 (official), {config.evaluate.name}",
+    }
+    rows = [
+        f"| {words} | {figures[key]:.3f} |"
+        for key, words in names.items()
+        if is_score(figures.get(key))
+    ]
+    if not rows:
+        return "These weights were not evaluated while training went on."
+    return "\n".join(
+        [
+            "| of these weights, one sample a step | |",
+            "|---|---|",
+            *rows,
+            "",
+            "The labels are Monte-Carlo estimates, not ground truth.",
+        ]
+    )
+
+
+def _rewards(training: Training) -> list[tuple[str, str]]:
+    rewards = [row["reward"] for row in training.curve if is_score(row.get("reward"))]
+    if not rewards:
+        return []
+    window = max(1, len(rewards) // 10)
+    first, last = sum(rewards[:window]) / window, sum(rewards[-window:]) / window
+    return [("mean reward, first → last tenth", f"{first:.3f} → {last:.3f}")]
+
+
+def _source(config: RunConfig) -> str:
+    data = config.data
+    if data.source == "embedded":
+        return f"the embedded arithmetic task, seed {data.seed}, {data.limit:,} problems"
+    # Of a file only the name: where it lay is nobody's business.
+    name = data.source if not data.source.endswith((".jsonl", ".json", ".parquet")) else ""
+    name = name or data.source.rsplit("/", 1)[-1]
+    subset = f", {data.subset}" if data.subset else ""
+    return f"{name}{subset}, split {data.split}, up to {data.limit:,} problems"
+
+
+def _chunks(config: RunConfig) -> bool:
+    return config.prompts.steps == "chunks"
+
+
+def _asked(config: RunConfig) -> str:
+    """The judge's message with its fields named."""
+    return config.judge_prompts.judge.format(
+        problem="{problem}", history="{earlier steps}", chunk="{new step}"
+    )
+
+
+def _list(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"- **{name}**: {value}" for name, value in rows)

@@ -1,0 +1,91 @@
+"""Sampling a policy's solutions and measuring how often they are right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stepwiser.data.records import Problem
+from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
+from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.search.chunk_reset import ChunkCandidate
+from stepwiser.statistics import mean_and_error
+
+
+@dataclass(frozen=True)
+class Solutions:
+    """All samples of one problem; `outcomes` has None where an answer could not be checked."""
+
+    problem: Problem
+    samples: list[Sample]
+    outcomes: list[bool | None]
+
+    @property
+    def share_right(self) -> float:
+        return sum(outcome is True for outcome in self.outcomes) / len(self.outcomes)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers with the standard error over problems."""
+
+    mean: float
+    standard_error: float
+    problems: int
+    tokens: float
+    """Mean generated tokens of a sample."""
+
+
+async def sample_solutions(
+    generator: Generator,
+    prompt_ids: Callable[[str], list[int]],
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    checker: AnswerChecker,
+    done: Callable[[], None] = lambda: None,
+) -> list[Solutions]:
+    """`sampling.n` solutions of every problem, checked off the event loop."""
+
+    async def one(problem: Problem) -> Solutions:
+        samples = await generator.generate(
+            prompt_ids(problem.question), sampling, affinity=problem.problem_id
+        )
+        answers = [boxed_answer(sample.text) for sample in samples]
+        outcomes = await check_all(checker, answers, problem.answer)
+        done()
+        return Solutions(problem, samples, outcomes)
+
+    return list(await asyncio.gather(*(one(problem) for problem in problems)))
+
+
+def accuracy(solutions: Sequence[Solutions]) -> Accuracy:
+    """Pass@1: problems are the independent units, samples of one problem are not."""
+    mean, error = mean_and_error([s.share_right for s in solutions])
+    tokens = [len(sample.token_ids) for s in solutions for sample in s.samples]
+    return Accuracy(mean, error, len(solutions), sum(tokens) / max(1, len(tokens)))
+
+
+@dataclass(frozen=True)
+class ChunkSampler:
+    """The chunk-tuned policy as `search.ChunkPolicy`: one chunk at a time, on token ids."""
+
+    generator: Generator
+    prompts: PromptFormat
+    max_tokens: int
+    temperature: float
+
+    async def next_chunk(self, problem: Problem, prefix_ids: Sequence[int]) -> ChunkCandidate:
+        room = self.max_tokens - len(prefix_ids)
+        if room < 1:
+            return ChunkCandidate((), "", finished=True)
+        (sample,) = await self.generator.generate(
+            [*self.prompts.policy_ids(problem.question), *prefix_ids],
+            Sampling(max_tokens=room, temperature=self.temperature, stop=(self.prompts.stop,)),
+            affinity=problem.problem_id,
+        )
+        closed = sample.text.endswith(self.prompts.stop) and not sample.truncated
+        # A chunk that holds the final answer ends the solution; what might follow is not needed.
+        answered = boxed_answer(sample.text) is not None
+        return ChunkCandidate(sample.token_ids, sample.text, finished=answered or not closed)

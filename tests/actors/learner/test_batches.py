@@ -1,0 +1,131 @@
+"""The tensors of a micro-batch against plain Hugging Face forwards, one sequence at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from actors.learner.batches import example_tokens, response_batch
+from actors.learner.deepspeed_rank import EngineConfig, _ChosenLogits, _load_model
+from actors.learner.shared_prompt import Layout, attention
+from stepwiser.errors import UserError
+from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples
+from stepwiser.training.grpo import token_logprobs
+from tests.support.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """One model twice, in float64: with the attention of transformers, and with prompts shared."""
+    from transformers import AutoModelForCausalLM
+
+    directory = str(make_tiny_model(tmp_path_factory.mktemp("model"), hidden_size=256))
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
+    config = EngineConfig(directory, 2, "float32", False, 1.0, 0.0, False, 1)
+    return plain, _ChosenLogits(_load_model(config).double().eval())
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Two responses to one prompt, one to a prompt of one token, a response of one token."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 400, length) for length in (7, 1, 12)]
+    return ExperienceBatch.from_experiences(
+        [
+            Experience(
+                prompt_ids=prompts[group],
+                response_ids=rng.integers(3, 400, response),
+                advantage=float(index),
+                reward=0.0,
+                group=group,
+                weight_version=0,
+                engine_logprobs=-rng.random(response),
+            )
+            for index, (group, response) in enumerate([(0, 5), (1, 9), (2, 1), (0, 3)])
+        ]
+    )
+
+
+def _alone(model, batch, temperature):
+    """Log-probs of each response, one forward pass a sequence."""
+    expected = []
+    for i in range(len(batch)):
+        whole = np.concatenate([batch.prompt(i), batch.response(i)]).astype(np.int64)
+        ids = torch.from_numpy(whole)[None]
+        logprobs = token_logprobs(model(input_ids=ids[:, :-1]).logits, ids[:, 1:], temperature)
+        expected.append(logprobs[0, len(batch.prompt(i)) - 1 :])
+    return expected
+
+
+UNITS = [(2,), (0, 3), (1,)]
+ORDER = [2, 0, 3, 1]
+
+
+def test_response_logprobs_equal_those_of_each_sequence_alone(models, batch):
+    plain, chosen = models
+    rows = response_batch(batch, UNITS)
+    with torch.no_grad():
+        expected = _alone(plain, batch, 0.7)
+        flat = token_logprobs(chosen(rows.tokens), rows.tokens.targets, 0.7)
+    spread = rows.spread(flat)
+    assert rows.tokens.input_ids.shape == (1, 7 + 1 + 12 + 5 + 9 + 1 + 3)
+    assert rows.mask.sum(dim=1).tolist() == [1, 5, 3, 9]
+    assert rows.advantages.tolist() == [2.0, 0.0, 3.0, 1.0]
+    for row, index in enumerate(ORDER):
+        length = len(batch.response(index))
+        torch.testing.assert_close(spread[row, :length], expected[index])
+        assert not spread[row, length:].any()
+        engine = torch.from_numpy(batch.logprobs(index))
+        torch.testing.assert_close(rows.engine_logprobs[row, :length], engine)
+
+
+def test_gradients_equal_those_of_each_sequence_alone(models, batch):
+    plain, chosen = models
+    rows = response_batch(batch, UNITS)
+    weights = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    spread = rows.spread(token_logprobs(chosen(rows.tokens), rows.tokens.targets))
+    (spread * weights).sum().backward()
+    alone = _alone(plain, batch, 1.0)
+    sum(
+        (alone[index] * weights[row, : len(alone[index])]).sum() for row, index in enumerate(ORDER)
+    ).backward()
+    for (name, ours), theirs in zip(
+        chosen.model.named_parameters(), plain.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-6, msg=name)
+        ours.grad = theirs.grad = None
+
+
+def test_a_masked_micro_batch_has_gradients_that_are_all_zero(models, batch):
+    _, chosen = models
+    rows = response_batch(batch, [])
+    spread = rows.spread(token_logprobs(chosen(rows.tokens), rows.tokens.targets))
+    spread.sum().backward()
+    for parameter in chosen.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+        parameter.grad = None
+
+
+def test_only_unmasked_tokens_are_learned(models):
+    plain, chosen = models
+    examples = TokenExamples.from_pairs(
+        [([10, 11, 12, 13], [1, 0, 1, 0]), ([20, 21, 22, 23, 24], [0, 0, 0, 0, 1])]
+    )
+    tokens = example_tokens(examples, [1, 0])
+    assert tokens.targets.tolist() == [24, 12]
+    assert tokens.input_ids[0, tokens.positions].tolist() == [23, 11]
+    with torch.no_grad():
+        logits = chosen(tokens)
+        for row, context in enumerate([[20, 21, 22, 23], [10, 11]]):
+            expected = plain(input_ids=torch.tensor([context])).logits[0, -1]
+            torch.testing.assert_close(logits[row], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"sliding_window": 8}, "last 8 tokens"), ({"softcap": 30.0}, "uses softcap")],
+)
+def test_attention_that_does_more_is_refused(options, message):
+    layout = Layout.of([9])
+    query = torch.zeros(1, 2, 9, 4)
+    with pytest.raises(UserError, match=message):
+        attention(None, query, query, query, None, layout=layout, scaling=1.0, **options)

@@ -1,0 +1,106 @@
+"""Two DeepSpeed ranks without Ray: every way to accumulate gradients gives the same update."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tests.support.tiny import make_tiny_model
+
+UPDATES = 2
+VARIANTS = [
+    (2, "float32", "_backward_at_once"),
+    (2, "float32", "_backward_each"),
+    (3, "float32", "_backward_at_once"),
+    (3, "float32", "_backward_each"),
+    (2, "bfloat16", "_backward_each"),
+    (3, "bfloat16", "_backward_each"),
+]
+
+
+def _rank(rank: int, world_size: int, directory: str) -> None:
+    """Train every variant in turn in one process; rank 0 saves what came out."""
+    from actors.learner.deepspeed_rank import DeepSpeedWorker
+    from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
+    from actors.learner.worker_group import WorkerGroup, engine_config
+    from stepwiser.training.grpo import GRPOLossConfig
+    from stepwiser.training.schedule import LearningRate
+    from tests.support.scripted_collector import scripted_batch
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size
+    )
+    results = {}
+    for stage, precision, path in VARIANTS:
+        options = GRPOTrainOptions(
+            group=WorkerGroup(
+                name="variant",
+                storage_path="",
+                zero_stage=stage,
+                precision=precision,
+                max_tokens_per_microbatch=160,
+            ),
+            model_dir=f"{directory}/model",
+            output_dir="",
+            metrics_path="",
+            steps=UPDATES,
+            minibatches=2,
+            learning_rate=LearningRate(1e-4),
+            temperature=1.0,
+            max_response_length=64,
+            loss=GRPOLossConfig(kl_coefficient=0.1),
+        )
+        worker = DeepSpeedWorker(engine_config(options.group, options.model_dir, 1.0, 0.0))
+        worker._backward_at_once = worker._backward_each = getattr(worker, path)
+        loop = GRPOLoop(options, None, worker)
+        metrics = [loop._train(step, scripted_batch(step)) for step in range(UPDATES)]
+        weights = {}
+        # Small buckets, so that there are several.
+        for bucket in worker.state_buckets(bucket_bytes=1 << 18):
+            weights |= {name: tensor.float().clone() for name, tensor in bucket.items()}
+        results[stage, precision, path] = (metrics, weights)
+        worker.close()
+    if rank == 0:
+        torch.save(results, f"{directory}/results.pt")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("variants")
+    make_tiny_model(directory / "model", hidden_size=256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(directory / "compiled"))
+        torch.multiprocessing.spawn(_rank, args=(2, str(directory)), nprocs=2)
+    # DeepSpeed would like to compile kernels: a minute, and a C++ compiler, that nobody needs.
+    assert not (directory / "compiled").exists()
+    return torch.load(directory / "results.pt")
+
+
+@pytest.mark.slow
+def test_stages_and_accumulation_agree(results):
+    _, reference = results[VARIANTS[0]]
+    for variant in VARIANTS:
+        _, weights = results[variant]
+        atol = 1e-5 if variant[1] == "float32" else 5e-3
+        for name, tensor in reference.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=0, atol=atol, msg=f"{variant}")
+
+
+@pytest.mark.slow
+def test_names_are_those_of_the_model_directory(results):
+    _, weights = results[VARIANTS[0]]
+    assert "model.embed_tokens.weight" in weights
+    assert "lm_head.weight" not in weights
+
+
+@pytest.mark.slow
+def test_the_first_update_is_on_policy_and_later_ones_are_not(results):
+    metrics, _ = results[VARIANTS[0]]
+    assert metrics[0]["updates"] == 2
+    # Half of the tokens belong to the second update, whose ratio has left 1.
+    assert 0 < metrics[0]["approx_kl"] < 0.1
+    assert metrics[0]["kl"] > 0
+    assert all(m["gradient_norm"] > 1 for m in metrics)

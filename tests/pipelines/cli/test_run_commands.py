@@ -1,0 +1,100 @@
+"""The commands that only read run directories, as a person types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipelines.cli import app
+from pipelines.monitoring.formatting import duration
+from stepwiser.annotation.throughput import EngineCounters
+from stepwiser.config import RunConfig
+from stepwiser.config.shard import Shard
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import UnitLog
+from tests.stepwiser.annotation.test_cost import COUNTS
+from tests.stepwiser.run.annotated_run import write_run
+from tests.stepwiser.run.test_merge import write_shard
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result: Result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_export(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    out = tmp_path / "out.jsonl"
+    output = run("export", tmp_path / "run", "--format", "trl", "--out", out, "--rule", "abs_q")
+    assert "2 trajectories, 5 labelled steps, 60.0% of them positive" in output
+    assert len(out.read_text().splitlines()) == 2
+    again = ("export", tmp_path / "run", "--out", out, "--format")
+    assert "exists already" in run(*again, "trl", code=2)
+    assert "none of hf, trl, math-shepherd" in run(*again, "csv", code=2)
+    assert "none of abs_q" in run(*again, "trl", "--rule", "best", code=2)
+
+
+def test_merge(tmp_path: Path) -> None:
+    first, second = (write_shard(tmp_path / f"s{i}", Shard(i, 2)).root for i in range(2))
+    out = tmp_path / "out"
+    output = run("merge", first, "--out", out)
+    assert "2 units copied; it holds 2 of the run's 4" in output
+    assert "2 units are still to be annotated" in output
+    output = run("merge", first, second, "--out", out)
+    assert "2 units copied, 2 were there already; it holds 4 of the run's 4" in output
+    assert "not a run directory" in run("merge", tmp_path / "none", "--out", out, code=2)
+
+
+def test_status(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    output = run("status", tmp_path / "run")
+    assert "done" in output and "2 of 2" in output and "4 of 4" in output
+    assert json.loads(run("status", tmp_path / "run", "--json"))["rollouts"] == 16
+    assert "not a run directory" in run("status", tmp_path, code=2)
+
+
+def test_status_names_engines_one_by_one_up_to_a_dozen(tmp_path: Path) -> None:
+    store = write_run(tmp_path / "run")
+    log = UnitLog(store, Shard())
+    log.start(0.0, 1)
+    for seconds in (1.0, 11.0):
+        tokens = round(100 * seconds)
+        look = {i: EngineCounters(seconds, tokens, tokens, tokens // 2) for i in range(14)}
+        log.engines(0.0, 0.0, look)
+    output = run("status", tmp_path / "run")
+    assert "100 tokens/s, 50.0% from cache" in output
+    assert "engine 11" in output and "engine 12" not in output and "2 more" in output
+    assert "rollouts/s" in output and "saved" not in output
+    assert len(json.loads(run("status", tmp_path / "run", "--json"))["engines"]) == 14
+
+
+def test_plan_says_what_it_assumed(tmp_path: Path) -> None:
+    output = run("plan", "annotate", "--model", "7B", "--gpus", "8xA100")
+    assert "13.6" in output and "$2 per GPU-hour: assumed" in output
+    store = RunStore(tmp_path / "run").open(RunConfig())
+    assert "metrics/annotate.json" in run("plan", "annotate", "--run", store.root, code=2)
+    store.write_metrics("annotate", {"counts": COUNTS, "rollouts_per_prefix": 16})
+    store.write_metrics("cost-annotate", {"gpu_hours": 0.5})
+    output = run("plan", "annotate", "--run", store.root, "--problems", 1000, "--price", 1.5)
+    for words in ("measured in run", "the run's own", "1.7 M", "$1.5 per GPU-hour: given"):
+        assert words in output
+    output = run("plan", "annotate", "--rate", 4000, "--rollout-share", 0.5, "--gpus", "H100")
+    assert "given" in output and "4,000" in output
+    for arguments, reason in (
+        (["label"], "annotate only"),
+        (["annotate", "--model", "big"], "not a size"),
+        (["annotate", "--gpus", "8xTPU"], "none of A100"),
+        (["annotate", "--rollout-share", "2"], "at most 1"),
+        (["annotate", "--rate", "0"], "above 0"),
+    ):
+        assert reason in run("plan", *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273_700, "3 d 4 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

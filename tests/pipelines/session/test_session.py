@@ -1,0 +1,43 @@
+"""The end of a session: whatever hangs or fails, nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from pipelines.session import session as sessions
+from pipelines.session.session import Session
+from stepwiser.config import load_config
+from tests.support.paths import ROOT
+from tests.support.scripted_engine import ScriptedEngine
+
+
+def test_engines_that_do_not_answer_hold_nothing_up(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "COUNT_S", 2.0)
+    config = load_config(
+        ROOT / "configs" / "embedded.yaml", [f"run_dir={tmp_path}", "engine.count=1"]
+    )
+    closed = []
+    processes = []
+    with (
+        pytest.raises(TimeoutError),
+        Session(config, build=ScriptedEngine) as session,
+    ):
+        monkeypatch.setattr(session.checker, "close", lambda: closed.append(True))
+        for slot in ("policy", "judge"):
+            pool = session.pool("embedded", slot=slot)
+            processes.append(psutil.Process(ray.get(pool.actors[0].ready.remote())))
+        os.kill(processes[0].pid, signal.SIGSTOP)
+    assert closed, "what comes after the engines is closed too"
+    deadline = time.monotonic() + 30
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.1)

@@ -1,0 +1,96 @@
+"""Starting the real command at a size that tests can afford."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+SMALL = (
+    "data.limit=64",
+    "segment.problems=96",
+    "segment.evaluation_problems=32",
+    "annotate.problems_per_unit=4",
+    "annotate.rollouts=8",
+    "annotate.responses=8",
+    "train.steps=4",
+    "train.prompts_per_step=16",
+    "train.minibatch_prompts=8",
+    "train.group_size=4",
+    "train.checkpoint_every=2",
+    "train.evaluate_every=2",
+    "discriminative.sft.epochs=2",
+    "evaluate.wrong=12",
+    "evaluate.right=12",
+    "evaluate.votes=2",
+    "evaluate.calibration_trajectories=8",
+    "evaluate.faithfulness=6",
+    "evaluate.beyond=12",
+    "solve.problems=16",
+    "solve.plain_samples=4",
+    "select.problems=24",
+    "select.responses=4",
+    "finetune.sft.steps=4",
+    "finetune.evaluation_problems=32",
+    "finetune.evaluation_samples=2",
+)
+
+
+def command(stage: str, *overrides: str, module: str = "pipelines.cli") -> list[str]:
+    return [sys.executable, "-m", module, stage, *SMALL, *overrides]
+
+
+def start(stage: str, *overrides: str, module: str = "pipelines.cli") -> subprocess.Popen[str]:
+    """Start a stage in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    environment.pop("RAY_ADDRESS", None)
+    # Of a run in this process: its W&B service would outlive a command that is killed, and hold on
+    # to the run that the next start continues.
+    environment.pop("WANDB_SERVICE", None)
+    return subprocess.Popen(
+        command(stage, *overrides, module=module),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 900) -> str:
+    """Wait; returns what the command printed."""
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def run(stage: str, *overrides: str, code: int = 0, timeout: float = 900) -> str:
+    process = start(stage, *overrides)
+    output = finish(process, timeout)
+    assert process.returncode == code, f"exit code {process.returncode}\n{output[-6000:]}"
+    return output
+
+
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 300
+) -> None:
+    """Wait until something is true while the command runs."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, f"ended early:\n{(process.stdout or sys.stdin).read()}"
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.2)
+
+
+def parquet_files(run_dir: Path, table: str) -> dict[str, int]:
+    """Names and modification times of the files of a table."""
+    return {p.name: p.stat().st_mtime_ns for p in (run_dir / table).glob("*.parquet")}
