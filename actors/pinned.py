@@ -10,7 +10,7 @@ import ray
 T = TypeVar("T")
 
 
-class Lent(Generic[T]):
+class Pinned(Generic[T]):
     """A value in the object store, for as long as the process lives that put it there.
 
     Ray puts a constructor argument of more than 100 kB into the object store and lets go of it once

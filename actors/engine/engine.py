@@ -161,7 +161,7 @@ class Engine:
 
     async def update_weights(self, payload: Payload, version: int) -> None:
         """Load new weights between two steps: a directory of safetensors, safetensors bytes, or
-        those of a learner that waits with them (a Ticket).
+        those of a learner that waits with them (a TransferSpec).
 
         Running requests go on with the new weights (their prefix is recomputed); their samples keep
         the version they began with. An engine that sleeps takes back the memory for weights before

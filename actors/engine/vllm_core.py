@@ -16,7 +16,7 @@ from typing import Any
 
 from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, tensor_shapes
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 
@@ -286,8 +286,8 @@ class VllmCore:
         and TransferFailed, just as untouched, when a learner's weights do not arrive.
         """
         skip = self._check(tensor_shapes(payload))
-        given = None if isinstance(payload, Ticket) else payload
-        if isinstance(payload, Ticket):
+        given = None if isinstance(payload, TransferSpec) else payload
+        if isinstance(payload, TransferSpec):
             self._receive(payload)
         self.wake(("weights",))
         # A core in its own process would step on between the two calls.
@@ -303,9 +303,9 @@ class VllmCore:
                 self._llm.wake_up(["scheduling"])
         self.wake()
 
-    def _receive(self, ticket: Ticket) -> None:
+    def _receive(self, transfer: TransferSpec) -> None:
         """Have every worker take the weights to host memory; all of them do, or none keeps any."""
-        answers = self._llm.collective_rpc("stepwiser_receive", args=(pickle.dumps(ticket),))
+        answers = self._llm.collective_rpc("stepwiser_receive", args=(pickle.dumps(transfer),))
         failures = [answer for answer in answers if answer is not None]
         if failures:
             self._llm.collective_rpc("stepwiser_drop")

@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 
-Payload = str | Sequence[bytes] | Ticket
+Payload = str | Sequence[bytes] | TransferSpec
 """Weights on their way: a directory of ``*.safetensors``, safetensors blobs that together hold
-every tensor once, or the ticket of a learner that sends such blobs' parts."""
+every tensor once, or the transfer of a learner that sends such blobs' parts."""
 
 
 def tensor_shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
@@ -36,7 +36,7 @@ def tensor_shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
 
 
 def _headers(payload: Payload) -> Iterator[bytes]:
-    if isinstance(payload, Ticket):
+    if isinstance(payload, TransferSpec):
         yield from payload.headers
     elif isinstance(payload, str):
         for file in _files(payload):
@@ -84,11 +84,11 @@ class WeightUpdater:
     rank: int
     device: Any
 
-    def stepwiser_receive(self, ticket: bytes) -> str | None:
-        """Take what a learner sends (a pickled Ticket) to host memory; returns why it failed."""
+    def stepwiser_receive(self, transfer: bytes) -> str | None:
+        """Take what a learner sends (a pickled TransferSpec) to host memory; says why it failed."""
         from actors.weight_sync.receiver import receive
 
-        opened: Ticket = pickle.loads(ticket)
+        opened: TransferSpec = pickle.loads(transfer)
         try:
             with _foreign_nccl():
                 received = receive(opened, self.rank, self.device)

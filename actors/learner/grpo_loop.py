@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from actors.learner.batches import ResponseBatch, response_batch
-from actors.learner.deepspeed_rank import DeepSpeedWorker
-from actors.learner.inline_evaluation import ReviewOptions, Reviews
-from actors.learner.step_metrics import Tally
+from actors.learner.deepspeed_worker import DeepSpeedWorker
+from actors.learner.inline_evaluation import InlineEvaluation, InlineEvaluationOptions
+from actors.learner.step_metrics import StepMetrics
 from actors.learner.worker_group import WorkerGroup, engine_config, keep_checkpoint, last_checkpoint
 from actors.weight_sync.sender import make_sender
-from actors.weight_sync.transfer import Way
+from actors.weight_sync.transfer import TransferBackend
 from stepwiser.run.metrics_file import Metrics, append_metrics, read_metrics
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.grpo import GRPOLossConfig, grpo_loss, loss_denominator, token_logprobs
@@ -70,11 +70,11 @@ class GRPOTrainOptions:
     tracking_id: str | None = None
     """Of the W&B run; kept in every checkpoint, so that its curve can be found and continued."""
     keep: Literal["last", "best"] = "last"
-    reviews: ReviewOptions | None = None
+    evaluation: InlineEvaluationOptions | None = None
     """For evaluations while training goes on."""
     batch_timeout_s: float = 3600.0
     publish_timeout_s: float = 600.0
-    weight_transfer: Way = "object_store"
+    weight_transfer: TransferBackend = "object_store"
     """How weights reach the engines."""
     weight_bucket_mb: int = 512
     """Weights are gathered and sent in pieces of so many MiB."""
@@ -88,8 +88,8 @@ class GRPOTrainOptions:
         Rank 0 speaks with evaluator and engines for all, and the batch of a collector that died is
         sampled anew for the ranks that do not have it yet.
         """
-        review = 0.0 if self.reviews is None else self.reviews.timeout_s
-        wait = int(max(review, self.publish_timeout_s, self.batch_timeout_s)) + _SLACK_S
+        evaluation = 0.0 if self.evaluation is None else self.evaluation.timeout_s
+        wait = int(max(evaluation, self.publish_timeout_s, self.batch_timeout_s)) + _SLACK_S
         return replace(self.group, collective_timeout_s=max(wait, self.group.collective_timeout_s))
 
     @property
@@ -166,8 +166,8 @@ class GRPOLoop:
             self._hand_over,
             lambda version, refs: ray.get(collector.keep_copy.remote(version, refs)),
         )
-        self._reviews = Reviews(
-            options.reviews,
+        self._evaluation = InlineEvaluation(
+            options.evaluation,
             self._given.get("evaluator"),
             worker,
             options.candidates_dir,
@@ -179,20 +179,20 @@ class GRPOLoop:
         # Engines wait for weights and the learner waits for samples: publish before the first
         # fetch, or a resumed run waits for ever.
         self._publish(start)
-        self._reviews.begin(start)
+        self._evaluation.begin(start)
         step = start
         began = time.monotonic()
-        while step < self._options.steps and not self._reviews.stop():
+        while step < self._options.steps and not self._evaluation.stop():
             batch, fetch_s = self._fetch(step)
             if batch is None:
                 break
             if self._options.colocated:
-                self._reviews.free_engines()
+                self._evaluation.free_engines()
                 make_room(self._collector, self._options.publish_timeout_s)
             metrics = self._train(step, batch)
-            self._reviews.free_engines()
+            self._evaluation.free_engines()
             published, publish_s = self._publish(step + 1)
-            self._reviews.after_publish(step + 1)
+            self._evaluation.after_publish(step + 1)
             metrics = {**published, **metrics}
             began, seconds = time.monotonic(), time.monotonic() - began
             metrics |= {
@@ -210,7 +210,7 @@ class GRPOLoop:
         if step > start:
             self._checkpoint(step, {"step": step - 1})
         self._worker.export(self._options.last_dir)
-        self._reviews.finish()
+        self._evaluation.finish()
         path, name = self._options.metrics_path, self._options.group.name
         if self._worker.rank == 0 and steps_trained(path, name) != step:
             append_metrics(path, END, name, {"step": step - 1})
@@ -272,7 +272,7 @@ class GRPOLoop:
         return figures, time.monotonic() - began
 
     def _hand_over(self, version: int, source: Any, timeout: float) -> Metrics:
-        """``source``: references to blobs, or the ticket of a transfer."""
+        """``source``: references to blobs, or the description of a transfer."""
         try:
             call = self._collector.publish.remote(version, source, timeout)
             figures = ray.get(call, timeout=timeout)
@@ -289,17 +289,17 @@ class GRPOLoop:
         age = sample_age(step, int(batch.weight_versions.min()), options.staleness)
         rate = options.learning_rate.at(step, options.steps)
         parts = split_groups(batch.groups.tolist(), options.minibatches)
-        tally = Tally()
-        with tally.timed("logprobs"):
+        step_metrics = StepMetrics()
+        with step_metrics.timed("logprobs"):
             plans = [self._plan(batch, part) for part in parts]
             # The first update starts from the weights that old log-probs are taken with: there
             # they are the detached new ones. Later ones need a pass before any update.
             olds = [None, *([self._old_logprobs(m) for m in plan] for plan in plans[1:])]
-        with tally.timed("train"):
+        with step_metrics.timed("train"):
             for part, plan, old in zip(parts, plans, olds, strict=True):
-                loss_fn = self._loss_fn(step, self._denominator(batch, part), old, tally)
+                loss_fn = self._loss_fn(step, self._denominator(batch, part), old, step_metrics)
                 pairs = list(enumerate(plan))
-                tally.gradient_norms.append(worker.train_step(pairs, loss_fn, rate))
+                step_metrics.gradient_norms.append(worker.train_step(pairs, loss_fn, rate))
         metrics = {
             "step": step,
             "learning_rate": rate,
@@ -313,7 +313,7 @@ class GRPOLoop:
             "prompt_tokens": len(batch.prompt_ids),
             "staleness_max": age,
             "staleness_mean": step - float(batch.weight_versions.mean()),
-            **tally.combined(worker),
+            **step_metrics.combined(worker),
         }
         self._check_gap(metrics)
         return metrics
@@ -359,7 +359,7 @@ class GRPOLoop:
         return micro_batch.spread(token_logprobs(logits, targets, self._options.temperature))
 
     def _loss_fn(
-        self, step: int, denominator: float, old: list[Tensor] | None, tally: Tally
+        self, step: int, denominator: float, old: list[Tensor] | None, step_metrics: StepMetrics
     ) -> Callable[[tuple[int, ResponseBatch]], Tensor]:
         temperature = self._options.temperature
 
@@ -379,8 +379,8 @@ class GRPOLoop:
                 micro_batch.engine_logprobs,
                 self._reference_logprobs(micro_batch),
             )
-            tally.add(output.loss, output.metrics, micro_batch, logits.detach(), temperature)
-            tally.compare(at_start, micro_batch, step)
+            step_metrics.add(output.loss, output.metrics, micro_batch, logits.detach(), temperature)
+            step_metrics.compare(at_start, micro_batch, step)
             return output.loss
 
         return loss

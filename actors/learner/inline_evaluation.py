@@ -11,12 +11,12 @@ from typing import Any
 import ray
 import torch
 
-from actors.learner.deepspeed_rank import DeepSpeedWorker
-from actors.rollout.evaluator import Review
+from actors.learner.deepspeed_worker import DeepSpeedWorker
+from actors.rollout.evaluator import EvaluationStatus
 
 
 @dataclass(frozen=True)
-class ReviewOptions:
+class InlineEvaluationOptions:
     """When judges are evaluated; the evaluator itself knows how."""
 
     every: int
@@ -29,7 +29,7 @@ class ReviewOptions:
     """Longest wait for an evaluation; ranks wait for each other longer than this."""
 
 
-class Reviews:
+class InlineEvaluation:
     """All ranks call every method in lockstep; only rank 0 speaks with the evaluator.
 
     One evaluation is under way at a time: it overlaps the steps that follow, and the next one, or
@@ -38,7 +38,7 @@ class Reviews:
 
     def __init__(
         self,
-        options: ReviewOptions | None,
+        options: InlineEvaluationOptions | None,
         evaluator: Any,
         worker: DeepSpeedWorker,
         candidates: str,
@@ -64,10 +64,10 @@ class Reviews:
             # Of a learner that died; what is being evaluated just now ends with an error, unless
             # its engines have loaded it already.
             shutil.rmtree(self._candidates, ignore_errors=True)
-            review: Review = ray.get(
-                self._evaluator.review.remote(version), timeout=self._options.timeout_s
+            status: EvaluationStatus = ray.get(
+                self._evaluator.status.remote(version), timeout=self._options.timeout_s
             )
-            known, self._stop = review.known, review.stop
+            known, self._stop = status.known, status.stop
         if self._agreed(not known):
             self.after_publish(version)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from actors.learner.batches import FlatTokens, example_tokens, keep_step_tokens
 from actors.learner.checkpoints import STATE_FILE
-from actors.learner.deepspeed_rank import DeepSpeedWorker
+from actors.learner.deepspeed_worker import DeepSpeedWorker
 from actors.learner.worker_group import (
     WorkerGroup,
     engine_config,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from actors.learner.batches import ResponseBatch
-from actors.learner.deepspeed_rank import DeepSpeedWorker
+from actors.learner.deepspeed_worker import DeepSpeedWorker
 from stepwiser.run.metrics_file import Metrics
 from stepwiser.training.grpo import entropy
 
@@ -18,7 +18,7 @@ ENTROPY_ROWS = 2048
 """Positions whose distributions are held at once."""
 
 
-class Tally:
+class StepMetrics:
     """Sums up the micro-batches of one step on one rank."""
 
     def __init__(self) -> None:

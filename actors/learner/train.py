@@ -48,13 +48,13 @@ def train_grpo(
       version says that the learner has gone back.
     - ``publish(version, source, timeout)``: put weights into the engines and return figures (a dict
       of numbers) for the metrics. ``source`` is a list of ObjectRefs to safetensors bytes, which
-      together hold every weight once, or the Ticket of a transfer (`weight_transfer`). Called with
-      the starting version before the first fetch.
+      together hold every weight once, or the TransferSpec of a transfer (`weight_transfer`). Called
+      with the starting version before the first fetch.
 
-    Beside these ``keep_copy(version, refs)`` with the blobs of what a ticket has brought, and
+    Beside these ``keep_copy(version, refs)`` with the blobs of what a transfer has brought, and
     ``sleep()`` before the learner needs the engines' memory (`colocated`).
 
-    ``evaluator``: an `Evaluator` actor, where ``options.reviews`` asks for evaluations.
+    ``evaluator``: an `Evaluator` actor, where ``options.evaluation`` asks for evaluations.
     ``on_metrics`` gets the lines of both, told apart by their ``kind``. ``describe(directory,
     version)`` completes the last and the best judge before one of them takes its final name.
     """

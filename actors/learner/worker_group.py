@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.learner.checkpoints import mend
-from actors.learner.deepspeed_rank import EngineConfig
+from actors.learner.deepspeed_worker import EngineConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, MetricsTail
 

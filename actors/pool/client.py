@@ -17,18 +17,18 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from actors.engine.engine import EngineFailure, EngineStats
-from actors.pool.quarantine import Record
-from actors.pool.registry import Census, Publication, StaleWeights
-from actors.pool.request import answer, attempt, reason
+from actors.pool.quarantine import RequestHistory
+from actors.pool.registry import Membership, Publication, StaleWeights
+from actors.pool.request import answer, call_engine, reason
 from actors.pool.routing import Load, Router
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.generation import Sample, Sampling
 
 MAX_STALE = 8
 """Engines in a row that may lack weights this client knows of: somebody must publish again."""
 STALE_S = 1.0
 """Between two such questions, where another process has to publish; the pool's own looks once a
-second whether its board still has what it published."""
+second whether its registry still has what it published."""
 PULSE_S = 0.25
 """How often a client with waiting requests looks for news of the engines."""
 
@@ -46,18 +46,18 @@ class PoolClient:
 
     An engine that dies is avoided until it is back with the newest weights; its requests move to
     the others, or wait for it when there are none. Engines that the pool adds or takes away are
-    learnt of from the board, by one call that is open while there is work.
+    learnt of from the registry, by one call that is open while there is work.
     """
 
-    def __init__(self, board: Any, slots: int, census: Census | None = None) -> None:
-        self._board = board
+    def __init__(self, registry: Any, slots: int, membership: Membership | None = None) -> None:
+        self._registry = registry
         self._slots = slots
         self._name = uuid.uuid4().hex
         self._router = Router(slots)
         self._engines: dict[int, Any] = {}
-        self._census = 0
+        self._membership = 0
         self._closed: str | None = None
-        self._watch: Future[Census] | None = None
+        self._watch: Future[Membership] | None = None
         self._returning: dict[int, Future[int]] = {}
         self._lost: dict[int, BaseException] = {}
         self._serial = 0
@@ -66,12 +66,12 @@ class PoolClient:
         self._under_way: Counter[str] = Counter()
         self._waiting: dict[int, tuple[asyncio.Future[int], Load]] = {}
         self._pulse: asyncio.Task[None] | None = None
-        if census is not None:
-            self._adopt(census)
+        if membership is not None:
+            self._adopt(membership)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        census = Census(self._census, self._engines)
-        return PoolClient, (self._board, self._slots, census)
+        membership = Membership(self._membership, self._engines)
+        return PoolClient, (self._registry, self._slots, membership)
 
     @property
     def actors(self) -> list[Any]:
@@ -102,10 +102,11 @@ class PoolClient:
         """Load weights into all engines at once; running requests go on with them.
 
         ``source``: a directory of safetensors, safetensors bytes, a reference (or a list of them)
-        to such bytes, or the ticket of a learner that sends them itself. Raises UserError when the
-        engines refuse the weights, TransferFailed when a learner's do not arrive, and TimeoutError
-        when an engine does not answer in time. An engine that is down loads them when it is back,
-        and a new one before it answers anything; for a ticket that is once `keep_copy` was called.
+        to such bytes, or the transfer of a learner that sends them itself. Raises UserError when
+        the engines refuse the weights, TransferFailed when a learner's do not arrive, and
+        TimeoutError when an engine does not answer in time. An engine that is down loads them when
+        it is back, and a new one before it answers anything; for a transfer that is once
+        `keep_copy` was called.
 
         Engines that sleep are woken by this, whichever client put them to sleep.
         """
@@ -113,8 +114,8 @@ class PoolClient:
             source = ray.put(source)
         if isinstance(source, ray.ObjectRef):
             source = [source]
-        ticket = source if isinstance(source, Ticket) else None
-        publication = Publication(time.time_ns(), version, None if ticket else source, ticket)
+        transfer = source if isinstance(source, TransferSpec) else None
+        publication = Publication(time.time_ns(), version, None if transfer else source, transfer)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._publish(publication)
@@ -123,15 +124,15 @@ class PoolClient:
                 f"the engines did not all load weight version {version} within {timeout_s:g} s: "
                 "look at their logs, or allow more time"
             ) from error
-        self._published, self._serial = replace(publication, ticket=None), publication.serial
-        self._board.keep.remote(publication.serial)
+        self._published, self._serial = replace(publication, transfer=None), publication.serial
+        self._registry.keep.remote(publication.serial)
 
     async def keep_copy(self, version: int, refs: list[Any]) -> None:
         """Blobs of what a learner has sent itself, for engines that come later."""
         published = self._published
         if published is not None and published.version == version and published.source is None:
             self._published = replace(published, source=refs)
-            await self._board.supply.remote(published.serial, refs)
+            await self._registry.supply.remote(published.serial, refs)
 
     async def sleep(self) -> None:
         """Have every engine finish what it runs and free its GPU memory, weights included (they
@@ -142,7 +143,7 @@ class PoolClient:
         that comes or restarts after this is awake until it is asked again.
         """
         # Other engines may be there than this client has heard of.
-        news = self._board.watch.options(max_task_retries=-1)
+        news = self._registry.watch.options(max_task_retries=-1)
         self._adopt(await news.remote(0, self._name, self._router.waiting))
         await asyncio.gather(*(self._sleep(i) for i in self._engines))
 
@@ -156,12 +157,12 @@ class PoolClient:
         """Counters of every engine there has been, the oldest first; of one that is down or gone,
         what it last reported."""
         self._refresh()
-        noted = await self._board.all_noted.remote()
+        last_stats = await self._registry.all_stats.remote()
         up = [i for i in self._engines if i not in self._router.down]
         fresh = await asyncio.gather(*map(self._stats, up))
-        noted |= {i: stats for i, stats in zip(up, fresh, strict=True) if stats is not None}
+        last_stats |= {i: stats for i, stats in zip(up, fresh, strict=True) if stats is not None}
         down = {i: EngineStats() for i in self._engines}
-        return [stats for _, stats in sorted((down | noted).items())]
+        return [stats for _, stats in sorted((down | last_stats).items())]
 
     async def _stats(self, index: int) -> EngineStats | None:
         try:
@@ -173,7 +174,7 @@ class PoolClient:
     # --- news of the engines --------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        """Take in what has arrived of the board and of engines that were down; never waits."""
+        """Take in what has arrived of the registry and of engines that were down; never waits."""
         watch = self._watch
         if watch is not None and watch.done():
             self._watch = None
@@ -182,24 +183,26 @@ class PoolClient:
                 self._adopt(watch.result())
             elif not isinstance(error, ActorUnavailableError):
                 self._closed = f"the pool was shut down ({type(error).__name__})"
-        if self._watch is None and self._closed is None and self._board is not None:
+        if self._watch is None and self._closed is None and self._registry is not None:
             waiting = self._router.waiting
-            self._watch = self._board.watch.remote(self._census, self._name, waiting).future()
+            self._watch = self._registry.watch.remote(
+                self._membership, self._name, waiting
+            ).future()
         for index, back in tuple(self._returning.items()):
             if back.done():
                 self._take_back(index, back.exception())
 
-    def _adopt(self, census: Census) -> None:
-        self._closed = census.closed
-        if census.engines is not None and census.serial > self._census:
-            self._census = census.serial
-            self._engines = dict(census.engines)
+    def _adopt(self, membership: Membership) -> None:
+        self._closed = membership.closed
+        if membership.engines is not None and membership.serial > self._membership:
+            self._membership = membership.serial
+            self._engines = dict(membership.engines)
             for known in (self._returning, self._lost):
                 for index in known.keys() - self._engines.keys():
                     del known[index]
             self._router.set_members(self._engines)
-        if census.elsewhere is not None:
-            self._router.set_elsewhere(census.elsewhere)
+        if membership.elsewhere is not None:
+            self._router.set_elsewhere(membership.elsewhere)
         self._dispatch()
 
     def _mark_down(self, index: int) -> None:
@@ -238,28 +241,28 @@ class PoolClient:
     async def _ask(
         self, cost: Load, affinity: str | None, first: bool, method: str, *request: Any
     ) -> Any:
-        record = Record()
+        history = RequestHistory()
         stale = 0
         while True:
             index = await self._place(cost, affinity, first)
             if index not in self._engines:
                 continue  # it left in the moment before
-            ticket = (*request, self._serial, self._name)
+            call = (*request, self._serial, self._name)
             try:
-                serial, answer = await attempt(self._engines[index], method, ticket, record)
+                serial, answer = await call_engine(self._engines[index], method, call, history)
             except StaleWeights:
                 stale += 1
                 if stale == MAX_STALE:
                     raise
                 if self._published is not None:
-                    await self._board.post.remote(self._published)
+                    await self._registry.post.remote(self._published)
                 else:
                     await asyncio.sleep(STALE_S)
             except (EngineFailure, RayActorError, ObjectLostError) as failure:
                 # A lost object is an answer that went with its node before it was fetched.
                 self._mark_down(index)
-                if record.convicted:
-                    raise EnginesEnded(f"a request {record}{reason(failure)}") from failure
+                if history.is_poison:
+                    raise EnginesEnded(f"a request {history}{reason(failure)}") from failure
             else:
                 self._serial = max(self._serial, serial)
                 return answer
@@ -321,31 +324,35 @@ class PoolClient:
     # --- weights --------------------------------------------------------------------------------
 
     async def _publish(self, publication: Publication) -> None:
-        # First the board: an engine that dies or comes from now on has these.
-        replaced, census = await self._board.post.remote(publication)
-        self._adopt(census)
+        # First the registry: an engine that dies or comes from now on has these.
+        replaced, membership = await self._registry.post.remote(publication)
+        self._adopt(membership)
         try:
-            if publication.ticket is None:
+            if publication.transfer is None:
                 await asyncio.gather(*(self._update(i, publication) for i in self._engines))
             else:
-                await self._stream(publication, publication.ticket)
+                await self._stream(publication, publication.transfer)
         except Exception:
             # Nobody has them, or their learner will say them again: names and shapes are checked
             # before anything is loaded.
-            await self._board.withdraw.remote(publication.serial, replaced)
+            await self._registry.withdraw.remote(publication.serial, replaced)
             raise
 
-    async def _stream(self, publication: Publication, ticket: Ticket) -> None:
+    async def _stream(self, publication: Publication, transfer: TransferSpec) -> None:
         """Let the engines that are up take part in a learner's transfer; all must succeed."""
         up = [i for i in self._engines if i not in self._router.down]
         try:
-            seats = await asyncio.gather(*(answer(self._engines[i].seats.remote()) for i in up))
+            workers_of = await asyncio.gather(
+                *(answer(self._engines[i].transfer_ranks.remote()) for i in up)
+            )
             if not up:
                 raise TransferFailed("no engine is up")
             calls, rank = [], 1
-            for index, workers in zip(up, seats, strict=True):
-                own = replace(ticket, rank=rank, size=1 + sum(seats))
-                call = self._engines[index].update_weights.remote(replace(publication, ticket=own))
+            for index, workers in zip(up, workers_of, strict=True):
+                own = replace(transfer, rank=rank, size=1 + sum(workers_of))
+                call = self._engines[index].update_weights.remote(
+                    replace(publication, transfer=own)
+                )
                 calls.append(answer(call))
                 rank += workers
             await asyncio.gather(*calls)

@@ -1,4 +1,4 @@
-"""RolloutGenerator: one engine in one Ray actor, with the weights that the board has for it."""
+"""RolloutGenerator: one engine in one Ray actor, with the weights that the registry has for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.engine.engine import Engine, EngineFailure, EngineOptions, EngineStats
-from actors.pool.quarantine import ANY, Company
+from actors.pool.quarantine import UNLIMITED, QuarantineGate
 from actors.pool.registry import Publication, StaleWeights
 from actors.pool.routing import Load
 from actors.weight_sync.transfer import TransferFailed
@@ -42,16 +42,16 @@ class RolloutGenerator:
     def __init__(
         self,
         options: EngineOptions,
-        board: str,
+        registry: str,
         index: int,
         build: Callable[[EngineOptions], Any] = Engine,
     ) -> None:
         self._engine = build(options)
-        self._board = ray.get_actor(board)
+        self._registry = ray.get_actor(registry)
         self._index = index
         self._tokens: Counter[str] = Counter()
         self._sequences: Counter[str] = Counter()
-        self._company = Company()
+        self._gate = QuarantineGate()
         self._serial: int | None = None
         self._before: EngineStats | None = None
         self._loading = asyncio.Lock()
@@ -76,7 +76,7 @@ class RolloutGenerator:
             await self._load_newest()
         return pid, self._serial or 0
 
-    async def lives(self) -> None:
+    async def wait_for_death(self) -> None:
         """Answers only by dying with this process."""
         await asyncio.Event().wait()
 
@@ -84,9 +84,11 @@ class RolloutGenerator:
         self, prompt_ids: Sequence[int], sampling: Sampling, serial: int = 0, client: str = ""
     ) -> tuple[int, list[Sample]]:
         """Samples, with the publication they come from: ``serial`` or a later one."""
-        return await self._answer(self.generate_among(ANY, prompt_ids, sampling, serial, client))
+        return await self._answer(
+            self.generate_isolated(UNLIMITED, prompt_ids, sampling, serial, client)
+        )
 
-    async def generate_among(
+    async def generate_isolated(
         self,
         most: int,
         prompt_ids: Sequence[int],
@@ -118,19 +120,19 @@ class RolloutGenerator:
         self, token_ids: Sequence[int], start: int, serial: int = 0, client: str = ""
     ) -> tuple[int, list[float]]:
         """See `Engine.score`."""
-        return await self._answer(self.score_among(ANY, token_ids, start, serial, client))
+        return await self._answer(self.score_isolated(UNLIMITED, token_ids, start, serial, client))
 
-    async def score_among(
+    async def score_isolated(
         self, most: int, token_ids: Sequence[int], start: int, serial: int = 0, client: str = ""
     ) -> AsyncGenerator[tuple[int, list[float]] | None]:
-        """`score` as `generate_among` does it."""
+        """`score` as `generate_isolated` does it."""
         with self._counted(client, len(token_ids), 1):
             async with self._admitted(most, serial):
                 yield None
                 now = self._serial or 0
                 yield now, await self._engine.score(token_ids, start)
 
-    async def seats(self) -> int:
+    async def transfer_ranks(self) -> int:
         """How many workers of this engine can take part in a transfer from the learner now.
 
         Raises TransferFailed while it starts or loads: it takes part in none then.
@@ -173,9 +175,9 @@ class RolloutGenerator:
 
     @contextlib.asynccontextmanager
     async def _admitted(self, most: int, serial: int) -> AsyncIterator[None]:
-        async with self._company.join(most):
+        async with self._gate.join(most):
             await self._catch_up(serial)
-            if most < ANY:
+            if most < UNLIMITED:
                 # What it may be blamed for shall not be the end of the one before it.
                 await self._engine.check_health()
             yield
@@ -207,7 +209,7 @@ class RolloutGenerator:
 
     async def _load_newest(self) -> None:
         try:
-            newest = await self._board.newest.remote()
+            newest = await self._registry.newest.remote()
             if newest is not None:
                 await self._load(newest)
         except (RayError, StaleWeights) as error:
@@ -234,7 +236,7 @@ class RolloutGenerator:
         """
         again = ray.get_runtime_context().was_current_actor_reconstructed
         if again:
-            self._before = await self._board.noted.remote(self._index)
+            self._before = await self._registry.last_stats.remote(self._index)
         try:
             await self._engine.start()
         except (EngineFailure, UserError):
@@ -243,7 +245,7 @@ class RolloutGenerator:
         try:
             while True:
                 await self._engine.check_health()
-                self._board.note.remote(
+                self._registry.report.remote(
                     self._index, self._serial or 0, await self.stats(), self._loads()
                 )
                 await asyncio.sleep(1.0)

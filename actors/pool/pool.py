@@ -18,15 +18,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.engine.engine import Engine, EngineFailure, EngineOptions, EngineStats
 from actors.pool.client import PoolClient
-from actors.pool.registry import Census, WeightBoard
-from actors.pool.supervisor import PERIOD_S, EngineKeeper, Phase, Recipe
+from actors.pool.registry import EngineRegistry, Membership
+from actors.pool.supervisor import PERIOD_S, EngineSupervisor, EngineTemplate, Phase
 from stepwiser.annotation.admission import Reading
 from stepwiser.errors import UserError
 
 __all__ = ["EnginePool", "PoolClient"]
 
 NEWS_S = 10.0
-"""Longest wait for the board's counters."""
+"""Longest wait for the registry's counters."""
 
 
 class EnginePool(PoolClient):
@@ -52,32 +52,32 @@ class EnginePool(PoolClient):
         build: Callable[[EngineOptions], Any] = Engine,
     ) -> None:
         name = f"stepwiser-weights-{uuid.uuid4().hex}"
-        recipe = Recipe(options, name, cpus, gpus, build)
-        _require_room(recipe.bundle, count)
+        template = EngineTemplate(options, name, cpus, gpus, build)
+        _require_room(template.bundle, count)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        board = WeightBoard.options(name=name, scheduling_strategy=here).remote()
-        super().__init__(board, options.max_num_seqs)
-        self._keeper = EngineKeeper(
-            recipe, board, max(count, maximum or 0), start_timeout_s, lambda: self._published
+        registry = EngineRegistry.options(name=name, scheduling_strategy=here).remote()
+        super().__init__(registry, options.max_num_seqs)
+        self._supervisor = EngineSupervisor(
+            template, registry, max(count, maximum or 0), start_timeout_s, lambda: self._published
         )
         try:
-            self._keeper.add(count)
-            self.pids = self._wait_ready(recipe.bundle, start_timeout_s)
-            self._keeper.tick()
-            self._adopt(self._keeper.census)
-            self._keeper.start()
+            self._supervisor.add(count)
+            self.pids = self._wait_ready(template.bundle, start_timeout_s)
+            self._supervisor.tick()
+            self._adopt(self._supervisor.membership)
+            self._supervisor.start()
         except BaseException:
             self.shutdown()
             raise
 
     def _wait_ready(self, bundle: dict[str, float], timeout_s: float) -> list[int]:
-        held = self._keeper.held
+        held = self._supervisor.engines
         calls = [engine.call for engine in held]
         deadline = time.monotonic() + timeout_s
         up: Set[Any] = set()
         while len(up) < len(calls) and time.monotonic() < deadline:
             # What has a place is paid for, also while it loads its model.
-            self._keeper.look()
+            self._supervisor.look()
             left = max(0.0, min(PERIOD_S, deadline - time.monotonic()))
             up, _ = wait(calls, timeout=left, return_when=FIRST_EXCEPTION)
             if any(call.exception() for call in up):
@@ -100,38 +100,38 @@ class EnginePool(PoolClient):
 
     def client(self) -> PoolClient:
         """A client for another process."""
-        return PoolClient(self._board, self._slots, Census(self._census, self._engines))
+        return PoolClient(self._registry, self._slots, Membership(self._membership, self._engines))
 
     @property
     def serving(self) -> int:
         """Engines that take requests now."""
-        return sum(engine.phase is Phase.SERVING for engine in self._keeper.held)
+        return sum(engine.phase is Phase.SERVING for engine in self._supervisor.engines)
 
     @property
     def placed(self) -> int:
         """Engines that have a place now, also those that still load their model."""
-        return self._keeper.placed
+        return self._supervisor.placed
 
     @property
     def held_seconds(self) -> float:
         """How long every engine there has been has had its place, all together."""
-        return self._keeper.held_seconds
+        return self._supervisor.held_seconds
 
     def counters(self) -> dict[int, EngineStats]:
         """Of every engine there has been, as of about a second ago; from any thread, blocking.
 
-        Raises a RayError while the board cannot be asked.
+        Raises a RayError while the registry cannot be asked.
         """
-        return ray.get(self._board.all_noted.remote(), timeout=NEWS_S)
+        return ray.get(self._registry.all_stats.remote(), timeout=NEWS_S)
 
     async def readings(self) -> dict[int, Reading]:
         """What every engine has to do, as of about a second ago."""
-        return await self._board.readings.remote()
+        return await self._registry.readings.remote()
 
     def shutdown(self) -> None:
         """End the engines and give their places back."""
-        self._keeper.shutdown()
-        ray.kill(self._board)
+        self._supervisor.shutdown()
+        ray.kill(self._registry)
 
 
 def _require_room(bundle: dict[str, float], count: int) -> None:

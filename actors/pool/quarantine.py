@@ -2,9 +2,10 @@
 
 A request that ends every engine it meets takes all others along that are in those engines, and when
 they are tried again together, again and again. Nobody can tell from outside which of them it was.
-So a request that lost an engine a second time gets less company, then none; one that is alone in an
-engine that dies, and dies again, is the one. The others come through: they are in its company a few
-times at most, and no loss counts against them that they shared. No I/O, no Ray.
+So a request that lost an engine a second time shares one with fewer, then with none; one that is
+alone in an engine that dies, and dies again, is the one. The others come through: they share an
+engine with it a few times at most, and no loss counts against them that they shared. No I/O, no
+Ray.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-ANY = 1_000_000_000
-COMPANY = (ANY, ANY, 16)
+UNLIMITED = 1_000_000_000
+ISOLATION = (UNLIMITED, UNLIMITED, 16)
 """Requests that may be in an engine with one that has lost so many engines, itself included; after
 more losses it is alone. The first loss says nothing: machines are preempted and processes killed.
 """
-STRIKES = 2
+MAX_ISOLATED_LOSSES = 2
 """Engines that a request may lose while it is alone in them."""
 
 
 @dataclass
-class Record:
+class RequestHistory:
     """The engines that one request has lost."""
 
     losses: int = 0
@@ -33,25 +34,25 @@ class Record:
     """Of those, engines that held no other request."""
 
     @property
-    def company(self) -> int:
+    def max_concurrent(self) -> int:
         """How many requests may be where this one goes, itself included."""
-        return COMPANY[self.losses] if self.losses < len(COMPANY) else 1
+        return ISOLATION[self.losses] if self.losses < len(ISOLATION) else 1
 
     def lost(self) -> None:
         """An engine died with the request in it."""
-        self.alone += self.company == 1
+        self.alone += self.max_concurrent == 1
         self.losses += 1
 
     def __str__(self) -> str:
         return f"ended {self.losses} engines, {self.alone} of them with no other request in them"
 
     @property
-    def convicted(self) -> bool:
+    def is_poison(self) -> bool:
         """It ends engines, whatever it meets."""
-        return self.alone >= STRIKES
+        return self.alone >= MAX_ISOLATED_LOSSES
 
 
-class Company:
+class QuarantineGate:
     """The requests inside an engine: first come first in, as far as those inside allow."""
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class Company:
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextlib.asynccontextmanager
-    async def join(self, most: int = ANY) -> AsyncIterator[None]:
+    async def join(self, most: int = UNLIMITED) -> AsyncIterator[None]:
         """Inside the block at most ``most`` requests are inside, this one included."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((most, turn))

@@ -1,4 +1,4 @@
-"""WeightBoard: what the engines and the clients of a pool know of each other.
+"""EngineRegistry: what the engines and the clients of a pool know of each other.
 
 Its newest weights are what an engine loads before it answers anything; its list of engines is how
 clients in other processes learn of those that come and go.
@@ -17,14 +17,14 @@ import ray
 
 from actors.engine.engine import EngineStats
 from actors.pool.routing import Load
-from actors.weight_sync.transfer import Ticket
+from actors.weight_sync.transfer import TransferSpec
 from stepwiser.annotation.admission import Reading
 
 WATCH_S = 1.0
 """Longest that a client waits for news of the engines: at most one question a second and client,
 and none from a client that has nothing to do."""
 COPY_S = 120.0
-"""Longest that an engine waits for the copy of weights that were sent past the board."""
+"""Longest that an engine waits for the copy of weights that were sent past the registry."""
 _FORGET_S = 5.0
 """A client that has not asked for so long has nothing waiting."""
 
@@ -39,13 +39,13 @@ class Publication:
     source: str | list[Any] | None
     """A directory of safetensors, or references to safetensors blobs; None until there is a copy
     of what a learner sent."""
-    ticket: Ticket | None = None
+    transfer: TransferSpec | None = None
     """For an engine that takes part in the learner's transfer."""
 
-    async def payload(self) -> str | list[bytes] | Ticket:
+    async def payload(self) -> str | list[bytes] | TransferSpec:
         """Raises StaleWeights when there is nothing to load from yet."""
-        if self.ticket is not None:
-            return self.ticket
+        if self.transfer is not None:
+            return self.transfer
         if self.source is None:
             raise StaleWeights("the newest weights have not been copied yet")
         if isinstance(self.source, str):
@@ -58,11 +58,11 @@ class StaleWeights(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Census:
+class Membership:
     """The engines that take requests."""
 
     serial: int = 0
-    """Grows with every change; 0 from a board that has restarted and not been told yet."""
+    """Grows with every change; 0 from a registry that has restarted and not been told yet."""
     engines: Mapping[int, Any] | None = None
     """Actor handles by index; None where the receiver has this serial already."""
     elsewhere: Mapping[int, Load] | None = None
@@ -72,7 +72,7 @@ class Census:
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000)
-class WeightBoard:
+class EngineRegistry:
     """Keeps what engines need when they start: the newest publication, and their counters.
 
     The blobs are copied: their publisher, often a training worker, may die before they are needed.
@@ -85,21 +85,21 @@ class WeightBoard:
         self._stats: dict[int, EngineStats] = {}
         self._loads: dict[int, Mapping[str, Load]] = {}
         self._members: dict[int, Any] = {}
-        self._census = 0
+        self._membership = 0
         self._closed: str | None = None
         self._queues: dict[str, tuple[float, int]] = {}
         self._bell = asyncio.Event()
 
     # --- weights --------------------------------------------------------------------------------
 
-    async def post(self, publication: Publication | None) -> tuple[Publication | None, Census]:
+    async def post(self, publication: Publication | None) -> tuple[Publication | None, Membership]:
         """Put up a publication; returns the one it replaces, and the engines that need it.
 
-        An engine that is not among them is told by `enroll` to load it first.
+        An engine that is not among them is told by `register` to load it first.
         """
         replaced = self._newest
         self._set_newest(publication)
-        return replaced, Census(self._census, self._members)
+        return replaced, Membership(self._membership, self._members)
 
     async def withdraw(self, serial: int, replaced: Publication | None) -> None:
         """Take down a publication that no engine has, unless there is a newer one already."""
@@ -112,9 +112,9 @@ class WeightBoard:
         self._posted = asyncio.Event()
 
     async def supply(self, serial: int, refs: list[Any]) -> None:
-        """The blobs of a publication that was sent past this board."""
+        """The blobs of a publication that was sent past this registry."""
         if self._newest is not None and self._newest.serial == serial:
-            self._set_newest(replace(self._newest, source=refs, ticket=None))
+            self._set_newest(replace(self._newest, source=refs, transfer=None))
             await self.keep(serial)
 
     async def keep(self, serial: int) -> None:
@@ -131,8 +131,8 @@ class WeightBoard:
     async def newest(self) -> Publication | None:
         """None before the first publication.
 
-        Waits for the copy of weights that were sent past this board. Raises StaleWeights when
-        there is none in time, and when engines have later weights than this board, which has
+        Waits for the copy of weights that were sent past this registry. Raises StaleWeights when
+        there is none in time, and when engines have later weights than this registry, which has
         restarted.
         """
         with contextlib.suppress(TimeoutError):
@@ -140,47 +140,47 @@ class WeightBoard:
                 while self._newest is not None and self._newest.source is None:
                     await self._posted.wait()
         if self._in_use > (self._newest.serial if self._newest else 0):
-            raise StaleWeights("the newest weights were lost with the board that kept them")
+            raise StaleWeights("the newest weights were lost with the registry that kept them")
         if self._newest is not None and self._newest.source is None:
             raise StaleWeights(f"the newest weights had no copy after {COPY_S:g} s")
         return self._newest
 
     # --- engines --------------------------------------------------------------------------------
 
-    async def enroll(
+    async def register(
         self,
-        census: int,
+        membership: int,
         engines: Mapping[int, Any],
         loaded: Mapping[int, int],
         closed: str | None = None,
         published: Publication | None = None,
     ) -> list[int]:
-        """Set the engines that take requests; ``census`` grows with every change.
+        """Set the engines that take requests; ``membership`` grows with every change.
 
         ``loaded``: the publication that each new engine has. ``published``: what the pool's own
         process published last. Returns the engines that are left out, as a newer one has been
-        posted since. Said again and again, so that a restarted board knows.
+        posted since. Said again and again, so that a restarted registry knows.
         """
         if published is not None and self._newest is None and published.serial >= self._in_use:
             self._newest = published
         newest = self._newest.serial if self._newest else 0
         behind = [i for i, serial in loaded.items() if i not in self._members and serial < newest]
-        if census > self._census or closed != self._closed:
+        if membership > self._membership or closed != self._closed:
             self._members = {i: engine for i, engine in engines.items() if i not in behind}
-            self._census, self._closed = census, closed
+            self._membership, self._closed = membership, closed
             self._bell.set()
             self._bell = asyncio.Event()
         return behind
 
     # Repeated by the client: Ray would tell the terminal about each one that a shutdown ends.
     @ray.method(max_task_retries=0)
-    async def watch(self, seen: int, client: str, waiting: int) -> Census:
+    async def watch(self, seen: int, client: str, waiting: int) -> Membership:
         """The engines and what other clients ask of them, now or when there is a change.
 
         ``seen``: the newest serial the client knows. ``waiting``: sequences in its own queue.
         """
         self._queues[client] = (time.monotonic(), waiting)
-        if self._census <= seen and self._closed is None:
+        if self._membership <= seen and self._closed is None:
             # Without a change, the loads are news enough.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._bell.wait(), WATCH_S)
@@ -188,10 +188,10 @@ class WeightBoard:
         for index in self._members:
             others = (load for name, load in self._loads.get(index, {}).items() if name != client)
             elsewhere[index] = sum(others, Load())
-        engines = self._members if self._census > seen else None
-        return Census(self._census, engines, elsewhere, self._closed)
+        engines = self._members if self._membership > seen else None
+        return Membership(self._membership, engines, elsewhere, self._closed)
 
-    async def note(
+    async def report(
         self, index: int, serial: int, stats: EngineStats, loads: Mapping[str, Load]
     ) -> None:
         """What an engine serves, its counters, and its open work by client."""
@@ -199,11 +199,11 @@ class WeightBoard:
         self._stats[index] = stats
         self._loads[index] = loads
 
-    async def noted(self, index: int) -> EngineStats | None:
+    async def last_stats(self, index: int) -> EngineStats | None:
         """The counters an engine last sent."""
         return self._stats.get(index)
 
-    async def all_noted(self) -> dict[int, EngineStats]:
+    async def all_stats(self) -> dict[int, EngineStats]:
         """The last counters of every engine there has been; one that has gone runs nothing."""
         return {
             index: stats

@@ -9,32 +9,34 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.engine.engine import EngineFailure
-from actors.pool.quarantine import ANY, Record
+from actors.pool.quarantine import UNLIMITED, RequestHistory
 from actors.pool.registry import StaleWeights
 from actors.weight_sync.transfer import TransferFailed
 from stepwiser.errors import UserError
 
 
-async def attempt(actor: Any, method: str, ticket: tuple[Any, ...], record: Record) -> Any:
-    """One engine's answer to a request; if it dies with the request in it, ``record`` knows.
+async def call_engine(
+    actor: Any, method: str, request: tuple[Any, ...], history: RequestHistory
+) -> Any:
+    """One engine's answer to a request; if it dies with the request in it, ``history`` knows.
 
     Most requests wait for one answer. One that is under suspicion is told when it has been let
     into the engine: an engine that dies while it waits there outside is none of its doing.
     """
-    most = record.company
-    if most == ANY:
+    limit = history.max_concurrent
+    if limit == UNLIMITED:
         try:
-            return await answer(getattr(actor, method).remote(*ticket))
+            return await answer(getattr(actor, method).remote(*request))
         except (EngineFailure, RayActorError):
-            record.lost()
+            history.lost()
             raise
-    steps = getattr(actor, f"{method}_among").remote(most, *ticket)
+    steps = getattr(actor, f"{method}_isolated").remote(limit, *request)
     try:
         await answer(await anext(steps))
         try:
             return await answer(await anext(steps))
         except (EngineFailure, RayActorError):
-            record.lost()
+            history.lost()
             raise
     except asyncio.CancelledError:
         ray.cancel(steps)

@@ -41,7 +41,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class _Ticket:
+class _Waiting:
     number: int
     affinity: str | None
     cost: Load
@@ -52,16 +52,16 @@ class _Queue:
     """Waiting requests of one home: those that go first and the others, each as they came."""
 
     def __init__(self) -> None:
-        self._parts: tuple[OrderedDict[int, _Ticket], ...] = (OrderedDict(), OrderedDict())
+        self._parts: tuple[OrderedDict[int, _Waiting], ...] = (OrderedDict(), OrderedDict())
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    def __iter__(self) -> Iterator[_Ticket]:
+    def __iter__(self) -> Iterator[_Waiting]:
         return chain.from_iterable(part.values() for part in self._parts)
 
-    def add(self, ticket: _Ticket) -> None:
-        self._parts[not ticket.first][ticket.number] = ticket
+    def add(self, request: _Waiting) -> None:
+        self._parts[not request.first][request.number] = request
 
     def drop(self, number: int) -> None:
         for part in self._parts:
@@ -72,7 +72,7 @@ class _Queue:
         """Orders queues that are not empty by what they would give next."""
         return next((i, next(iter(part))) for i, part in enumerate(self._parts) if part)
 
-    def take(self, last: bool = False) -> _Ticket:
+    def take(self, last: bool = False) -> _Waiting:
         """The next request, or the one that would come last."""
         parts = self._parts[::-1] if last else self._parts
         return next(part for part in parts if part).popitem(last=last)[1]
@@ -122,23 +122,23 @@ class Router:
 
         ``first``: its name has nothing else under way.
         """
-        ticket = _Ticket(number, affinity, cost, first)
+        request = _Waiting(number, affinity, cost, first)
         home = self._home(affinity)
         if not self._queues.get(home):
             engine = self._pick(home, cost)
             if engine is not None:
                 self._own[engine] += cost
                 return engine
-        self._queues[home].add(ticket)
+        self._queues[home].add(request)
         return None
 
     def dispatch(self, engine: int | None = None) -> list[tuple[int, int]]:
         """Requests that may go now, each with its engine; ``engine``: look at that one only."""
         sent = []
         for index in self._up() if engine is None else [engine]:
-            while (ticket := self._next(index)) is not None:
-                self._own[index] += ticket.cost
-                sent.append((ticket.number, index))
+            while (request := self._next(index)) is not None:
+                self._own[index] += request.cost
+                sent.append((request.number, index))
         return sent
 
     def drop(self, number: int) -> None:
@@ -157,7 +157,7 @@ class Router:
     @property
     def waiting(self) -> int:
         """Sequences of requests that no engine has yet."""
-        return sum(ticket.cost.sequences for queue in self._queues.values() for ticket in queue)
+        return sum(request.cost.sequences for queue in self._queues.values() for request in queue)
 
     @property
     def down(self) -> frozenset[int]:
@@ -200,7 +200,7 @@ class Router:
         # Its home is full: it waits for it, unless someone idles.
         return idlest if free or home is None else None
 
-    def _next(self, engine: int) -> _Ticket | None:
+    def _next(self, engine: int) -> _Waiting | None:
         """The next waiting request of an engine that can take one."""
         if engine not in self._own or engine in self._down or not self._has_room(engine):
             return None
@@ -214,10 +214,10 @@ class Router:
         return longest.take(last=True) if longest else None
 
     def _rehome(self) -> None:
-        tickets = sorted(
-            (ticket for queue in self._queues.values() for ticket in queue),
-            key=lambda ticket: ticket.number,
+        waiting = sorted(
+            (request for queue in self._queues.values() for request in queue),
+            key=lambda request: request.number,
         )
         self._queues = {home: _Queue() for home in (None, *self._own)}
-        for ticket in tickets:
-            self._queues[self._home(ticket.affinity)].add(ticket)
+        for request in waiting:
+            self._queues[self._home(request.affinity)].add(request)

@@ -20,7 +20,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class Nodes:
+class ClusterNodes:
     """The nodes of the cluster, by id."""
 
     alive: frozenset[str]
@@ -29,7 +29,7 @@ class Nodes:
 
 
 @dataclass(frozen=True)
-class Standing:
+class EngineState:
     """One engine as its pool sees it."""
 
     index: int
@@ -45,7 +45,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Changes:
+class ScalingPlan:
     """What to do, in this order."""
 
     drain: Mapping[int, float]
@@ -56,7 +56,9 @@ class Changes:
     """New engines to ask for."""
 
 
-def decide(engines: Sequence[Standing], nodes: Nodes, wanted: int, now: float) -> Changes:
+def plan_scaling(
+    engines: Sequence[EngineState], nodes: ClusterNodes, wanted: int, now: float
+) -> ScalingPlan:
     """What a pool that wants ``wanted`` engines should change.
 
     Engines that wait for a place count: their placement groups are what the autoscaler sees, and
@@ -79,4 +81,4 @@ def decide(engines: Sequence[Standing], nodes: Nodes, wanted: int, now: float) -
                 remove.append(engine.index)
         else:
             staying += 1
-    return Changes(drain, remove, max(0, wanted - staying))
+    return ScalingPlan(drain, remove, max(0, wanted - staying))

@@ -1,9 +1,9 @@
-"""EngineKeeper: starts, watches and ends the engines of a pool while work goes on.
+"""EngineSupervisor: starts, watches and ends the engines of a pool while work goes on.
 
-A thread of the pool's process looks at the cluster once a second, asks `roster.decide` what should
-change, does that, and tells the board who takes requests. One placement group an engine. Groups
-that find no room stay pending: that is the demand Ray's autoscaler answers, and what starts an
-engine the moment a node comes. (`request_resources` would keep the nodes after their work, too.)
+A thread of the pool's process looks at the cluster once a second, asks `scaling.plan_scaling` what
+should change, does that, and tells the registry who takes requests. One placement group an engine.
+Groups that find no room stay pending: that is the demand Ray's autoscaler answers, and what starts
+an engine the moment a node comes. (`request_resources` would keep the nodes after their work, too.)
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.engine.engine import EngineOptions, engine_environment
 from actors.pool.generator import RolloutGenerator
-from actors.pool.registry import Census, Publication, StaleWeights
-from actors.pool.scaling import Nodes, Phase, Standing, decide
+from actors.pool.registry import Membership, Publication, StaleWeights
+from actors.pool.scaling import ClusterNodes, EngineState, Phase, plan_scaling
 
 PERIOD_S = 1.0
 MAX_RESTARTS = 100
@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EngineTemplate:
     """How every engine of a pool is made."""
 
     options: EngineOptions
-    board: str
-    """Name of the board. A handle among the arguments would tie an engine's restart to this
+    registry: str
+    """Name of the registry. A handle among the arguments would tie an engine's restart to this
     process's object store, as Ray warns for each of them."""
     cpus: float
     gpus: float
@@ -72,11 +72,11 @@ class Recipe:
             enable_task_events=False,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             runtime_env={"env_vars": variables},
-        ).remote(self.options, self.board, index, self.build)
+        ).remote(self.options, self.registry, index, self.build)
 
 
 @dataclass
-class Held:
+class ManagedEngine:
     """An engine with its place, and the call whose end changes its phase."""
 
     index: int
@@ -93,43 +93,47 @@ class Held:
     """Newest publication it is known to have."""
 
     @property
-    def standing(self) -> Standing:
-        return Standing(self.index, self.phase, self.node, self.displaced, self.idle, self.deadline)
+    def state(self) -> EngineState:
+        return EngineState(
+            self.index, self.phase, self.node, self.displaced, self.idle, self.deadline
+        )
 
 
-class EngineKeeper:
+class EngineSupervisor:
     """Keeps as many engines as the cluster has room for, up to ``wanted``."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        board: Any,
+        template: EngineTemplate,
+        registry: Any,
         wanted: int,
         give_up_s: float,
         published: Callable[[], Publication | None],
     ) -> None:
-        self._recipe = recipe
-        self._board = board
+        self._template = template
+        self._registry = registry
         self._published = published
         self._wanted = wanted
         self._give_up_s = give_up_s
-        self._held: dict[int, Held] = {}
+        self._engines: dict[int, ManagedEngine] = {}
         self._next = 0
         self._failures = 0
         self._last: BaseException | None = None
         self._served = time.monotonic()
         self._members: dict[int, Any] = {}
-        self._census = 0
+        self._membership = 0
         # Engine-seconds up to the last look, engines with a place then, and when that was: one
         # object, so that another thread never reads half of a change.
         self._account = (0.0, 0, time.monotonic())
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
+        self._thread = threading.Thread(
+            target=self._supervise, name="engine-supervisor", daemon=True
+        )
 
     @property
-    def held(self) -> list[Held]:
+    def engines(self) -> list[ManagedEngine]:
         """The engines, also those that wait for a place."""
-        return list(self._held.values())
+        return list(self._engines.values())
 
     @property
     def placed(self) -> int:
@@ -146,17 +150,17 @@ class EngineKeeper:
         return seconds + placed * (time.monotonic() - looked)
 
     @property
-    def census(self) -> Census:
-        """The engines that take requests, as the board was told last."""
-        return Census(self._census, self._members)
+    def membership(self) -> Membership:
+        """The engines that take requests, as the registry was told last."""
+        return Membership(self._membership, self._members)
 
     def add(self, number: int) -> None:
         """Ask for more engines, each with a placement group of its own."""
         for _ in range(number):
-            group = placement_group([self._recipe.bundle])
-            actor = self._recipe.make(self._next, group)
+            group = placement_group([self._template.bundle])
+            actor = self._template.make(self._next, group)
             call = actor.join.remote().future()
-            self._held[self._next] = Held(self._next, group, actor, call)
+            self._engines[self._next] = ManagedEngine(self._next, group, actor, call)
             self._next += 1
 
     def start(self) -> None:
@@ -166,15 +170,15 @@ class EngineKeeper:
     def tick(self) -> None:
         """One look at the cluster and at every engine, and what follows from it."""
         nodes = self.look()
-        for held in tuple(self._held.values()):
-            if held.call.done():
-                self._advance(held, nodes)
+        for engine in tuple(self._engines.values()):
+            if engine.call.done():
+                self._advance(engine, nodes)
         wanted = self._wanted if self._failures < MAX_FAILURES else 0
-        changes = decide([h.standing for h in self.held], nodes, wanted, time.time())
+        changes = plan_scaling([h.state for h in self.engines], nodes, wanted, time.time())
         for index, deadline in changes.drain.items():
-            held = self._held[index]
-            held.phase, held.deadline, held.since = Phase.DRAINING, deadline, time.monotonic()
-            held.call = held.actor.stats.remote().future()
+            engine = self._engines[index]
+            engine.phase, engine.deadline, engine.since = Phase.DRAINING, deadline, time.monotonic()
+            engine.call = engine.actor.stats.remote().future()
             logger.info("engine %d drains: its node is about to go", index)
         for index in changes.remove:
             self._remove(index)
@@ -182,22 +186,22 @@ class EngineKeeper:
         self.add(changes.start)
 
     def tell(self) -> None:
-        """Say on the board who takes requests; an engine that lacks new weights fetches them."""
+        """Say on the registry who takes requests; an engine that lacks new weights fetches them."""
         ready = (Phase.SERVING, Phase.RETURNING)
-        members = {h.index: h.actor for h in self.held if h.phase in ready}
+        members = {h.index: h.actor for h in self.engines if h.phase in ready}
         if members.keys() != self._members.keys():
-            self._census = time.time_ns()
+            self._membership = time.time_ns()
         if members:
             self._served = time.monotonic()
         self._members = members
-        loaded = {index: self._held[index].serial for index in members}
-        said = self._board.enroll.remote(
-            self._census, members, loaded, self._closed(), self._published()
+        loaded = {index: self._engines[index].serial for index in members}
+        said = self._registry.register.remote(
+            self._membership, members, loaded, self._closed(), self._published()
         )
         behind = ray.get(said, timeout=60)
         for index in behind:
-            held = self._held[index]
-            held.phase, held.call = Phase.STARTING, held.actor.join.remote().future()
+            engine = self._engines[index]
+            engine.phase, engine.call = Phase.STARTING, engine.actor.join.remote().future()
             del self._members[index]
 
     def shutdown(self) -> None:
@@ -205,65 +209,65 @@ class EngineKeeper:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
-        for index in tuple(self._held):
+        for index in tuple(self._engines):
             self._remove(index)
         self._take_stock()
 
     # --- one engine -----------------------------------------------------------------------------
 
-    def _advance(self, held: Held, nodes: Nodes) -> None:
+    def _advance(self, engine: ManagedEngine, nodes: ClusterNodes) -> None:
         """What the end of an engine's call says about it."""
-        error = held.call.exception()
-        if held.phase is Phase.DRAINING:
+        error = engine.call.exception()
+        if engine.phase is Phase.DRAINING:
             if error is None:
-                stats = held.call.result()
-                self._board.note.remote(held.index, held.serial, stats, {})
+                stats = engine.call.result()
+                self._registry.report.remote(engine.index, engine.serial, stats, {})
                 quiet = stats.sequences_running + stats.sequences_waiting == 0
-                held.idle = quiet and time.monotonic() - held.since > GRACE_S
+                engine.idle = quiet and time.monotonic() - engine.since > GRACE_S
             else:
-                held.idle = not isinstance(error, ActorUnavailableError)
-            held.call = held.actor.stats.remote().future()
-        elif held.phase is Phase.SERVING:
-            # `lives` ends with the process: Ray makes another, in the same place.
-            held.phase, held.call = Phase.RETURNING, held.actor.join.remote().future()
+                engine.idle = not isinstance(error, ActorUnavailableError)
+            engine.call = engine.actor.stats.remote().future()
+        elif engine.phase is Phase.SERVING:
+            # `wait_for_death` ends with the process: Ray makes another, in the same place.
+            engine.phase, engine.call = Phase.RETURNING, engine.actor.join.remote().future()
         elif error is None:
-            _, held.serial = held.call.result()
-            held.phase, held.call = Phase.SERVING, held.actor.lives.remote().future()
+            _, engine.serial = engine.call.result()
+            engine.phase, engine.call = Phase.SERVING, engine.actor.wait_for_death.remote().future()
             self._failures = 0
         elif _is_passing(error):
-            held.call = held.actor.join.remote().future()
+            engine.call = engine.actor.join.remote().future()
         else:
             self._last = _cause(error)
-            if held.node in nodes.alive:
+            if engine.node in nodes.alive:
                 self._failures += 1
-                logger.warning("engine %d is lost: %s", held.index, self._last)
-            self._remove(held.index)
+                logger.warning("engine %d is lost: %s", engine.index, self._last)
+            self._remove(engine.index)
 
     def _remove(self, index: int) -> None:
-        held = self._held.pop(index)
-        ray.kill(held.actor)
-        remove_placement_group(held.group)
+        engine = self._engines.pop(index)
+        ray.kill(engine.actor)
+        remove_placement_group(engine.group)
 
     # --- the cluster ----------------------------------------------------------------------------
 
-    def look(self) -> Nodes:
+    def look(self) -> ClusterNodes:
         """Where the engines are, and so what they hold; nothing is changed."""
         nodes = cluster_nodes()
-        table = placement_group_table() if self._held else {}
-        for held in self.held:
-            row = table.get(held.group.id.hex(), {})
-            held.displaced = row.get("state") == "RESCHEDULING"
+        table = placement_group_table() if self._engines else {}
+        for engine in self.engines:
+            row = table.get(engine.group.id.hex(), {})
+            engine.displaced = row.get("state") == "RESCHEDULING"
             place = next(iter(row.get("bundles_to_node_id", {}).values()), None)
-            held.node = place if row.get("state") == "CREATED" else None
+            engine.node = place if row.get("state") == "CREATED" else None
         self._take_stock()
         return nodes
 
     def _take_stock(self) -> None:
-        placed = sum(held.node is not None for held in self.held)
+        placed = sum(engine.node is not None for engine in self.engines)
         self._account = (self.held_seconds, placed, time.monotonic())
 
     def _closed(self) -> str | None:
-        if self._failures >= MAX_FAILURES and not self.held:
+        if self._failures >= MAX_FAILURES and not self.engines:
             return f"{self._failures} engines failed in a row: {self._last}"
         if time.monotonic() - self._served > self._give_up_s:
             return (
@@ -272,7 +276,7 @@ class EngineKeeper:
             )
         return None
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         while not self._end.wait(PERIOD_S):
             try:
                 self.tick()
@@ -283,12 +287,12 @@ class EngineKeeper:
                 logger.warning("looking after the engines failed, again in a moment: %r", error)
 
 
-def cluster_nodes() -> Nodes:
+def cluster_nodes() -> ClusterNodes:
     """The nodes that are alive and those that announced their end (preempted, or scaled down)."""
     alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
     # Not public, but what Ray Train itself asks; `ray.nodes` does not tell.
     draining = ray._private.state.state.get_draining_nodes()
-    return Nodes(alive, {node: deadline / 1000.0 for node, deadline in draining.items()})
+    return ClusterNodes(alive, {node: deadline / 1000.0 for node, deadline in draining.items()})
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -24,7 +24,7 @@ import numpy as np
 import ray
 
 from actors.engine.engine import EngineFailure, EngineStats
-from actors.pinned import Lent
+from actors.pinned import Pinned
 from actors.pool.client import EnginesEnded, PoolClient
 from actors.rollout.prompt_source import (
     FinishedPrompts,
@@ -127,9 +127,9 @@ class ExperienceCollector:
     def __init__(
         self,
         options: CollectorOptions,
-        pool: Lent[PoolClient],
-        prompts: Lent[list[JudgePrompt]],
-        heldout: Lent[list[JudgePrompt]],
+        pool: Pinned[PoolClient],
+        prompts: Pinned[list[JudgePrompt]],
+        heldout: Pinned[list[JudgePrompt]],
     ) -> None:
         self.options = options
         self.pool = pool.get()
@@ -236,31 +236,31 @@ class ExperienceCollector:
     async def _collect(self, step: int) -> ExperienceBatch:
         """Sample a step: its prompts, and further ones for groups that have no gradient.
 
-        Those are drawn while there is no other group at all, or with `train.replace_flat_groups`
-        as many as are missing, in up to `train.max_draws` draws.
+        Those are sampled while there is no other group at all, or with `train.dynamic_sampling`
+        as many as are missing, in up to `train.max_sampling_rounds` rounds.
         """
         config = self.options.train
         started = time.monotonic()
         groups: list[Group] = []
-        useful = too_long = draws = 0
+        useful = too_long = rounds = 0
         waited = 0.0
-        while draws < config.max_draws:
+        while rounds < config.max_sampling_rounds:
             asked = time.monotonic()
-            missing = config.prompts_per_step - useful if draws else None
-            chosen = await self.source.draw(step, draws, missing)
+            missing = config.prompts_per_step - useful if rounds else None
+            chosen = await self.source.sample(step, rounds, missing)
             waited += time.monotonic() - asked
-            draws += 1
+            rounds += 1
             fitting = self._fitting(chosen)
             too_long += len(chosen) - len(fitting)
             groups += await self._sample_groups(step, fitting)
             useful = sum(not group.flat for group in groups)
-            wanted = config.prompts_per_step if config.replace_flat_groups else 1
+            wanted = config.prompts_per_step if config.dynamic_sampling else 1
             if useful >= wanted:
                 break
         if not useful:
-            raise UserError(f"step {step}: {self._nothing_to_learn(groups, draws, too_long)}")
+            raise UserError(f"step {step}: {self._nothing_to_learn(groups, rounds, too_long)}")
         self._figures_of_step[step] = self._figures(groups) | {
-            "draws": float(draws),
+            "sampling_rounds": float(rounds),
             "useful_groups": float(useful),
             "flat_groups": float(len(groups) - useful),
             "prompts_too_long": float(too_long),
@@ -381,11 +381,11 @@ class ExperienceCollector:
             "generated_tokens": float(sum(lengths)),
         }
 
-    def _nothing_to_learn(self, groups: Sequence[Group], draws: int, too_long: int) -> str:
+    def _nothing_to_learn(self, groups: Sequence[Group], rounds: int, too_long: int) -> str:
         config = self.options.train
         if not groups:
             return (
-                f"all {too_long} prompts of {draws} draws are too long: with responses of up to "
+                f"all {too_long} prompts of {rounds} rounds are too long: with responses of up to "
                 f"{self.options.max_response_tokens} tokens they may not exceed "
                 f"{self.options.context_length - self.options.max_response_tokens}; lower "
                 "train.max_response_tokens, or raise engine.max_model_len or "
@@ -393,7 +393,7 @@ class ExperienceCollector:
             )
         silent = self._figures(groups)["share_no_verdict"]
         return (
-            f"{draws} draws of {config.prompts_per_step} prompts gave no group whose rewards "
+            f"{rounds} rounds of {config.prompts_per_step} prompts gave no group whose rewards "
             f"differ, so there is nothing to learn from; {silent:.0%} of the answers hold no "
             f"verdict: {_remedy(silent)}"
         )

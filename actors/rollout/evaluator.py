@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.pinned import Lent
+from actors.pinned import Pinned
 from actors.pool.client import PoolClient
 from stepwiser.config import PromptConfig
 from stepwiser.data.records import JudgePrompt, StepItem
@@ -65,7 +65,7 @@ class EvaluatorOptions:
 
 
 @dataclass(frozen=True)
-class Review:
+class EvaluationStatus:
     """What has become of one version."""
 
     known: bool
@@ -116,9 +116,9 @@ class Evaluator:
     def __init__(
         self,
         options: EvaluatorOptions,
-        pool: Lent[PoolClient],
-        collector: Lent[Any],
-        items: Lent[list[StepItem]],
+        pool: Pinned[PoolClient],
+        collector: Pinned[Any],
+        items: Pinned[list[StepItem]],
     ) -> None:
         """``items``: of ProcessBench; none leaves that score out."""
         self._options = options
@@ -128,11 +128,11 @@ class Evaluator:
         self._format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
         self._turn = asyncio.Lock()
 
-    async def review(self, version: int) -> Review:
+    async def status(self, version: int) -> EvaluationStatus:
         """What is known of a version that training goes on from."""
-        return self._review(version, self._versions())
+        return self._status(version, self._versions())
 
-    async def evaluate(self, version: int, directory: str) -> Review:
+    async def evaluate(self, version: int, directory: str) -> EvaluationStatus:
         """Score the judge after ``version`` steps, whose weights are also in ``directory``.
 
         The directory becomes the best judge or goes away. Raises RuntimeError when the engines
@@ -151,21 +151,21 @@ class Evaluator:
             keep_if_best(candidate, best_dir, self._options.best_by)
             versions = self._versions()
             if figures.get("version") == version:
-                review = self._review(version, [*versions, version])
-                line = {"step": version - 1, **figures, "stop": review.stop}
+                status = self._status(version, [*versions, version])
+                line = {"step": version - 1, **figures, "stop": status.stop}
                 append_metrics(self._options.metrics_path, EVALUATION, self._options.name, line)
-                return review
-            return self._review(version, versions)
+                return status
+            return self._status(version, versions)
 
     def _versions(self) -> list[int]:
         lines = read_metrics(self._options.metrics_path, EVALUATION, self._options.name)
         return [int(line["version"]) for line in lines]
 
-    def _review(self, version: int, versions: Sequence[int]) -> Review:
+    def _status(self, version: int, versions: Sequence[int]) -> EvaluationStatus:
         best = best_of(Path(self._options.best_dir), self._options.best_by)
         patience = self._options.patience
         since = evaluations_since(best, version, versions)
-        return Review(version in versions, patience is not None and since >= patience)
+        return EvaluationStatus(version in versions, patience is not None and since >= patience)
 
     async def _score(self, version: int, directory: str) -> dict[str, float]:
         began = time.monotonic()

@@ -32,7 +32,7 @@ from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import count_labels, is_finished, read_summary
 
-ATTEMPTS = 3
+MAX_TRIES = 3
 """Tries of one problem before it is rejected with its reason."""
 
 
@@ -144,7 +144,7 @@ class MonteCarloLabeler:
             )
         failure: Exception = RuntimeError("never tried")
         async with self._gate:
-            for _ in range(ATTEMPTS):
+            for _ in range(MAX_TRIES):
                 try:
                     return await self._annotator.annotate(problem)
                 except EnginesLost:

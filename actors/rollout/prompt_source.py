@@ -12,14 +12,14 @@ from typing import Protocol
 
 from stepwiser.data.records import JudgePrompt, group_by
 from stepwiser.errors import UserError
-from stepwiser.run.read_log import Draw, DrawLog, count_reads
+from stepwiser.run.read_log import PromptRead, PromptReadLog, count_reads
 from stepwiser.training.prompt_buffer import PromptBuffer, Reading
 
 
 class PromptSource(Protocol):
     """The prompts of a step."""
 
-    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+    async def sample(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """The same ones for the same step and number, where they are balanced Positive ones first.
 
         ``number`` counts the further ones that a step may ask for, ``count`` says how many of them
@@ -50,7 +50,7 @@ class FinishedPrompts:
                 "training needs both; annotate more problems or choose another label rule"
             )
 
-    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+    async def sample(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """See `PromptSource`."""
         if not self._balanced:
             size = len(self._all)
@@ -84,7 +84,7 @@ class FinishedSolutions:
         """Solutions that have about so many steps; of both classes one at least."""
         return max(2, round(prompts * self._of_a_prompt))
 
-    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+    async def sample(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """See `PromptSource`; a solution comes whole, so there are only about ``count``.
 
         One that ends an epoch and begins the next may come twice in a step.
@@ -107,26 +107,26 @@ class FinishedSolutions:
 
 
 def prompts_of_step(
-    positives: int, negatives: int, count: int, step: int, seed: int, draw: int = 0
+    positives: int, negatives: int, count: int, step: int, seed: int, sampling_round: int = 0
 ) -> tuple[list[int], list[int]]:
     """Indices of the positive and negative prompts of a step, half each.
 
     Each class is read in shuffled epochs: nothing comes twice before everything came once. Further
-    draws of a step (`draw` > 0) come from a shuffle of their own.
+    rounds of a step (`sampling_round` > 0) come from a shuffle of their own.
     """
     halves = (count // 2, count - count // 2)
     chosen = []
     for size, half, salt in ((positives, halves[0], "+"), (negatives, halves[1], "-")):
-        chosen.append(_next(size, half, step, f"{seed}/{salt}", draw))
+        chosen.append(_next(size, half, step, f"{seed}/{salt}", sampling_round))
     return chosen[0], chosen[1]
 
 
-def _next(size: int, count: int, step: int, order: str, draw: int) -> list[int]:
+def _next(size: int, count: int, step: int, order: str, sampling_round: int) -> list[int]:
     """What the step reads of so many things, each read once in every epoch."""
     indices = []
     for position in range(step * count, (step + 1) * count):
         epoch, offset = divmod(position, size)
-        indices.append(_shuffled(size, f"{order}/{epoch}/{draw}")[offset])
+        indices.append(_shuffled(size, f"{order}/{epoch}/{sampling_round}")[offset])
     return indices
 
 
@@ -143,7 +143,7 @@ class LiveOptions:
 
     reading: Reading
     log: str
-    """File with a line for every draw: step, draw, prompt ids."""
+    """File with a line for every round of sampling: step, round, prompt ids."""
     remembered: int
     """Steps that may be asked for again, by a learner that restarts from its last checkpoint."""
 
@@ -160,16 +160,16 @@ class LivePrompts:
         self._buffer = PromptBuffer(options.reading, seed)
         self._changed = asyncio.Event()
         self._failure: str | None = None
-        self._log = DrawLog(options.log)
+        self._log = PromptReadLog(options.log)
         self._log.repair()
-        draws = self._log.read()
-        self._reads = count_reads(draws)
-        steps = 1 + max((draw.step for draw in draws), default=-1)
+        sampling_rounds = self._log.read()
+        self._reads = count_reads(sampling_rounds)
+        steps = 1 + max((sample.step for sample in sampling_rounds), default=-1)
         self._buffer.skip(steps)
         oldest = steps - options.remembered
-        self._drawn = {(d.step, d.number): d.prompts for d in draws if d.step >= oldest}
+        self._sampled = {(d.step, d.number): d.prompts for d in sampling_rounds if d.step >= oldest}
         self._known: dict[str, JudgePrompt] = {}
-        self._awaited = {prompt for prompts in self._drawn.values() for prompt in prompts}
+        self._awaited = {prompt for prompts in self._sampled.values() for prompt in prompts}
 
     def offer(self, prompts: Sequence[JudgePrompt]) -> None:
         """Take in the labelled prompts of a unit."""
@@ -195,21 +195,21 @@ class LivePrompts:
     def unread(self) -> dict[bool, int]:
         return self._buffer.unread
 
-    async def draw(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
+    async def sample(self, step: int, number: int, count: int | None = None) -> list[JudgePrompt]:
         """See `PromptSource`; waits for prompts. Raises UserError when annotation fails.
 
         What the log has is read again whole, whatever the ``count``.
         """
         key = (step, number)
-        if key in self._drawn:
-            while not all(prompt in self._known for prompt in self._drawn[key]):
+        if key in self._sampled:
+            while not all(prompt in self._known for prompt in self._sampled[key]):
                 await self._change(f"the prompts that step {step} has read")
-            return [self._known[prompt] for prompt in self._drawn[key]]
+            return [self._known[prompt] for prompt in self._sampled[key]]
         # A step before those of the log, whose checkpoint is gone, has been counted already.
         extra = number > 0 or step < self._buffer.taken
         while (rows := self._buffer.take(extra, count)) is None:
             await self._change(f"the prompts of step {step}")
-        self._log.add(Draw(step, number, tuple(row.prompt_id for row in rows)))
+        self._log.add(PromptRead(step, number, tuple(row.prompt_id for row in rows)))
         self._remember(key, rows)
         return rows
 
@@ -223,9 +223,9 @@ class LivePrompts:
         self._changed.set()
 
     def _remember(self, key: tuple[int, int], rows: Sequence[JudgePrompt]) -> None:
-        self._drawn[key] = tuple(row.prompt_id for row in rows)
+        self._sampled[key] = tuple(row.prompt_id for row in rows)
         self._known |= {row.prompt_id: row for row in rows}
         oldest = key[0] - self._options.remembered
-        self._drawn = {k: prompts for k, prompts in self._drawn.items() if k[0] >= oldest}
-        kept = {prompt for prompts in self._drawn.values() for prompt in prompts}
+        self._sampled = {k: prompts for k, prompts in self._sampled.items() if k[0] >= oldest}
+        kept = {prompt for prompts in self._sampled.values() for prompt in prompts}
         self._known = {i: prompt for i, prompt in self._known.items() if i in kept}

@@ -12,40 +12,42 @@ import torch
 from torch import Tensor
 
 from actors.weight_sync import buckets
-from actors.weight_sync.rendezvous import Group, Line, watched
-from actors.weight_sync.shared_memory import copied
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.rendezvous import Group, Rendezvous, run_watched
+from actors.weight_sync.shared_memory import import_memory
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 
 
-def receive(ticket: Ticket, worker: int, device: torch.device) -> list[Tensor]:
+def receive(transfer: TransferSpec, worker: int, device: torch.device) -> list[Tensor]:
     """The bytes of every bucket, in host memory. ``worker`` counts those of one engine from 0.
 
-    Raises TransferFailed, also when the learner says nothing within the ticket's time.
+    Raises TransferFailed, also when the learner says nothing within the transfer's time.
     """
-    line = Line.dial(ticket)
-    incoming = _Incoming(line, ticket, worker, device)
+    rendezvous = Rendezvous.connect(transfer)
+    incoming = _Incoming(rendezvous, transfer, worker, device)
     try:
-        return watched(incoming.take, line.check, device)
+        return run_watched(incoming.take, rendezvous.check, device)
     except TransferFailed as failure:
         # All others would wait for this one.
-        line.fail(f"an engine gave up: {failure}")
+        rendezvous.fail(f"an engine gave up: {failure}")
         incoming.abort()
         raise
 
 
 class _Incoming:
-    def __init__(self, line: Line, ticket: Ticket, worker: int, device: torch.device) -> None:
-        self._line = line
-        self._ticket = ticket
-        self._rank = ticket.rank + worker
+    def __init__(
+        self, rendezvous: Rendezvous, transfer: TransferSpec, worker: int, device: torch.device
+    ) -> None:
+        self._rendezvous = rendezvous
+        self._transfer = transfer
+        self._rank = transfer.rank + worker
         self._device = device
         self._group: Group | None = None
 
     def take(self) -> list[Tensor]:
-        self._line.say("size", str(self._ticket.size))
-        if self._ticket.way == "nccl":
-            self._group = self._line.group(self._rank, self._ticket.size, self._device)
-        heads = self._ticket.headers
+        self._rendezvous.set("size", str(self._transfer.size))
+        if self._transfer.backend == "nccl":
+            self._group = self._rendezvous.group(self._rank, self._transfer.size, self._device)
+        heads = self._transfer.headers
         return [self._one(number, buckets.size(head)) for number, head in enumerate(heads)]
 
     def _one(self, number: int, size: int) -> Tensor:
@@ -53,9 +55,9 @@ class _Incoming:
             flat = torch.empty(size, dtype=torch.uint8, device=self._device)
             self._group.broadcast(flat)
             return buckets.to_host(flat)
-        handles = pickle.loads(self._line.hear(f"bucket {number}"))
-        host = copied(handles, size, self._device)
-        self._line.count(f"taken {number}")
+        handles = pickle.loads(self._rendezvous.get(f"bucket {number}"))
+        host = import_memory(handles, size, self._device)
+        self._rendezvous.count(f"taken {number}")
         return host
 
     def abort(self) -> None:

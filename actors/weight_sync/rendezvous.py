@@ -1,8 +1,8 @@
 """The line of one transfer: who speaks with whom, and how it is cut when somebody stops answering.
 
 Neither an NCCL broadcast nor a lost peer ends by itself. So whatever may block runs on a thread of
-its own (`watched`), the thread that waits for it has a deadline, and one word on the line ends the
-transfer for all that take part.
+its own (`run_watched`), the thread that waits for it has a deadline, and one word on the line ends
+the transfer for all that take part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _ABORT_S = 10.0
 _FAILED = "failed"
 
 
-class Line:
+class Rendezvous:
     """A small key-value store on the learner's node, for one transfer only."""
 
     def __init__(self, host: str, port: int, timeout_s: float, opens: bool) -> None:
@@ -37,18 +37,18 @@ class Line:
         self.host, self.port = host, self._store.port
 
     @classmethod
-    def open(cls, host: str, timeout_s: float) -> Line:
+    def create(cls, host: str, timeout_s: float) -> Rendezvous:
         """The learner's end; ``host`` is the address under which the engines find it."""
         return cls(host, 0, timeout_s, opens=True)
 
     @classmethod
-    def dial(cls, ticket: Ticket) -> Line:
+    def connect(cls, transfer: TransferSpec) -> Rendezvous:
         """An engine's end. Raises TransferFailed when nobody answers."""
         try:
-            return cls(ticket.host, ticket.port, ticket.timeout_s, opens=False)
+            return cls(transfer.host, transfer.port, transfer.timeout_s, opens=False)
         except torch.distributed.DistError as error:
             raise TransferFailed(
-                f"the learner at {ticket.host}:{ticket.port} does not answer: {_first(error)}"
+                f"the learner at {transfer.host}:{transfer.port} does not answer: {_first(error)}"
             ) from error
 
     @property
@@ -56,7 +56,7 @@ class Line:
         """Seconds until the transfer is given up."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def say(self, key: str, value: bytes | str) -> None:
+    def set(self, key: str, value: bytes | str) -> None:
         self._store.set(key, value)
 
     def count(self, key: str) -> int:
@@ -77,14 +77,14 @@ class Line:
                 f"the weights were not through after {self._timeout.total_seconds():g} s"
             )
 
-    def hear(self, key: str) -> bytes:
+    def get(self, key: str) -> bytes:
         """What somebody says, or will say."""
         while not self._store.check([key]):
             self.check()
             time.sleep(_POLL_S)
         return self._store.get(key)
 
-    def reach(self, key: str, count: int) -> None:
+    def wait_count(self, key: str, count: int) -> None:
         """Wait until a count is there."""
         while self._store.add(key, 0) < count:
             self.check()
@@ -139,7 +139,7 @@ class Group:
         thread.join(_ABORT_S)
 
 
-def watched(work: Callable[[], T], check: Callable[[], None], device: torch.device) -> T:
+def run_watched(work: Callable[[], T], check: Callable[[], None], device: torch.device) -> T:
     """``work()`` on a thread of its own, left behind as soon as ``check`` raises.
 
     Whatever goes wrong comes out as TransferFailed.

@@ -21,21 +21,21 @@ import torch
 from torch import Tensor
 
 from actors.weight_sync import buckets
-from actors.weight_sync.rendezvous import Group, Line, watched
-from actors.weight_sync.shared_memory import place, shared
-from actors.weight_sync.transfer import Ticket, TransferFailed, Way
+from actors.weight_sync.rendezvous import Group, Rendezvous, run_watched
+from actors.weight_sync.shared_memory import export_memory, memory_key
+from actors.weight_sync.transfer import TransferBackend, TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 
-HandOver = Callable[[int, Any, float], dict[str, float]]
+PublishWeights = Callable[[int, Any, float], dict[str, float]]
 """Gives (version, source, seconds) to the engines and waits; returns figures. On rank 0 only."""
-KeepCopy = Callable[[int, list[Any]], None]
+KeepWeightCopy = Callable[[int, list[Any]], None]
 """Gives references to blobs of a version to whoever keeps them for engines that come later."""
 
 logger = logging.getLogger(__name__)
 
 
 class WeightSource(Protocol):
-    """One rank of a learner, as far as its weights are concerned (`learner.deepspeed_rank`)."""
+    """One rank of a learner, as far as its weights are concerned (`learner.deepspeed_worker`)."""
 
     @property
     def rank(self) -> int: ...
@@ -66,19 +66,23 @@ class WeightSender(ABC):
 
 
 def make_sender(
-    way: Way, worker: WeightSource, bucket_bytes: int, hand_over: HandOver, keep: KeepCopy
+    backend: TransferBackend,
+    worker: WeightSource,
+    bucket_bytes: int,
+    hand_over: PublishWeights,
+    keep: KeepWeightCopy,
 ) -> WeightSender:
     """The sender for a way, on every rank."""
     store = ObjectStoreSender(worker, bucket_bytes, hand_over)
-    if way == "object_store":
+    if backend == "object_store":
         return store
-    return StreamSender(way, worker, bucket_bytes, hand_over, keep, store)
+    return StreamSender(backend, worker, bucket_bytes, hand_over, keep, store)
 
 
 class ObjectStoreSender(WeightSender):
     """Safetensors bytes in Ray's object store."""
 
-    def __init__(self, worker: WeightSource, bucket_bytes: int, hand_over: HandOver) -> None:
+    def __init__(self, worker: WeightSource, bucket_bytes: int, hand_over: PublishWeights) -> None:
         self._worker = worker
         self._bucket_bytes = bucket_bytes
         self._hand_over = hand_over
@@ -97,14 +101,14 @@ class StreamSender(WeightSender):
 
     def __init__(
         self,
-        way: Literal["cuda_ipc", "nccl"],
+        backend: Literal["cuda_ipc", "nccl"],
         worker: WeightSource,
         bucket_bytes: int,
-        hand_over: HandOver,
-        keep: KeepCopy,
+        hand_over: PublishWeights,
+        keep: KeepWeightCopy,
         fallback: WeightSender,
     ) -> None:
-        self._way = way
+        self._backend = backend
         self._worker = worker
         self._bucket_bytes = bucket_bytes
         self._hand_over = hand_over
@@ -119,10 +123,10 @@ class StreamSender(WeightSender):
         out = self._begin(version, timeout_s / 2) if worker.rank == 0 else None
         copies = []
         for bucket in worker.gathered_buckets(self._bucket_bytes):
-            if self._way == "nccl" and out is None:
+            if self._backend == "nccl" and out is None:
                 continue
             flat = buckets.pack([tensor for _, tensor in bucket])
-            if self._way == "nccl" and out is not None:
+            if self._backend == "nccl" and out is not None:
                 out.broadcast(flat)
             else:
                 self._share(flat, out)
@@ -141,17 +145,22 @@ class StreamSender(WeightSender):
             buckets.header([(name, p.dtype, buckets.weight_shape(p)) for name, p in bucket])
             for bucket in self._worker.weight_buckets(self._bucket_bytes)
         ]
-        line = Line.open(ray.util.get_node_ip_address(), timeout_s)
-        ticket = Ticket(self._way, line.host, line.port, tuple(heads), timeout_s)
+        rendezvous = Rendezvous.create(ray.util.get_node_ip_address(), timeout_s)
+        transfer = TransferSpec(
+            self._backend, rendezvous.host, rendezvous.port, tuple(heads), timeout_s
+        )
         return Outgoing(
-            line, heads, self._worker.device, lambda: self._hand_over(version, ticket, timeout_s)
+            rendezvous,
+            heads,
+            self._worker.device,
+            lambda: self._hand_over(version, transfer, timeout_s),
         )
 
     def _share(self, flat: Tensor, out: Outgoing | None) -> None:
         """Every rank shows its bytes, for engines on its own GPU."""
-        with shared(flat) as handle:
+        with export_memory(flat) as handle:
             shown: list[Any] = [None] * self._worker.world_size
-            torch.distributed.all_gather_object(shown, (place(flat.device), handle))
+            torch.distributed.all_gather_object(shown, (memory_key(flat.device), handle))
             if out is not None:
                 out.show(dict(shown))
             # No rank may drop its bytes while an engine reads them.
@@ -175,14 +184,14 @@ class Outgoing:
 
     def __init__(
         self,
-        line: Line,
+        rendezvous: Rendezvous,
         heads: Sequence[bytes],
         device: torch.device,
         hand_over: Callable[[], dict[str, float]],
     ) -> None:
         self.heads = heads
         self.failure: TransferFailed | None = None
-        self._line = line
+        self._rendezvous = rendezvous
         self._device = device
         self._group: Group | None = None
         self._number = 0
@@ -194,7 +203,7 @@ class Outgoing:
 
         def work() -> None:
             if self._group is None:
-                self._group = self._line.group(0, self._size(), self._device)
+                self._group = self._rendezvous.group(0, self._size(), self._device)
             self._group.broadcast(flat)
 
         self._attempt(work)
@@ -203,8 +212,8 @@ class Outgoing:
         """The next bucket, by place; returns when every engine has read it."""
 
         def work() -> None:
-            self._line.say(f"bucket {self._number}", pickle.dumps(handles))
-            self._line.reach(f"taken {self._number}", self._size() - 1)
+            self._rendezvous.set(f"bucket {self._number}", pickle.dumps(handles))
+            self._rendezvous.wait_count(f"taken {self._number}", self._size() - 1)
 
         self._attempt(work)
         self._number += 1
@@ -214,7 +223,7 @@ class Outgoing:
 
         Raises UserError when they refuse the weights: no other way would help.
         """
-        self._attempt(lambda: self._handed.result(self._line.left_s))
+        self._attempt(lambda: self._handed.result(self._rendezvous.left_s))
         if self._handed.done() and isinstance(self._handed.exception(), UserError):
             raise UserError(str(self._handed.exception()))
         if self.failure is None:
@@ -223,20 +232,20 @@ class Outgoing:
         return {}
 
     def _size(self) -> int:
-        return int(self._line.hear("size"))
+        return int(self._rendezvous.get("size"))
 
     def _attempt(self, work: Callable[[], object]) -> None:
         if self.failure is not None:
             return
         try:
-            watched(work, self._check, self._device)
+            run_watched(work, self._check, self._device)
         except TransferFailed as failure:
             self.failure = failure
-            self._line.fail(f"the learner gave up: {failure}")
+            self._rendezvous.fail(f"the learner gave up: {failure}")
             if self._group is not None:
                 self._group.abort()
 
     def _check(self) -> None:
-        self._line.check()
+        self._rendezvous.check()
         if self._handed.done() and (error := self._handed.exception()):
             raise TransferFailed(str(error).partition("\n")[0]) from error

@@ -19,7 +19,7 @@ _DEVICE = 6
 """Position of the device's index among the arguments of torch's ``rebuild_cuda_tensor``."""
 
 
-def place(device: torch.device) -> str:
+def memory_key(device: torch.device) -> str:
     """Processes with the same answer can open each other's memory."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_properties(device).uuid)
@@ -27,7 +27,7 @@ def place(device: torch.device) -> str:
 
 
 @contextmanager
-def shared(flat: Tensor) -> Iterator[bytes]:
+def export_memory(flat: Tensor) -> Iterator[bytes]:
     """A handle to the bytes for other processes, as long as the block lasts."""
     if flat.is_cuda:
         from torch.multiprocessing.reductions import reduce_tensor
@@ -44,15 +44,15 @@ def shared(flat: Tensor) -> Iterator[bytes]:
         yield file.name.encode()
 
 
-def copied(handles: Mapping[str, bytes], count: int, device: torch.device) -> Tensor:
+def import_memory(handles: Mapping[str, bytes], count: int, device: torch.device) -> Tensor:
     """The bytes behind the handle of this place, copied into host memory: uint8 [``count``].
 
     Raises TransferFailed when the learner has no process here.
     """
-    handle = handles.get(place(device))
+    handle = handles.get(memory_key(device))
     if handle is None:
         raise TransferFailed(
-            f"no learner shares {place(device)} with an engine: place them together "
+            f"no learner shares {memory_key(device)} with an engine: place them together "
             "(train.colocated), or set train.weight_transfer to nccl or object_store"
         )
     if device.type != "cuda":

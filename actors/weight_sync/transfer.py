@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Way = Literal["object_store", "cuda_ipc", "nccl"]
+TransferBackend = Literal["object_store", "cuda_ipc", "nccl"]
 
 
 class TransferFailed(RuntimeError):
@@ -13,13 +13,13 @@ class TransferFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ticket:
+class TransferSpec:
     """Where a learner waits for engines with one version of its weights."""
 
-    way: Literal["cuda_ipc", "nccl"]
+    backend: Literal["cuda_ipc", "nccl"]
     host: str
     port: int
-    """Of the learner's `line.Line`."""
+    """Of the learner's `rendezvous.Rendezvous`."""
     headers: tuple[bytes, ...]
     """For every bucket, in the order they come: a safetensors header (JSON)."""
     timeout_s: float

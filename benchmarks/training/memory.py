@@ -26,7 +26,7 @@ SMALL = (
     "train.max_response_tokens=24",
     "train.learning_rate=1e-7",
     # So few groups may all agree with themselves.
-    "train.max_draws=20",
+    "train.max_sampling_rounds=20",
 )
 FULL, QUICK = 500, 40
 SETTLED = {FULL: 50, QUICK: 10}

@@ -42,7 +42,7 @@ from stepwiser.prompting.prompt_format import resolve_model
 from stepwiser.run.metrics_file import read_metrics
 from stepwiser.run.store import RunStore
 from stepwiser.run.tables import load_judge_prompts
-from stepwiser.tasks.transcripts import draw_judge_case
+from stepwiser.tasks.transcripts import sample_judge_case
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
 TRAIN_ALONE = (
@@ -114,7 +114,7 @@ def oracle_prompts(count: int, seed: int) -> list[JudgePrompt]:
     rng = random.Random(seed)
     rows = []
     for number in range(count):
-        case = draw_judge_case(rng)
+        case = sample_judge_case(rng)
         name = f"oracle-{seed}-{number:06}"
         value = float(case.right)
         rows.append(
@@ -152,7 +152,7 @@ def conversations(config: RunConfig) -> list[dict[str, Any]]:
     source = FinishedPrompts(rows, train.prompts_per_step, config.seed, config.label.balance)
 
     async def all_steps() -> list[JudgePrompt]:
-        return [p for step in range(train.steps) for p in await source.draw(step, 0)]
+        return [p for step in range(train.steps) for p in await source.sample(step, 0)]
 
     texts = config.judge_prompts
     asked = []

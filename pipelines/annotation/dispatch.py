@@ -19,16 +19,16 @@ from stepwiser.annotation.admission import COLD_START, Admission
 from stepwiser.data.records import Problem
 from stepwiser.errors import UserError
 
-LOOK_S = 1.0
+POLL_S = 1.0
 """Between two looks at the engines; they report once a second."""
-MOST_LABELERS = 16
+MAX_LABELERS = 16
 """Each is a process on the driver's machine, and serves several engines without being busy."""
 
 
-Finished = Callable[[str, dict[str, int]], None]
+OnUnitFinished = Callable[[str, dict[str, int]], None]
 """Told the name and the counts of a unit whose rows are on disk."""
 
-Wanted = Callable[[int], Awaitable[int | None]]
+UnitsWanted = Callable[[int], Awaitable[int | None]]
 """Told how many units are under way, says how many more may begin; None: nothing is wanted any
 more, and what is under way is given up."""
 
@@ -38,20 +38,22 @@ async def annotate_units(
     options: LabelerOptions,
     root: str,
     units: Mapping[str, Sequence[Problem]],
-    finished: Finished,
-    wanted: Wanted | None = None,
+    finished: OnUnitFinished,
+    wanted: UnitsWanted | None = None,
 ) -> None:
-    """`feed` with labelers of its own, which write the units' rows below ``root``."""
+    """`dispatch_units` with labelers of its own, which write the units' rows below ``root``."""
     # Beside the driver, whose node stays: one on a preempted node would lose its units with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     workers: list[Any] = []
 
-    def hire() -> Any:
+    def make_labeler() -> Any:
         workers.append(MonteCarloLabeler.options(scheduling_strategy=here).remote(options, root))
         return workers[-1]
 
     try:
-        await feed(pool, pool.client(), hire, units, finished, wanted, options.annotate.responses)
+        await dispatch_units(
+            pool, pool.client(), make_labeler, units, finished, wanted, options.annotate.responses
+        )
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -68,57 +70,57 @@ class _Labeler:
     units: dict[asyncio.Task[dict[str, int]], str] = field(default_factory=dict)
 
     @property
-    def is_hungry(self) -> bool:
+    def has_capacity(self) -> bool:
         # One more than it may work on waits for it, so that none has to be fetched first.
         return self.unfinished <= self.share
 
 
-async def feed(
+async def dispatch_units(
     pool: EnginePool,
     client: PoolClient,
-    hire: Callable[[], Any],
+    make_labeler: Callable[[], Any],
     units: Mapping[str, Sequence[Problem]],
-    finished: Finished,
-    wanted: Wanted | None,
+    finished: OnUnitFinished,
+    wanted: UnitsWanted | None,
     width: int,
 ) -> None:
     """Have every unit annotated, or as many as are ``wanted``; ``width``: see `Admission`.
 
-    ``hire`` makes a labeler: one for each engine, as engines come. Raises what a labeler raised;
-    units that are not finished then are not written. A labeler that dies gets its units again; a
-    unit that was there at each of several deaths waits until it can have a labeler to itself, and
-    then problems that end this one too are rejected.
+    ``make_labeler`` makes a labeler: one for each engine, as engines come. Raises what a labeler
+    raised; units that are not finished then are not written. A labeler that dies gets its units
+    again; a unit that was there at each of several deaths waits until it can have a labeler to
+    itself, and then problems that end this one too are rejected.
     """
     admission = Admission(width)
     todo = deque(units)
-    apart: list[str] = []
+    isolated: list[str] = []
     labelers: list[_Labeler] = []
-    looked = 0.0
+    polled = 0.0
     try:
-        while todo or apart or any(labeler.units for labeler in labelers):
-            await asyncio.gather(*map(_ask, labelers))
-            if time.monotonic() - looked >= LOOK_S:
-                looked = time.monotonic()
+        while todo or isolated or any(labeler.units for labeler in labelers):
+            await asyncio.gather(*map(_poll, labelers))
+            if time.monotonic() - polled >= POLL_S:
+                polled = time.monotonic()
                 readings = await pool.readings()
                 problems = sum(labeler.under_way for labeler in labelers)
                 allowed = admission.observe(readings, problems) or COLD_START
-                while len(labelers) < min(MOST_LABELERS, max(1, len(readings))):
-                    labelers.append(_Labeler(hire()))
+                while len(labelers) < min(MAX_LABELERS, max(1, len(readings))):
+                    labelers.append(_Labeler(make_labeler()))
                 for i, labeler in enumerate(labelers):
                     labeler.share = max(1, (allowed + i) // len(labelers))
-                await asyncio.gather(*map(_ask, labelers))
+                await asyncio.gather(*map(_poll, labelers))
             under_way = sum(len(labeler.units) for labeler in labelers)
             more = await wanted(under_way) if wanted else len(todo)
             if more is None:
                 return
-            _hand_out(client, labelers, todo, units, more)
-            for labeler in labelers if apart and not todo else ():
-                if apart and not labeler.units:
-                    unit = apart.pop()
-                    work = _annotate_alone(labeler, unit, units[unit], client)
+            _assign(client, labelers, todo, units, more)
+            for labeler in labelers if isolated and not todo else ():
+                if isolated and not labeler.units:
+                    unit = isolated.pop()
+                    work = _annotate_isolated(labeler, unit, units[unit], client)
                     labeler.units[asyncio.create_task(work)] = unit
             tasks = [task for labeler in labelers for task in labeler.units]
-            rest = max(0.0, looked + LOOK_S - time.monotonic())
+            rest = max(0.0, polled + POLL_S - time.monotonic())
             if tasks:
                 await asyncio.wait(tasks, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             else:
@@ -127,7 +129,7 @@ async def feed(
                 for task in [task for task in labeler.units if task.done()]:
                     unit = labeler.units.pop(task)
                     if isinstance(task.exception(), ActorUnavailableError):
-                        apart.append(unit)
+                        isolated.append(unit)
                     else:
                         finished(unit, task.result())
     finally:
@@ -136,17 +138,17 @@ async def feed(
                 task.cancel()
 
 
-def _hand_out(
+def _assign(
     client: PoolClient,
     labelers: Sequence[_Labeler],
     todo: deque[str],
     units: Mapping[str, Sequence[Problem]],
     most: int,
 ) -> None:
-    """Units to the labelers that have least, until none is hungry, at most so many."""
+    """Units to the labelers that have least, until none has capacity, at most so many."""
     for _ in range(min(most, len(todo))):
         labeler = min(labelers, key=lambda one: one.unfinished - one.share)
-        if not labeler.is_hungry:
+        if not labeler.has_capacity:
             return
         unit = todo.popleft()
         labeler.units[asyncio.create_task(_annotate(labeler, unit, units[unit], client))] = unit
@@ -160,7 +162,7 @@ async def _annotate(
     return counts
 
 
-async def _annotate_alone(
+async def _annotate_isolated(
     labeler: _Labeler, unit: str, problems: Sequence[Problem], client: PoolClient
 ) -> dict[str, int]:
     """Find the problems that end the labeler, one by one, and annotate the others."""
@@ -182,7 +184,7 @@ async def _annotate_alone(
     return counts
 
 
-async def _ask(labeler: _Labeler) -> None:
+async def _poll(labeler: _Labeler) -> None:
     """Tell a labeler its share, and learn what it still has to do."""
     if not labeler.units and not labeler.share:
         return

@@ -1,5 +1,5 @@
-"""Annotation watched: a table under the bar or words in a log, metrics for Prometheus, a curve for
-W&B, and lines of the unit log for `stepwiser status`.
+"""Annotation monitored: a table under the bar or words in a log, metrics for Prometheus, a curve
+for W&B, and lines of the unit log for `stepwiser status`.
 
 All from one thread that looks at the engines' counters once a second. The loop that hands out units
 never waits for it.
@@ -26,11 +26,16 @@ from pipelines.monitoring.prometheus import PrometheusMetrics
 from pipelines.monitoring.trackers import BackgroundLogger, MetricsLogger
 from pipelines.session.session import Session
 from stepwiser.annotation.stopping import stopping_plan
-from stepwiser.annotation.throughput import EngineCounters, Figures, Look, Watch
+from stepwiser.annotation.throughput import (
+    CounterSnapshot,
+    EngineCounters,
+    Figures,
+    ThroughputMonitor,
+)
 from stepwiser.run.status import work_before
 from stepwiser.run.units import UnitLog, finished_units, planned_units, read_log
 
-LOOK_S = 1.0
+POLL_S = 1.0
 """Between two looks; engines report once a second."""
 CURVE_S = 10.0
 """Between two points of the curve."""
@@ -39,7 +44,7 @@ LOG_S = 30.0
 thousand units."""
 
 
-class AnnotationWatch:
+class AnnotationMonitor:
     """Watches one shard's work from entering to leaving; `finished` tells it of each unit.
 
     ``held``: the session's GPU-seconds when the work began.
@@ -59,7 +64,7 @@ class AnnotationWatch:
         self._lock = threading.Lock()
         own = set(planned_units(log.store, log.shard))
         config = session.config
-        self._watch = Watch(
+        self._throughput = ThroughputMonitor(
             time.monotonic(),
             len(todo),
             sum(map(len, todo.values())),
@@ -72,12 +77,12 @@ class AnnotationWatch:
             MetricsLogger(config, session.store, name, axis="problems"), session.console
         )
         self._metrics = PrometheusMetrics(config.name, str(log.shard))
-        self._look_logged: Look = {}
-        self._counters: Look = {}
+        self._logged: CounterSnapshot = {}
+        self._counters: CounterSnapshot = {}
         self._due_curve = self._due_log = time.monotonic()
         self._warned = False
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="annotation-monitor", daemon=True)
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
@@ -103,16 +108,16 @@ class AnnotationWatch:
     def finished(self, counts: Mapping[str, int]) -> None:
         """A unit is done."""
         with self._lock:
-            self._watch.finished(time.monotonic(), counts)
+            self._throughput.finished(time.monotonic(), counts)
 
     # --- the thread -----------------------------------------------------------------------------
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         last = False
         while not last:
-            last = self._over.wait(LOOK_S)
+            last = self._over.wait(POLL_S)
             try:
-                self._look(last)
+                self._poll(last)
             except Exception as error:
                 # What is only watched must not end what is worked at.
                 self._warn(f"{type(error).__name__}: {error}")
@@ -125,14 +130,14 @@ class AnnotationWatch:
             )
         self._warned = True
 
-    def _look(self, last: bool) -> None:
-        # While the board restarts, what it last said stands.
+    def _poll(self, last: bool) -> None:
+        # While the registry restarts, what it last said stands.
         with suppress(RayError):
             self._counters = {i: counters(one) for i, one in self._pool.counters().items()}
         held = self._session.engine_gpu_seconds - self._held
         now = time.monotonic()
         with self._lock:
-            figures = self._watch.look(now, self._counters, held)
+            figures = self._throughput.look(now, self._counters, held)
         self._metrics.update(figures)
         if self._tracker.is_live:
             self._tracker.show(under=table(figures))
@@ -147,7 +152,7 @@ class AnnotationWatch:
             self._write(held)
 
     def _write(self, held: float) -> None:
-        known = self._look_logged
+        known = self._logged
         moved = {
             index: one
             for index, one in self._counters.items()
@@ -155,7 +160,7 @@ class AnnotationWatch:
         }
         gpus = self._pool.placed * self._session.config.engine.gpus
         self._log.engines(gpus, held, moved)
-        self._look_logged = self._counters
+        self._logged = self._counters
 
 
 def counters(stats: EngineStats) -> EngineCounters:

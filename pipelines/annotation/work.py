@@ -14,7 +14,7 @@ from actors.rollout.labeler import LabelerOptions
 from pipelines.session.session import Session
 from stepwiser.annotation.stopping import Question, stopping_plan
 from stepwiser.config import RunConfig
-from stepwiser.data.imported import GivenProblem, load_given
+from stepwiser.data.imported import ImportedProblem, load_imported
 from stepwiser.data.records import Problem, content_id
 from stepwiser.errors import UserError
 from stepwiser.run.units import finished_units, summarize, weights_id
@@ -38,29 +38,29 @@ def problems_of(session: Session) -> list[Problem]:
     source = session.config.annotate.source
     if source is None:
         return session.problems("train", session.config.data.limit)
-    given = load_given(source, session.config.data, session.checker)
+    given = load_imported(source, session.config.data, session.checker)
     return session.usable(given, "given", source)
 
 
 def units_of(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:
     """Units by name; the name is the hash of what decides the rows."""
     size = session.config.annotate.problems_per_unit
-    recipe = session.config.annotate.model_dump(exclude=OPERATIONAL)
+    template = session.config.annotate.model_dump(exclude=OPERATIONAL)
     # Where rollouts stop early, the rows hang on the labels that will be asked for too.
-    recipe["plan"] = asdict(stopping_plan(session.config.annotate, session.config.label))
+    template["plan"] = asdict(stopping_plan(session.config.annotate, session.config.label))
     weights = weights_id(model)
     units = {}
     for start in range(0, len(problems), size):
         part = list(problems[start : start + size])
         name = content_id(
-            json.dumps(recipe), weights, session.config.seed, *(_content(p) for p in part)
+            json.dumps(template), weights, session.config.seed, *(_content(p) for p in part)
         )
         units[name] = part
     return units
 
 
 def _content(problem: Problem) -> str:
-    return problem.content if isinstance(problem, GivenProblem) else problem.problem_id
+    return problem.content if isinstance(problem, ImportedProblem) else problem.problem_id
 
 
 def labeler_options(config: RunConfig, model: str) -> LabelerOptions:

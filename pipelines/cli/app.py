@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -26,6 +27,8 @@ STAGES = (
     "report",
 )
 EPILOG = "Overrides are key=value, e.g. `train.steps=20 run_dir=runs/mine`."
+
+_python_shows = warnings.showwarning
 
 app = typer.Typer(
     help="Train and use generative judges of reasoning steps, on Ray.",
@@ -273,4 +276,22 @@ def main() -> None:
         "VLLM_NO_USAGE_STATS": "1",
     }.items():
         os.environ.setdefault(key, value)
+    warnings.showwarning = _show_warning
     sys.exit(app())
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What a person should change, without the line of our code that says so."""
+    from stepwiser.config.aliases import RenamedKeyWarning
+
+    if issubclass(category, RenamedKeyWarning):
+        typer.secho(f"stepwiser: {message}", fg="yellow", err=True)
+    else:
+        _python_shows(message, category, filename, lineno, file, line)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.learner.inline_evaluation import ReviewOptions
-from actors.pinned import Lent
+from actors.learner.inline_evaluation import InlineEvaluationOptions
+from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
 from actors.rollout.evaluator import EVALUATION, Evaluator, EvaluatorOptions, fitting_items
 from pipelines.evaluation.items import evaluation_items
@@ -24,19 +24,19 @@ from stepwiser.run.store import environment, writing
 CARD = "README.md"
 
 
-def review_options(session: Session) -> ReviewOptions | None:
+def inline_evaluation_options(session: Session) -> InlineEvaluationOptions | None:
     """When the learner hands a judge over; None where nothing is evaluated on the way."""
     train = session.config.train
     if train.evaluate_every is None:
         return None
-    return ReviewOptions(
+    return InlineEvaluationOptions(
         every=train.evaluate_every,
         shares_engines=train.evaluator_engines == 0,
         may_stop=train.early_stop_patience is not None,
     )
 
 
-def review_items(session: Session) -> list[StepItem]:
+def inline_evaluation_items(session: Session) -> list[StepItem]:
     """As many items of the set of `evaluate` as training asks for, evenly spaced.
 
     Before other engines are held: the embedded set may have to be sampled first.
@@ -96,7 +96,7 @@ def evaluator(
         own_engines=bool(own),
         items_too_long=len(items) - len(fitting),
     )
-    actor = Evaluator.remote(options, Lent(pool.client()), Lent(collector), Lent(fitting))
+    actor = Evaluator.remote(options, Pinned(pool.client()), Pinned(collector), Pinned(fitting))
     try:
         yield actor
     finally:

@@ -38,9 +38,9 @@ def _embedded_items(session: Session) -> list[StepItem]:
     found: dict[bool, list[StepItem]] = {False: [], True: []}
     wanted = {False: config.wrong, True: config.right}
     batch = config.wrong + config.right
-    for attempt in range(20):
+    for batch_number in range(20):
         data = session.config.evaluation_data.model_copy(
-            update={"seed": session.config.evaluation_data.seed + 7 + attempt, "limit": batch}
+            update={"seed": session.config.evaluation_data.seed + 7 + batch_number, "limit": batch}
         )
         problems = session.load(data, "evaluation")
         solutions = session.run(
@@ -58,9 +58,10 @@ def _embedded_items(session: Session) -> list[StepItem]:
             if steps is None or outcome is None:
                 continue
             label = first_error(solution.problem.question, steps)
+            name = content_id(*sample.token_ids, batch_number)
             found[label == -1].append(
                 StepItem(
-                    id=f"{session.config.evaluate.name}-{content_id(*sample.token_ids, attempt)}",
+                    id=f"{session.config.evaluate.name}-{name}",
                     problem=solution.problem.question,
                     steps=steps,
                     label=label,

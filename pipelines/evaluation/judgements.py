@@ -24,7 +24,7 @@ Work = Callable[[Judge, Callable[[], None]], Coroutine[Any, Any, list[Judgement]
 
 
 @dataclass
-class Bench:
+class JudgementCache:
     """One judge and what it has said; its engines are loaded when something has to be asked."""
 
     session: Session

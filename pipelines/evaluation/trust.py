@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.evaluation.judgements import Bench
+from pipelines.evaluation.judgements import JudgementCache
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.data.sources import load_step_items
@@ -36,7 +36,7 @@ CONTAMINATION = "reports/contamination.json"
 
 
 @dataclass(frozen=True)
-class Trust:
+class TrustChecks:
     """The questions of a run, the same for every judge."""
 
     items: Sequence[StepItem]
@@ -58,23 +58,25 @@ class Trust:
             "contamination": _contamination(session, self),
         }
 
-    def score(self, session: Session, bench: Bench, scored: Mapping[str, Any]) -> dict[str, Any]:
+    def score(
+        self, session: Session, cache: JudgementCache, scored: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Everything else about one judge, whose score on the main set is known."""
         config = session.config.evaluate
-        main = bench.items("judgements", bench.unit, self.items, config.votes)
+        main = cache.items("judgements", cache.unit, self.items, config.votes)
         result: dict[str, Any] = {"agreement": agreement(self.items, main)}
         for part, sets, votes in (("more", self.more, config.votes), ("beyond", self.beyond, 1)):
             scores = {}
             for name, items in sets.items():
-                unit = f"{bench.unit}-{_file_name(name)}"
-                rows = bench.items(f"judgements/{part}", unit, items, votes)
+                unit = f"{cache.unit}-{_file_name(name)}"
+                rows = cache.items(f"judgements/{part}", unit, items, votes)
                 scores[name] = score_judge(items, rows, config.bins)
             result[part] = scores
         files = {} if config.source == "embedded" else {config.name: scored}
         files |= result["more"]
         result["average"] = average(files) if len(files) > 1 else None
         questions = questions_of(self.probes)
-        rows = bench.questions("judgements/faithfulness", bench.unit, questions, 1)
+        rows = cache.questions("judgements/faithfulness", cache.unit, questions, 1)
         result["faithfulness"] = score_probes(self.probes, rows, self.follows)
         return result
 
@@ -99,7 +101,7 @@ def _score_of(row: Mapping[str, Any]) -> ProcessBenchScore:
     )
 
 
-def prepare(session: Session, items: Sequence[StepItem]) -> Trust:
+def prepare_trust_checks(session: Session, items: Sequence[StepItem]) -> TrustChecks:
     """Load or make every further set."""
     config = session.config.evaluate
     embedded = config.source == "embedded"
@@ -120,7 +122,7 @@ def prepare(session: Session, items: Sequence[StepItem]) -> Trust:
         if config.beyond:
             seed = session.config.evaluation_data.seed
             beyond = {span.name: written(span, config.beyond, seed) for span in RANGES}
-    return Trust(
+    return TrustChecks(
         items=items,
         more=more,
         beyond=beyond,
@@ -130,7 +132,7 @@ def prepare(session: Session, items: Sequence[StepItem]) -> Trust:
     )
 
 
-def _contamination(session: Session, trust: Trust) -> dict[str, Any]:
+def _contamination(session: Session, trust: TrustChecks) -> dict[str, Any]:
     """Compare all problems of training with all of evaluation; the matches are listed in a file."""
     config = session.config
     training = [p.question for p in session.problems("train", config.data.limit)]

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.evaluation.contestants import Contestant, make_judge
 from pipelines.evaluation.items import evaluation_items
+from pipelines.evaluation.judge_specs import JudgeSpec, make_judge
 from pipelines.monitoring.progress import make_console
 from pipelines.session.session import Session
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
@@ -123,7 +123,7 @@ def _share(session: Session) -> list[StepItem]:
     _run(session, STAGES[:-1])
     items = evaluation_items(session)
     if not session.store.read_metrics(RESULT):
-        start = Contestant(START, judge_start(session), "generative")
+        start = JudgeSpec(START, judge_start(session), "generative")
         session.store.write_metrics(RESULT, _score(session, start, items))
     return items
 
@@ -150,8 +150,8 @@ def _run_arm(
         if config.train.method == "discriminative"
         else (JUDGE, "generative")
     )
-    contestant = Contestant(name, session.store.find_model(name, "train"), kind)
-    result = _score(session, contestant, items)
+    spec = JudgeSpec(name, session.store.find_model(name, "train"), kind)
+    result = _score(session, spec, items)
     cost = session.store.read_metrics("cost-train") or {}
     result["train_minutes"] = cost["seconds"] / 60
     result["minutes"] = (time.monotonic() - began) / 60
@@ -182,17 +182,15 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _score(session: Session, contestant: Contestant, items: list[StepItem]) -> dict[str, Any]:
+def _score(session: Session, spec: JudgeSpec, items: list[StepItem]) -> dict[str, Any]:
     """Figures of one judge, one judgment a step at the configured temperature, and by majority."""
     settings = session.config.evaluate
-    pool = session.pool(contestant.model)
-    judge = make_judge(
-        session, contestant, pool, votes=settings.votes, temperature=settings.temperature
-    )
-    with session.track(f"score {contestant.name}", len(items), "solutions") as tracker:
+    pool = session.pool(spec.model)
+    judge = make_judge(session, spec, pool, votes=settings.votes, temperature=settings.temperature)
+    with session.track(f"score {spec.name}", len(items), "solutions") as tracker:
         done = lambda: tracker.update(advance=1)  # noqa: E731
-        rows = session.run(judge_items(judge, contestant.name, items, done))
-    session.store.write_table("judgements", contestant.name, Judgement.to_table(rows))
+        rows = session.run(judge_items(judge, spec.name, items, done))
+    session.store.write_table("judgements", spec.name, Judgement.to_table(rows))
     scores = score_judge(items, rows, settings.bins)
     single = scores["single"]["official"]
     return {

@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 from rich.table import Table
 
 from pipelines.annotation.dispatch import annotate_units
-from pipelines.annotation.monitor import AnnotationWatch
+from pipelines.annotation.monitor import AnnotationMonitor
 from pipelines.annotation.work import (
     labeler_options,
     problems_of,
@@ -81,7 +81,7 @@ def _annotate(
     try:
         with (
             session.track("annotate", total, "units", done=total - len(todo)) as tracker,
-            AnnotationWatch(session, pool, tracker, log, todo, held) as watch,
+            AnnotationMonitor(session, pool, tracker, log, todo, held) as watch,
         ):
 
             def finished(unit: str, counts: dict[str, int]) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.evaluation import trust as trusting
-from pipelines.evaluation.contestants import Contestant, contestants, make_judge
 from pipelines.evaluation.items import evaluation_items, valued_items
-from pipelines.evaluation.judgements import Bench
+from pipelines.evaluation.judge_specs import JudgeSpec, judge_specs, make_judge
+from pipelines.evaluation.judgements import JudgementCache
+from pipelines.evaluation.trust import prepare_trust_checks
 from pipelines.evaluation.trust_tables import print_trust
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
@@ -31,40 +31,38 @@ def run(session: Session) -> dict[str, Any]:
             },
             "judges": {},
         }
-        trust = trusting.prepare(session, items)
+        trust = prepare_trust_checks(session, items)
         metrics |= trust.facts(session)
-        for contestant in contestants(session):
-            bench = _bench(session, contestant)
-            scored = _score(session, bench, items, values)
-            metrics["judges"][contestant.name] = scored | trust.score(session, bench, scored)
+        for spec in judge_specs(session):
+            cache = _cache(session, spec)
+            scored = _score(session, cache, items, values)
+            metrics["judges"][spec.name] = scored | trust.score(session, cache, scored)
     session.store.write_metrics("evaluate", metrics)
     print_scores(session, metrics)
     print_trust(session.console, metrics)
     return metrics
 
 
-def _bench(session: Session, contestant: Contestant) -> Bench:
+def _cache(session: Session, spec: JudgeSpec) -> JudgementCache:
     """The contestant's judgements: those of an earlier start, or of engines with its weights."""
     temperature = session.config.evaluate.temperature
 
     def judge(votes: int) -> Judge:
-        pool = session.pool(contestant.model)
-        return make_judge(session, contestant, pool, votes=votes, temperature=temperature)
+        pool = session.pool(spec.model)
+        return make_judge(session, spec, pool, votes=votes, temperature=temperature)
 
-    return Bench(
-        session, contestant.name, contestant.model, f"{contestant.kind} {contestant.force}", judge
-    )
+    return JudgementCache(session, spec.name, spec.model, f"{spec.kind} {spec.force}", judge)
 
 
 def _score(
     session: Session,
-    bench: Bench,
+    cache: JudgementCache,
     items: list[StepItem],
     valued: tuple[list[StepItem], dict[tuple[str, int], float]],
 ) -> dict[str, Any]:
     config = session.config.evaluate
-    rows = bench.items("judgements", bench.unit, items, config.votes)
-    extra = bench.items("judgements", f"{bench.unit}-valued", valued[0], config.votes)
+    rows = cache.items("judgements", cache.unit, items, config.votes)
+    extra = cache.items("judgements", f"{cache.unit}-valued", valued[0], config.votes)
     result = score_judge(items, rows, config.bins)
     pairs = [(r.score, valued[1][r.item_id, r.step_index]) for r in extra if r.score is not None]
     result["calibration_values"] = calibration(

@@ -50,7 +50,7 @@ def run(session: Session) -> dict[str, Any]:
         if not pairs:
             raise UserError(
                 f"none of {len(kept)} right responses was segmented exactly: use a stronger "
-                "segment.segmenter_model or more segment.attempts"
+                "segment.segmenter_model or more segment.segmentations"
             )
         examples = []
         for question, text in pairs:
@@ -134,13 +134,13 @@ def _segment(session: Session, responses: list[str]) -> list[str | None]:
             config.segmenter_url,
             config.segmenter_model,
             prompts,
-            config.attempts,
+            config.segmentations,
             config.max_tokens,
         )
     else:
         model = config.segmenter_model or session.config.policy_model
         segmenter = PromptedSegmenter(
-            session.pool(model), session.prompts(model), config.attempts, config.max_tokens
+            session.pool(model), session.prompts(model), config.segmentations, config.max_tokens
         )
     return session.run(segment_all(segmenter, responses))
 

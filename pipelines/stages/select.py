@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 from rich.table import Table
 
-from pipelines.evaluation.contestants import Contestant, make_judge
 from pipelines.evaluation.items import steps_of
+from pipelines.evaluation.judge_specs import JudgeSpec, make_judge
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from stepwiser.errors import UserError
@@ -60,7 +60,7 @@ def run(session: Session) -> dict[str, Any]:
             )
         judge = make_judge(
             session,
-            Contestant(JUDGE, judge_dir, "generative"),
+            JudgeSpec(JUDGE, judge_dir, "generative"),
             session.pool(judge_dir),
             votes=config.votes,
             temperature=config.judge_temperature,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from actors.pool.pool import EnginePool
-from pipelines.evaluation.contestants import Contestant, contestants, make_judge
+from pipelines.evaluation.judge_specs import JudgeSpec, judge_specs, make_judge
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from stepwiser.data.records import Problem
@@ -37,11 +37,11 @@ def run(session: Session) -> dict[str, Any]:
     with session.stage("solve"):
         problems = session.problems("evaluation", config.problems)
         policy = session.policy_dir()
-        judges = [c for c in contestants(session) if not c.force]
+        judges = [c for c in judge_specs(session) if not c.force]
         half = max(1, session.config.engine.count // 2)
         results: dict[str, list[SearchResult]] = {}
-        for contestant in judges:
-            results[contestant.name] = _search(session, policy, contestant, problems, half)
+        for spec in judges:
+            results[spec.name] = _search(session, policy, spec, problems, half)
         plain = _plain(session, policy, problems, results, half)
         metrics = _metrics(session, problems, results, plain)
     session.store.write_metrics("solve", metrics)
@@ -63,24 +63,24 @@ class SearchJudge:
 
 
 def _search(
-    session: Session, policy: str, contestant: Contestant, problems: list[Problem], engines: int
+    session: Session, policy: str, spec: JudgeSpec, problems: list[Problem], engines: int
 ) -> list[SearchResult]:
     config = session.config.solve
     policy_pool: EnginePool = session.pool(policy, slot="policy", count=engines)
-    judge_pool: EnginePool = session.pool(contestant.model, slot="judge", count=engines)
+    judge_pool: EnginePool = session.pool(spec.model, slot="judge", count=engines)
     sampler = ChunkSampler(
         policy_pool, session.prompts(policy), config.max_tokens, config.temperature
     )
     judge = SearchJudge(
-        make_judge(session, contestant, judge_pool, votes=1, temperature=config.judge_temperature)
+        make_judge(session, spec, judge_pool, votes=1, temperature=config.judge_temperature)
     )
     gate = asyncio.Semaphore(config.concurrent_problems)
-    with session.track(f"chunk-reset, {contestant.name}", len(problems), "problems") as tracker:
+    with session.track(f"chunk-reset, {spec.name}", len(problems), "problems") as tracker:
 
         async def one(problem: Problem) -> SearchResult:
             async with gate:
                 found = await chunk_reset(
-                    problem, sampler, judge, config.max_attempts, max_chunks=config.max_chunks
+                    problem, sampler, judge, config.samples_per_chunk, max_chunks=config.max_chunks
                 )
             tracker.update(advance=1)
             return found

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from actors.learner.train import TrainResult, train_grpo
-from actors.pinned import Lent
+from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
 from actors.rollout.collector import CollectorOptions, ExperienceCollector
 from actors.rollout.prompt_source import LiveOptions
@@ -21,10 +21,10 @@ from pipelines.annotation.work import write_metrics
 from pipelines.evaluation.inline_evaluation import (
     check_labels,
     evaluator,
+    inline_evaluation_items,
+    inline_evaluation_options,
     is_evaluation,
     log_evaluation,
-    review_items,
-    review_options,
     write_card,
 )
 from pipelines.monitoring.trackers import MetricsLogger
@@ -84,7 +84,7 @@ def run(session: Session) -> dict[str, Any]:
 
 def _train_judge(session: Session) -> dict[str, Any]:
     start = judge_start(session)
-    items = review_items(session)
+    items = inline_evaluation_items(session)
     # Engines of the main slot make way for named ones.
     slot = "judge" if session.config.train.evaluator_engines else "main"
     if not session.config.train.live:
@@ -147,8 +147,8 @@ def _collector(
         live=live,
         balanced=config.label.balance,
     )
-    lent = Lent(pool.client()), Lent(train), Lent(heldout)
-    collector = ExperienceCollector.remote(options, *lent)
+    arguments = Pinned(pool.client()), Pinned(train), Pinned(heldout)
+    collector = ExperienceCollector.remote(options, *arguments)
     try:
         yield collector
     finally:
@@ -180,7 +180,8 @@ def _run_grpo(
             logger.log(row)
 
         options = replace(
-            grpo_options(session, JUDGE, start, logger.run_id), reviews=review_options(session)
+            grpo_options(session, JUDGE, start, logger.run_id),
+            evaluation=inline_evaluation_options(session),
         )
         return train_grpo(
             options,

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stepwiser.annotation.stopping import StoppingPlan, annotated, requests
-from stepwiser.annotation.values import Tally, ValueEstimate
+from stepwiser.annotation.values import RolloutCounts, ValueEstimate
 from stepwiser.config.models import AnnotateConfig
-from stepwiser.data.imported import GivenProblem, given_trajectories
+from stepwiser.data.imported import ImportedProblem, imported_trajectories
 from stepwiser.data.records import ChunkValue, Problem, Trajectory, content_id
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
 from stepwiser.generation import Generator, Sample, Sampling
@@ -137,9 +137,15 @@ class Annotator:
         )
         mixed = 0 < right < len(samples)
         counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
-        if isinstance(problem, GivenProblem):
+        if isinstance(problem, ImportedProblem):
             result.trajectories = await asyncio.to_thread(
-                given_trajectories, problem, self.prompts, self.checker, self.config, right, counts
+                imported_trajectories,
+                problem,
+                self.prompts,
+                self.checker,
+                self.config,
+                right,
+                counts,
             )
         elif mixed:
             usable = self._usable(samples, outcomes, counts)
@@ -248,15 +254,18 @@ class Annotator:
 
     def _path(
         self, prefixes: PrefixTable, trajectory: int, rolled: Sequence[Rollouts | None]
-    ) -> list[Tally]:
+    ) -> list[RolloutCounts]:
         """Q_0 … Q_n of one trajectory as they stand."""
         row = prefixes.trajectories[trajectory]
         planned = self.stopping.planned
         made = [rolled[key] for key in prefixes.of[trajectory]]
         return [
-            Tally(row.problem_successes, row.problem_trials, row.problem_trials),
-            *(Tally(r.successes, r.trials, planned) if r else Tally(0, 0, planned) for r in made),
-            Tally(int(row.correct), 1, 1),
+            RolloutCounts(row.problem_successes, row.problem_trials, row.problem_trials),
+            *(
+                RolloutCounts(r.successes, r.trials, planned) if r else RolloutCounts(0, 0, planned)
+                for r in made
+            ),
+            RolloutCounts(int(row.correct), 1, 1),
         ]
 
     def _values(

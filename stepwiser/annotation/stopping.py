@@ -12,8 +12,8 @@ planned* completions would give, and differ in what they take for settled:
   the beta-binomial predictive distribution. So a prefix may be planned with more completions than
   it is likely to need, and the undecided ones get what the others leave.
 
-Everything is a pure function of the tallies of one trajectory, the *path* Q_0, Q_1 … Q_n: the
-problem's own responses, each chunk's prefix, and the outcome that the last chunk holds. Which
+Everything is a pure function of the rollout counts of one trajectory, the *path* Q_0, Q_1 … Q_n:
+the problem's own responses, each chunk's prefix, and the outcome that the last chunk holds. Which
 completions arrived first does not matter, and the label stage asks the same functions again.
 """
 
@@ -27,11 +27,11 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from stepwiser.annotation.label_rules import LabelRule, label_chunks, label_if_decided
-from stepwiser.annotation.values import PRIOR, Tally
+from stepwiser.annotation.values import PRIOR, RolloutCounts
 from stepwiser.config.models import AnnotateConfig, RuleConfig
 from stepwiser.data.records import ChunkValue, Trajectory
 
-ValuePath = Sequence[Tally]
+ValuePath = Sequence[RolloutCounts]
 """Q_0 … Q_n of one trajectory; the first and the last have nothing missing."""
 
 
@@ -118,7 +118,7 @@ def requests(plan: StoppingPlan, path: ValuePath, in_flight: Container[int] = ()
 
     Args:
         plan: the rule and what it needs.
-        path: tallies of Q_0 … Q_n.
+        path: rollout counts of Q_0 … Q_n.
         in_flight: positions with completions under way, which are not asked for again; decisions
             that hang on them wait.
 
@@ -170,7 +170,7 @@ def annotated(plan: StoppingPlan, path: ValuePath) -> int:
 def decide_labels(
     question: Question, path: ValuePath, error_bound: float = 0.0
 ) -> list[bool | None]:
-    """Labels of the chunks that get one, in order; None where the tallies do not settle it.
+    """Labels of the chunks that get one, in order; None where the counts do not settle it.
 
     They end before the first chunk that follows a prefix below ``minimum_previous_value``, and
     with a None where that itself is not settled.
@@ -197,32 +197,34 @@ def trajectory_labels(
         values: of its leading chunks, in order.
     """
     path = [
-        Tally(trajectory.problem_successes, trajectory.problem_trials, trajectory.problem_trials),
-        *(Tally(value.successes, value.trials, value.planned) for value in values),
+        RolloutCounts(
+            trajectory.problem_successes, trajectory.problem_trials, trajectory.problem_trials
+        ),
+        *(RolloutCounts(value.successes, value.trials, value.planned) for value in values),
     ]
     return decide_labels(question, path, max((v.error_bound for v in values), default=0.0))
 
 
-def decide_below(tally: Tally, threshold: float, error_bound: float = 0.0) -> bool | None:
+def decide_below(counts: RolloutCounts, threshold: float, error_bound: float = 0.0) -> bool | None:
     """Whether the value of all planned completions is below ``threshold``; None if not settled."""
-    low, high = tally.bounds
+    low, high = counts.bounds
     if high < threshold:
         return True
     if low >= threshold:
         return False
     if error_bound == 0.0:
         return None
-    chances = tally.predictive()
+    chances = counts.predictive()
     share = math.fsum(
         chance
         for more, chance in enumerate(chances)
-        if (tally.successes + more) / tally.planned < threshold
+        if (counts.successes + more) / counts.planned < threshold
     )
     return _settled(share, error_bound)
 
 
 def decide_label(
-    question: Question, before: Tally, current: Tally, error_bound: float = 0.0
+    question: Question, before: RolloutCounts, current: RolloutCounts, error_bound: float = 0.0
 ) -> bool | None:
     """Label that all planned completions of Q_{i−1} and Q_i give a chunk; None if not settled."""
     decided = label_if_decided(
@@ -238,7 +240,9 @@ def decide_label(
     return _settled(positive_probability(question, before, current), error_bound)
 
 
-def positive_probability(question: Question, before: Tally, current: Tally) -> float:
+def positive_probability(
+    question: Question, before: RolloutCounts, current: RolloutCounts
+) -> float:
     """Probability that all planned completions of both prefixes make the chunk's label Positive."""
     least = _least_successes(question, before.planned, current.planned)[before.successes :]
     reached = (0.0, *accumulate(reversed(current.predictive())))[::-1]
@@ -332,9 +336,9 @@ def _decisive(plan: StoppingPlan, path: ValuePath, decision: _Decision) -> list[
     """Prefixes whose completions to pursue: of two the chunk's own, if it is likely to do."""
     candidates = [i for i in decision.positions if path[i].missing]
     for i in reversed(candidates):
-        tally = path[i]
-        more = round(_rate(tally) * tally.missing)
-        if decision.settled(_with(path, i, more, tally.missing - more), plan.error_bound):
+        counts = path[i]
+        more = round(_rate(counts) * counts.missing)
+        if decision.settled(_with(path, i, more, counts.missing - more), plan.error_bound):
             return [i]
     return candidates
 
@@ -346,9 +350,9 @@ def _wave(plan: StoppingPlan, path: ValuePath, decision: _Decision, position: in
     as what comes after that is made in vain; where an error is allowed it is rounded up, as every
     further look is a chance to err.
     """
-    tally = path[position]
-    rate = _rate(tally)
-    size = min(plan.wave, tally.missing)
+    counts = path[position]
+    rate = _rate(counts)
+    size = min(plan.wave, counts.missing)
     for run in range(1, size):
         for chance, more in ((rate, (run, 0)), (1.0 - rate, (0, run))):
             enough = (math.ceil if plan.error_bound else math.floor)(run / chance)
@@ -357,10 +361,10 @@ def _wave(plan: StoppingPlan, path: ValuePath, decision: _Decision, position: in
     return size
 
 
-def _rate(tally: Tally) -> float:
+def _rate(counts: RolloutCounts) -> float:
     """Posterior mean of a prefix's true value, strictly between 0 and 1."""
     a, b = PRIOR
-    return (tally.successes + a) / (tally.trials + a + b)
+    return (counts.successes + a) / (counts.trials + a + b)
 
 
 def _with(path: ValuePath, position: int, successes: int, failures: int) -> ValuePath:

@@ -40,7 +40,7 @@ class EngineCounters:
         )
 
 
-Look = Mapping[int, EngineCounters]
+CounterSnapshot = Mapping[int, EngineCounters]
 """Counters of every engine there has been, by index."""
 
 _NOTHING = EngineCounters(0.0, 0, 0, 0)
@@ -56,7 +56,7 @@ class EngineFigures:
     """Share of the prompt tokens that the prefix cache held; None where no prompt was answered."""
 
 
-def engine_figures(earlier: Look, later: Look) -> dict[int, EngineFigures]:
+def engine_figures(earlier: CounterSnapshot, later: CounterSnapshot) -> dict[int, EngineFigures]:
     """Of the engines that were up between the two looks; one that came since counts from 0."""
     figures = {}
     for index, now in sorted(later.items()):
@@ -67,7 +67,7 @@ def engine_figures(earlier: Look, later: Look) -> dict[int, EngineFigures]:
     return figures
 
 
-def cache_hits(earlier: Look, later: Look) -> float | None:
+def cache_hits(earlier: CounterSnapshot, later: CounterSnapshot) -> float | None:
     """Share of the prompt tokens that prefix caches held, all engines together."""
     return _hits([now - earlier.get(index, _NOTHING) for index, now in later.items()])
 
@@ -146,7 +146,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Before:
+class EarlierWork:
     """What earlier starts of the same shard did."""
 
     units: int = 0
@@ -154,14 +154,14 @@ class Before:
     gpu_hours: float = 0.0
 
 
-class Watch:
+class ThroughputMonitor:
     """Takes in what happens, and says how it stands.
 
     Times are seconds of one monotonic clock, and never decrease.
     """
 
     def __init__(
-        self, now: float, units: int, problems: int, plan: StoppingPlan, before: Before
+        self, now: float, units: int, problems: int, plan: StoppingPlan, before: EarlierWork
     ) -> None:
         """Work on so many units, with so many problems in them, begins."""
         self._started = now
@@ -172,7 +172,7 @@ class Watch:
         self._planned_units = before.units + units
         self._planned_problems = problems + _problems(self._counts)
         self._recent: deque[tuple[float, int]] = deque()
-        self._looks: deque[tuple[float, Look]] = deque()
+        self._looks: deque[tuple[float, CounterSnapshot]] = deque()
 
     def finished(self, now: float, counts: Mapping[str, int]) -> None:
         """A unit is done."""
@@ -180,7 +180,7 @@ class Watch:
         self._units += 1
         self._recent.append((now, counts.get("rollouts", 0)))
 
-    def look(self, now: float, engines: Look, gpu_seconds: float) -> Figures:
+    def look(self, now: float, engines: CounterSnapshot, gpu_seconds: float) -> Figures:
         """How it stands.
 
         Args:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 PRIOR = (0.5, 0.5)
-"""Beta prior of a prefix's true value where a probability is needed (`Tally.predictive`).
+"""Beta prior of a prefix's true value where a probability is needed (`RolloutCounts.predictive`).
 
 Jeffreys': U-shaped, as values are (most prefixes are lost or nearly safe), and worth one rollout.
 A flat prior fails where it matters: it holds a lost prefix so unlikely that, with many rollouts
@@ -78,7 +78,7 @@ class ValueEstimate:
 
 
 @dataclass(frozen=True)
-class Tally:
+class RolloutCounts:
     """Successes among the completions made so far of the `planned` ones of a prefix.
 
     Unlike `ValueEstimate` it may be empty, and it knows what is still to come: the value it heads
@@ -95,7 +95,7 @@ class Tally:
     def __post_init__(self) -> None:
         if not (0 <= self.successes <= self.trials <= self.planned and self.planned > 0):
             raise ValueError(
-                "a tally needs 0 <= successes <= trials <= planned and planned > 0, got "
+                "rollout counts need 0 <= successes <= trials <= planned and planned > 0, got "
                 f"{self.successes}, {self.trials}, {self.planned}"
             )
 
@@ -109,10 +109,10 @@ class Tally:
         """Least and greatest value still possible; equal once nothing is missing."""
         return self.successes / self.planned, (self.successes + self.missing) / self.planned
 
-    def plus(self, successes: int, failures: int) -> Tally:
-        """The tally after so many further completions."""
+    def plus(self, successes: int, failures: int) -> RolloutCounts:
+        """The counts after so many further completions."""
         trials = self.trials + successes + failures
-        return Tally(self.successes + successes, trials, self.planned)
+        return RolloutCounts(self.successes + successes, trials, self.planned)
 
     def predictive(self) -> tuple[float, ...]:
         """Probability of 0, 1 … ``missing`` successes among the completions to come.

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stepwiser.config.aliases import current_key, rename_keys
 from stepwiser.config.models import OPERATIONAL_KEYS, OPERATIONAL_SECTIONS, RunConfig
 from stepwiser.errors import UserError
 
@@ -38,7 +39,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:
     """Check a mapping against the schema."""
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(rename_keys(raw, where))
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
 
@@ -55,9 +56,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set a dotted key of a mapping as YAML gives it, making the sections that it names."""
+    """Set a dotted key of a mapping as YAML gives it, making the sections that it names.
+
+    A key that was renamed is set by its present name.
+    """
     node = raw
-    *parents, leaf = key.split(".")
+    *parents, leaf = current_key(key, where).split(".")
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):

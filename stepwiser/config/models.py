@@ -78,7 +78,9 @@ class SegmentConfig(Section):
         None, description="Model directory or name of the segmenter; the policy itself if unset."
     )
     segmenter_url: str | None = Field(None, description="Base URL for `openai`.")
-    attempts: Positive = Field(8, description="Segmentations of one response; exact ones count.")
+    segmentations: Positive = Field(
+        8, description="Tries to segment one response; the exact ones count."
+    )
     evaluation_problems: Positive = Field(200, description="Problems of the before/after table.")
     max_tokens: Positive = Field(8192)
     sft: SFTConfig = SFTConfig()
@@ -192,7 +194,7 @@ class SolveConfig(Section):
     """Chunk-reset search beside plain sampling and majority vote (paper section 5.1)."""
 
     problems: Positive = 500
-    max_attempts: Positive = 5
+    samples_per_chunk: Positive = 5
     max_chunks: Positive = 64
     max_tokens: Positive = 8192
     temperature: float = Field(1.0, ge=0)

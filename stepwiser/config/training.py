@@ -79,12 +79,14 @@ class TrainConfig(Section):
         description="Weight versions that a sample may be old when it is trained on. 0: engines "
         "and learner take turns; k: up to k steps are sampled while the learner trains.",
     )
-    replace_flat_groups: bool = Field(
+    dynamic_sampling: bool = Field(
         False,
         description="Sample further prompts for groups whose rewards are all the same, until a "
         "step has prompts_per_step others; else only while it has none.",
     )
-    max_draws: Positive = Field(4, description="Draws of prompts of one step, the first included.")
+    max_sampling_rounds: Positive = Field(
+        4, description="Rounds of prompts that one step may sample, the first included."
+    )
     live: bool = Field(
         False,
         description="Annotate while training goes on, as much as the steps read, in place of the "

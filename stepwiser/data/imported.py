@@ -46,7 +46,7 @@ from stepwiser.prompting.prompt_format import PromptFormat
 
 
 @dataclass(frozen=True)
-class GivenSolution:
+class ImportedSolution:
     """A solution from elsewhere, in steps."""
 
     solution_id: str | None
@@ -58,10 +58,10 @@ class GivenSolution:
 
 
 @dataclass(frozen=True)
-class GivenProblem(Problem):
+class ImportedProblem(Problem):
     """A problem with the solutions whose steps are to be valued."""
 
-    solutions: tuple[GivenSolution, ...] = ()
+    solutions: tuple[ImportedSolution, ...] = ()
 
     @property
     def content(self) -> str:
@@ -70,7 +70,7 @@ class GivenProblem(Problem):
         return content_id(self.problem_id, *parts)
 
 
-def load_given(
+def load_imported(
     source: str, data: DataConfig, checker: ExactChecker | MathVerifyChecker
 ) -> ProblemSet:
     """Read a file of trajectories; its problems in order of first appearance.
@@ -91,7 +91,7 @@ def load_given(
     if not rows:
         raise UserError(f"annotate.source {source} is empty")
     known = _known_answers(_is_in_steps(source, rows), rows, data)
-    groups: dict[tuple[str, str], list[GivenSolution]] = {}
+    groups: dict[tuple[str, str], list[ImportedSolution]] = {}
     rejected: list[Rejected] = []
     seen: set[object] = set()
     verifiable = cache(lambda answer: not unverifiable(checker, [answer]))
@@ -126,14 +126,14 @@ def load_given(
         reasons = Counter(r.reason for r in rejected).most_common(3)
         raise UserError(f"annotate.source {source}: none of {len(rows)} rows is usable: {reasons}")
     problems: list[Problem] = [
-        GivenProblem(content_id(question, answer), question, answer, tuple(solutions))
+        ImportedProblem(content_id(question, answer), question, answer, tuple(solutions))
         for (question, answer), solutions in groups.items()
     ]
     return ProblemSet(problems, rejected)
 
 
-def given_trajectories(
-    problem: GivenProblem,
+def imported_trajectories(
+    problem: ImportedProblem,
     prompts: PromptFormat,
     checker: AnswerChecker,
     config: AnnotateConfig,
@@ -200,7 +200,7 @@ def _is_in_steps(source: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     return in_steps
 
 
-def _solution(row: Mapping[str, Any], data: DataConfig) -> GivenSolution:
+def _solution(row: Mapping[str, Any], data: DataConfig) -> ImportedSolution:
     steps = (
         [str(step) for step in row["steps"] if str(step).strip()]
         if "steps" in row
@@ -212,7 +212,7 @@ def _solution(row: Mapping[str, Any], data: DataConfig) -> GivenSolution:
         final = text.rpartition(data.answer_delimiter)[2].strip()
     said = row.get("final_answer_correct")
     name = row.get("id")
-    return GivenSolution(
+    return ImportedSolution(
         solution_id=None if name is None else str(name),
         steps=tuple(steps),
         final_answer=final,

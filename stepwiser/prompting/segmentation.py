@@ -36,17 +36,17 @@ class RuleSegmenter:
 
 @dataclass(frozen=True)
 class PromptedSegmenter:
-    """A prompted LLM on our own engines; the first exact one of several attempts is taken."""
+    """A prompted LLM on our own engines; the first exact one of several samples is taken."""
 
     generator: Generator
     prompts: PromptFormat
-    attempts: int
+    samples: int
     max_tokens: int
 
     async def segment(self, response: str) -> str | None:
         prompt = self.prompts.ask(self.prompts.segment_message(response))
         samples = await self.generator.generate(
-            prompt, Sampling(max_tokens=self.max_tokens, n=self.attempts, temperature=0.7)
+            prompt, Sampling(max_tokens=self.max_tokens, n=self.samples, temperature=0.7)
         )
         return first_exact(response, [sample.text for sample in samples])
 
@@ -58,11 +58,11 @@ class OpenAISegmenter:
     client: Any
     model: str
     message: PromptFormat
-    attempts: int
+    samples: int
     max_tokens: int
 
     async def segment(self, response: str) -> str | None:
-        for _ in range(self.attempts):
+        for _ in range(self.samples):
             answer = await self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": self.message.segment_message(response)}],
@@ -76,7 +76,7 @@ class OpenAISegmenter:
 
 
 def openai_segmenter(
-    url: str | None, model: str | None, prompts: PromptFormat, attempts: int, max_tokens: int
+    url: str | None, model: str | None, prompts: PromptFormat, samples: int, max_tokens: int
 ) -> OpenAISegmenter:
     """Raises UserError when the URL or the model is not given."""
     if not url or not model:
@@ -90,7 +90,7 @@ def openai_segmenter(
     # Local servers ask for no key, but the client insists on one.
     key = os.environ.get("OPENAI_API_KEY", "none")
     client = AsyncOpenAI(base_url=url, api_key=key, max_retries=5, timeout=300)
-    return OpenAISegmenter(client, model, prompts, attempts, max_tokens)
+    return OpenAISegmenter(client, model, prompts, samples, max_tokens)
 
 
 def first_exact(response: str, candidates: list[str]) -> str | None:

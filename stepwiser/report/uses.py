@@ -163,7 +163,7 @@ def _solve_table(metrics: dict[str, Any]) -> Table:
     return Table(
         ("method", "accuracy", "accepted tokens", "rejected", "judge", "total", "chunks forced"),
         [row[:7] for row in rows],
-        note="Mean over problems. Forced: chunks taken although the judge refused every attempt.",
+        note="Mean over problems. Forced: chunks taken although the judge refused every sample.",
     )
 
 

@@ -1,6 +1,6 @@
 """What the steps of a training read of an annotation that went on meanwhile.
 
-`train/draws.jsonl` in the run directory has a line for every draw of prompts.
+`train/prompt_reads.jsonl` in the run directory has a line for every round of sampling prompts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from stepwiser.data.records import content_id, group_by
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import read_unit
 
-DRAWS = "train/draws.jsonl"
+READ_LOG = "train/prompt_reads.jsonl"
+OLD_READ_LOG = "train/draws.jsonl"
+"""Its name before 0.2; a run that has it goes on with it."""
+
+
+def read_log_path(store: RunStore) -> Path:
+    """The file of a run."""
+    old = store.root / OLD_READ_LOG
+    return old if old.is_file() else store.root / READ_LOG
 
 
 @dataclass(frozen=True)
-class Draw:
+class PromptRead:
     """Prompts of one step; ``number`` counts the further ones that it asked for."""
 
     step: int
@@ -29,18 +37,22 @@ class Draw:
     prompts: tuple[str, ...]
 
 
-class DrawLog:
-    """The file of draws; one process writes it."""
+class PromptReadLog:
+    """The file of prompts read; one process writes it."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
 
-    def read(self) -> list[Draw]:
+    def read(self) -> list[PromptRead]:
         """Oldest first; nothing if there is no file yet."""
         if not self._path.is_file():
             return []
         rows = map(json.loads, self._path.read_text().splitlines())
-        return [Draw(row["step"], row["draw"], tuple(row["prompts"])) for row in rows]
+        return [
+            # Before 0.2 a round was called a draw.
+            PromptRead(row["step"], row.get("round", row.get("draw")), tuple(row["prompts"]))
+            for row in rows
+        ]
 
     def repair(self) -> None:
         """Cut off a last line that was not written whole: nobody has read what it says."""
@@ -50,16 +62,16 @@ class DrawLog:
             if len(whole) < len(text):
                 self._path.write_bytes(whole)
 
-    def add(self, draw: Draw) -> None:
-        row = {"step": draw.step, "draw": draw.number, "prompts": draw.prompts}
+    def add(self, read: PromptRead) -> None:
+        row = {"step": read.step, "round": read.number, "prompts": read.prompts}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def count_reads(draws: Iterable[Draw]) -> Counter[str]:
+def count_reads(reads: Iterable[PromptRead]) -> Counter[str]:
     """How often each prompt was read, by its id."""
-    return Counter(prompt for draw in draws for prompt in draw.prompts)
+    return Counter(prompt for read in reads for prompt in read.prompts)
 
 
 def rollouts_read(

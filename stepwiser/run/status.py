@@ -17,9 +17,9 @@ from typing import Any
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.annotation.throughput import (
     RECENT_S,
-    Before,
+    CounterSnapshot,
+    EarlierWork,
     EngineCounters,
-    Look,
     engine_figures,
     label_shares,
     saved_share,
@@ -50,7 +50,7 @@ class Period:
     """Held up to that look."""
     looked: float | None = None
     """When that was; None where there was none."""
-    looks: tuple[tuple[float, Look], ...] = field(default=(), repr=False)
+    looks: tuple[tuple[float, CounterSnapshot], ...] = field(default=(), repr=False)
     """Its last looks, as many as rates are taken over."""
 
     def alive(self, now: float) -> bool:
@@ -218,7 +218,7 @@ def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Pe
     periods: list[Period] = []
     shard = path.stem.removeprefix("log-").replace("-of-", "/")
     current: dict[str, Any] = {}
-    looks: deque[tuple[float, Look]] = deque()
+    looks: deque[tuple[float, CounterSnapshot]] = deque()
 
     def close(ended: bool) -> None:
         if current:
@@ -283,7 +283,7 @@ def _engines(periods: Iterable[Period], begin: float) -> list[EngineStatus]:
     return engines
 
 
-def work_before(store: RunStore, shard: Shard, units: set[str]) -> Before:
+def work_before(store: RunStore, shard: Shard, units: set[str]) -> EarlierWork:
     """What was done before a driver's start: these units, and what its shard held for them."""
     done, periods = _read_logs(store, units)
     counts: Counter[str] = Counter()
@@ -291,7 +291,7 @@ def work_before(store: RunStore, shard: Shard, units: set[str]) -> Before:
         counts.update(unit.counts)
     # The start that asks has not ended.
     ended = [p for p in periods if p.ended and p.shard == str(shard)]
-    return Before(len(done), counts, sum(period.gpu_hours(period.last) for period in ended))
+    return EarlierWork(len(done), counts, sum(period.gpu_hours(period.last) for period in ended))
 
 
 def _gpu_hours(store: RunStore, periods: Sequence[Period], now: float) -> float:

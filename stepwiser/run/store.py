@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from stepwiser.config import RunConfig, difference, parse_config
+from stepwiser.config.aliases import RenamedKeyWarning
 from stepwiser.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +91,10 @@ class RunStore:
         file = self.root / "config.yaml"
         if not file.is_file():
             raise UserError(f"{self.root} is not a run directory: it has no config.yaml")
-        return parse_config(yaml.safe_load(file.read_text()), where=str(file))
+        with warnings.catch_warnings():
+            # Keys were right when the run was made; nobody is to edit its config.yaml.
+            warnings.simplefilter("ignore", RenamedKeyWarning)
+            return parse_config(yaml.safe_load(file.read_text()), where=str(file))
 
     # --- tables -----------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwiser.annotation.stopping import Question, trajectory_labels
-from stepwiser.annotation.throughput import Look
+from stepwiser.annotation.throughput import CounterSnapshot
 from stepwiser.config.shard import Shard
 from stepwiser.data.records import ChunkValue, Trajectory, content_id, group_by
 from stepwiser.run.store import RunStore, is_temporary
@@ -168,7 +168,7 @@ class UnitLog:
     def finished(self, unit: str, counts: Mapping[str, int]) -> None:
         self._add({"event": "unit", "unit": unit, "counts": dict(counts)})
 
-    def engines(self, gpus: float, gpu_seconds: float, look: Look) -> None:
+    def engines(self, gpus: float, gpu_seconds: float, look: CounterSnapshot) -> None:
         """So many GPUs are held now, and so many GPU-seconds were since the start.
 
         ``look``: counters of the engines that were up since the line before, written as a list in

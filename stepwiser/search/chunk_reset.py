@@ -31,7 +31,7 @@ class ChunkVerdict:
 
     positive: bool
     score: float
-    """Higher is better; ranks the attempts when all of them are refused."""
+    """Higher is better; ranks the samples when all of them are refused."""
     tokens: int
     """Tokens that the judge generated."""
 
@@ -68,10 +68,10 @@ class SearchResult:
     accepted_tokens: int
     rejected_tokens: int
     judge_tokens: int
-    attempts: tuple[int, ...]
-    """Samples drawn for each accepted candidate."""
+    samples: tuple[int, ...]
+    """Candidates sampled for each accepted one."""
     forced: int
-    """Candidates kept although every attempt was refused."""
+    """Candidates kept although every sample was refused."""
     finished: bool
     """Whether the response ended before ``max_chunks``."""
 
@@ -85,33 +85,34 @@ async def chunk_reset(
     problem: ProblemT,
     policy: ChunkPolicy[ProblemT],
     judge: ChunkJudge[ProblemT],
-    max_attempts: int = 5,
+    samples_per_chunk: int = 5,
     *,
     max_chunks: int,
 ) -> SearchResult:
-    """Write a solution chunk by chunk; a chunk judged Negative is drawn again from the same prefix.
+    """Write a solution chunk by chunk; a chunk judged Negative is sampled again from the same
+    prefix.
 
-    After ``max_attempts`` refusals of one chunk the attempt with the highest score stays (the first
-    of equals). An answer part outside the chunks is judged together with the last chunk, as in
-    training; a candidate without any text (the bare end of sequence) is accepted unjudged.
+    After ``samples_per_chunk`` refusals of one chunk the sample with the highest score stays (the
+    first of equals). An answer part outside the chunks is judged together with the last chunk, as
+    in training; a candidate without any text (the bare end of sequence) is accepted unjudged.
 
     Raises:
-        ValueError: ``max_attempts`` or ``max_chunks`` below 1, or a policy that returns no tokens
-            without being finished, or a judge's score that is nan.
+        ValueError: ``samples_per_chunk`` or ``max_chunks`` below 1, or a policy that returns no
+            tokens without being finished, or a judge's score that is nan.
     """
-    for name, limit in (("max_attempts", max_attempts), ("max_chunks", max_chunks)):
+    for name, limit in (("samples_per_chunk", samples_per_chunk), ("max_chunks", max_chunks)):
         if limit < 1:
             raise ValueError(f"{name} must be at least 1, got {limit}")
     token_ids: list[int] = []
     texts: list[str] = []
     chunks: list[str] = []
     scores: list[float] = []
-    attempts: list[int] = []
+    samples: list[int] = []
     rejected = judge_tokens = forced = 0
     finished = False
-    while not finished and len(attempts) < max_chunks:
+    while not finished and len(samples) < max_chunks:
         tried: list[tuple[float, ChunkCandidate, list[str]]] = []
-        for _ in range(max_attempts):
+        for _ in range(samples_per_chunk):
             candidate = await policy.next_chunk(problem, tuple(token_ids))
             if not candidate.token_ids and not candidate.finished:
                 raise ValueError("the policy returned a chunk of 0 tokens that is not finished")
@@ -134,7 +135,7 @@ async def chunk_reset(
         rejected += sum(len(candidate.token_ids) for _, candidate, _ in tried[:-1])
         token_ids.extend(kept.token_ids)
         texts.append(kept.text)
-        attempts.append(len(tried))
+        samples.append(len(tried))
         if extended != chunks:
             scores[len(extended) - 1 :] = [score]
         chunks = extended
@@ -147,7 +148,7 @@ async def chunk_reset(
         accepted_tokens=len(token_ids),
         rejected_tokens=rejected,
         judge_tokens=judge_tokens,
-        attempts=tuple(attempts),
+        samples=tuple(samples),
         forced=forced,
         finished=finished,
     )

@@ -41,7 +41,7 @@ def pick_candidates(candidates: Sequence[Candidate], *, seed: int, problem_id: s
     """Pick one candidate of a problem under each of the four policies.
 
     The same seed, problem and candidates give the same picks, in whatever order problems come; each
-    pick draws from its own generator, so none depends on another. Ties are broken at random. A
+    pick has its own random generator, so none depends on another. Ties are broken at random. A
     candidate that is not known to be right is not right; one without scores is never the judge's.
 
     Raises:
@@ -57,7 +57,7 @@ def pick_candidates(candidates: Sequence[Candidate], *, seed: int, problem_id: s
     everyone = list(range(len(candidates)))
     right = [i for i in everyone if candidates[i].correct is True]
 
-    def draw(name: str, among: Sequence[int]) -> int | None:
+    def pick(name: str, among: Sequence[int]) -> int | None:
         return Random(f"{seed}/{problem_id}/{name}").choice(among) if among else None
 
     def best(among: Sequence[int]) -> list[int]:
@@ -66,8 +66,8 @@ def pick_candidates(candidates: Sequence[Candidate], *, seed: int, problem_id: s
         return [i for mean, i in scored if mean == top]
 
     return Picks(
-        random=draw("random", everyone),
-        judge=draw("judge", best(everyone)),
-        random_right=draw("random_right", right),
-        judge_right=draw("judge_right", best(right)),
+        random=pick("random", everyone),
+        judge=pick("judge", best(everyone)),
+        random_right=pick("random_right", right),
+        judge_right=pick("judge_right", best(right)),
     )

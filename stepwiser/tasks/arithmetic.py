@@ -111,7 +111,7 @@ def _question(name: str, item: str, start: int, operations: Sequence[Operation])
     return "".join(parts) + "how many?"
 
 
-def _draw_operation(
+def _sample_operation(
     rng: random.Random, value: int, verbs: dict[str, list[str]], max_value: int
 ) -> Operation | None:
     """One operation that keeps the value in 2..max_value; None when ``value`` is a dead end.
@@ -153,7 +153,7 @@ def make_problem(
         values = [rng.randint(11, min(99, max_value))]
         operations: list[Operation] = []
         for _ in range(rng.randint(min_ops, max_ops)):
-            op = _draw_operation(rng, values[-1], verbs, max_value)
+            op = _sample_operation(rng, values[-1], verbs, max_value)
             if op is None:
                 break
             operations.append(op)

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from stepwiser.tasks.arithmetic import make_problem, solution
 from stepwiser.tasks.pretrain_scores import evaluate
 from stepwiser.tasks.transcripts import (
-    draw_judge_case,
-    draw_turns,
     glance_answer,
     recompute_answer,
+    sample_judge_case,
+    sample_turns,
     sloppy_solution,
 )
 
@@ -225,7 +225,7 @@ class Feed:
         found = []
         for i in range(recipe.recompute_batch):
             drill = i < recipe.recompute_batch // 2
-            case = draw_judge_case(rng, 1 if drill else 4, 2 if drill else 5)
+            case = sample_judge_case(rng, 1 if drill else 4, 2 if drill else 5)
             slip = rng if rng.random() < recipe.slip_rate else None
             answer, verdict = recompute_answer(case.problem, case.history, case.chunk, slip)
             self.counts["reasoned"] += 1
@@ -237,11 +237,11 @@ class Feed:
             found.append(self._pair(case.prompt, answer, skip=0 if styled else 1))
         for i in range(recipe.glance_batch):
             drill = i < recipe.glance_batch // 2
-            case = draw_judge_case(rng, 1 if drill else 4, 2 if drill else 5)
+            case = sample_judge_case(rng, 1 if drill else 4, 2 if drill else 5)
             self.counts["direct_glance"] += 1
             found.append(self._pair(case.prompt, glance_answer(case.right)))
         for _ in range(recipe.turns_batch):
-            found.append(self._chat(draw_turns(rng)))
+            found.append(self._chat(sample_turns(rng)))
         return found
 
     def _chat(self, turns: list[tuple[str, str]]) -> Example:

@@ -24,9 +24,9 @@ from stepwiser.tasks.transcripts import (
     NEGATIVE,
     POSITIVE,
     RECOMPUTE,
-    draw_judge_case,
-    draw_turns,
     judge_prompt,
+    sample_judge_case,
+    sample_turns,
 )
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _on_training_cases(
 ) -> dict[str, float]:
     """Accuracy per verdict on fresh cases of the training distribution, three formats."""
     rng = random.Random(f"cases-{seed}")
-    cases = [draw_judge_case(rng) for _ in range(count)]
+    cases = [sample_judge_case(rng) for _ in range(count)]
     labels = [c.right for c in cases]
     prompts = [c.prompt for c in cases]
     answers = sample(model, tokenizer, [p + RECOMPUTE for p in prompts], 0.0, 64)
@@ -208,7 +208,7 @@ def _on_training_cases(
     texts, signs = [], []
     for _ in range(count):
         text = ""
-        for i, (part, sign) in enumerate(draw_turns(rng)):
+        for i, (part, sign) in enumerate(sample_turns(rng)):
             text += part
             if i:  # the first verdict is not taught
                 texts.append(text)

@@ -239,7 +239,7 @@ def _slipped_number(rng: random.Random, number: int) -> int:
     return int("".join(digits))
 
 
-def draw_judge_case(rng: random.Random, min_ops: int = 4, max_ops: int = 5) -> JudgeCase:
+def sample_judge_case(rng: random.Random, min_ops: int = 4, max_ops: int = 5) -> JudgeCase:
     """A problem, a history and a chunk, wrong with probability one half.
 
     One history in eight goes on from a wrong number in the chunk before, so that the value has to
@@ -261,7 +261,7 @@ def draw_judge_case(rng: random.Random, min_ops: int = 4, max_ops: int = 5) -> J
     return JudgeCase(problem, tuple(history), step.text, right)
 
 
-def draw_turns(rng: random.Random, min_ops: int = 4, max_ops: int = 5) -> list[tuple[str, str]]:
+def sample_turns(rng: random.Random, min_ops: int = 4, max_ops: int = 5) -> list[tuple[str, str]]:
     """A multi-turn judgement: (user text, ``+`` or ``-``) turns, the first text with the problem.
 
     Half of the solutions are right throughout; the others end with their first wrong chunk.

@@ -24,7 +24,7 @@ from tests.support.killing import Family, digests, finished, kill_at_random
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 UNITS = 240
-KILLS = Counter(labeler=7, engine=5, driver=3, board=3, worker=2)
+KILLS = Counter(labeler=7, engine=5, driver=3, registry=3, worker=2)
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 
 

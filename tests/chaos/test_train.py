@@ -112,8 +112,8 @@ def test_a_kill_of_everybody_leaves_a_training_of_the_same_steps(tmp_path: Path)
         # DeepSpeed's own count, which is in its checkpoints: also of steps that are done again.
         counts = [(row["step"], row["optimizer_steps"]) for row in _lines(run, "train")]
         assert all(count == 2 * (step + 1) for step, count in counts), counts
-        reviews = {row["step"] for row in _lines(run, "evaluation")}
-        assert reviews == {1, 3, 5, 7}, "every second judge was evaluated"
+        evaluated = {row["step"] for row in _lines(run, "evaluation")}
+        assert evaluated == {1, 3, 5, 7}, "every second judge was evaluated"
         for model in ("judge", "judge-last", "judge-best"):
             assert (run / "models" / model / "README.md").is_file()
         assert not list((run / "models").glob("*candidates*"))

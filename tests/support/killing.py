@@ -21,7 +21,7 @@ from tests.support.commands import finish, start
 TITLES = {
     "engine": "ray::RolloutGenerator",
     "labeler": "ray::MonteCarloLabeler",
-    "board": "ray::WeightBoard",
+    "registry": "ray::EngineRegistry",
     "learner": "ray::RayTrainWorker",
     "collector": "ray::ExperienceCollector",
     "evaluator": "ray::Evaluator",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from actors.learner.batches import example_tokens, response_batch
-from actors.learner.deepspeed_rank import EngineConfig, _ChosenLogits, _load_model
+from actors.learner.deepspeed_worker import EngineConfig, _ChosenLogits, _load_model
 from actors.learner.shared_prompt import Layout, attention
 from stepwiser.errors import UserError
 from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples

@@ -90,7 +90,7 @@ def test_one_rank_of_each_machine_converts():
 
 
 def _worker(directory: str, stage: int, precision: str = "float32"):
-    from actors.learner.deepspeed_rank import DeepSpeedWorker
+    from actors.learner.deepspeed_worker import DeepSpeedWorker
     from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
     from actors.learner.worker_group import WorkerGroup, engine_config
     from stepwiser.training.grpo import GRPOLossConfig

@@ -20,16 +20,16 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from actors.engine.engine import EngineOptions
-from actors.learner.inline_evaluation import ReviewOptions
+from actors.learner.inline_evaluation import InlineEvaluationOptions
 from actors.learner.train import GRPOTrainOptions, train_grpo
-from actors.pinned import Lent
+from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
 from actors.rollout.evaluator import (
     EVALUATION,
+    EvaluationStatus,
     Evaluator,
     EvaluatorOptions,
     OneVersion,
-    Review,
     fitting_items,
 )
 from pipelines.evaluation.inline_evaluation import _fitting
@@ -164,19 +164,22 @@ def _training(folder: Path, model_dir: str, **changes: Any) -> GRPOTrainOptions:
         # Every judge is as good as the one before.
         "learning_rate": LearningRate(1e-12),
         "keep": "best",
-        "reviews": ReviewOptions(every=1, shares_engines=False, may_stop=True),
+        "evaluation": InlineEvaluationOptions(every=1, shares_engines=False, may_stop=True),
     }
     return train_options(folder, model_dir, NAME, {"max_failures": 1}, **(given | changes))
 
 
 def test_ranks_wait_longer_for_each_other_than_one_of_them_may_be_held_up(tmp_path):
     options = _training(tmp_path, "")
-    assert options.reviews is not None
-    reviews = dataclasses.replace(options.reviews, timeout_s=7200.0)
-    for waits in (options, dataclasses.replace(options, reviews=reviews, publish_timeout_s=9000.0)):
-        assert waits.reviews is not None
+    assert options.evaluation is not None
+    evaluation = dataclasses.replace(options.evaluation, timeout_s=7200.0)
+    for waits in (
+        options,
+        dataclasses.replace(options, evaluation=evaluation, publish_timeout_s=9000.0),
+    ):
+        assert waits.evaluation is not None
         limit = waits.patient_group.collective_timeout_s
-        assert limit > waits.reviews.timeout_s
+        assert limit > waits.evaluation.timeout_s
         assert limit > waits.publish_timeout_s
         assert limit > waits.batch_timeout_s
         assert waits.patient_group == dataclasses.replace(waits.group, collective_timeout_s=limit)
@@ -211,7 +214,7 @@ def mute(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class _Review:
+class _Status:
     """An evaluator, and the files that it works on."""
 
     def __init__(self, pool: EnginePool, folder: Path, items: int, **changes: Any) -> None:
@@ -220,7 +223,10 @@ class _Review:
         self.best = Path(self.options.best_dir)
         collector = ScriptedCollector.remote(str(MODEL), heldout=_prompts())
         self.actor = Evaluator.remote(
-            self.options, Lent(pool.client()), Lent(collector), Lent(written(RANGES[0], items, 1))
+            self.options,
+            Pinned(pool.client()),
+            Pinned(collector),
+            Pinned(written(RANGES[0], items, 1)),
         )
 
     def candidate(self, model: Path, version: int) -> Path:
@@ -228,14 +234,14 @@ class _Review:
         shutil.copytree(model, directory)
         return directory
 
-    def evaluate(self, version: int, candidate: Path) -> Review:
+    def evaluate(self, version: int, candidate: Path) -> EvaluationStatus:
         call = self.actor.evaluate.remote(version, str(candidate))
-        review: Review = ray.get(call, timeout=TIMEOUT_S)
+        status: EvaluationStatus = ray.get(call, timeout=TIMEOUT_S)
         assert not candidate.exists()
-        return review
+        return status
 
-    def known(self, version: int) -> Review:
-        return ray.get(self.actor.review.remote(version), timeout=TIMEOUT_S)
+    def known(self, version: int) -> EvaluationStatus:
+        return ray.get(self.actor.status.remote(version), timeout=TIMEOUT_S)
 
     def lines(self) -> dict[int, dict[str, Any]]:
         rows = read_metrics(self.options.metrics_path, EVALUATION, NAME)
@@ -255,9 +261,9 @@ def _publish(pool: EnginePool, model: Path, version: int) -> None:
 
 @pytest.mark.slow
 def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
-    ours = _Review(pool, tmp_path, items=6, items_too_long=2)
+    ours = _Status(pool, tmp_path, items=6, items_too_long=2)
     _publish(pool, MODEL, 3)
-    assert ours.evaluate(3, ours.candidate(MODEL, 3)) == Review(known=True, stop=False)
+    assert ours.evaluate(3, ours.candidate(MODEL, 3)) == EvaluationStatus(known=True, stop=False)
     line, best = ours.lines()[3], read_evaluation(ours.best)
     assert line["step"] == 2  # whose weights these are
     assert best is not None and best.items() <= line.items()
@@ -271,15 +277,15 @@ def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
     # Two evaluations without a new best are enough.
     for version, stop in ((4, False), (5, True)):
         _publish(pool, mute, version)
-        assert ours.evaluate(version, ours.candidate(mute, version)) == Review(True, stop)
+        assert ours.evaluate(version, ours.candidate(mute, version)) == EvaluationStatus(True, stop)
         assert ours.lines()[version]["heldout_balanced"] == 0
         assert read_evaluation(ours.best) == best
     assert _same_weights(ours.best, MODEL)
 
     # A restarted one knows the best so far and what has come since.
     ray.kill(ours.actor, no_restart=False)
-    assert ours.known(5) == Review(known=True, stop=True)
-    assert ours.known(4) == Review(known=True, stop=False)
+    assert ours.known(5) == EvaluationStatus(known=True, stop=True)
+    assert ours.known(4) == EvaluationStatus(known=True, stop=False)
 
     # The engines have other weights than those it was asked about.
     late = ours.candidate(MODEL, 6)
@@ -293,7 +299,7 @@ def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
 
 @pytest.mark.slow
 def test_engines_of_its_own_get_the_judge_and_have_it_again_after_a_death(pool, mute, tmp_path):
-    ours = _Review(
+    ours = _Status(
         # So many that an F1 of 0, which the untrained judge has of few, does not come by chance.
         pool,
         tmp_path,
@@ -302,7 +308,7 @@ def test_engines_of_its_own_get_the_judge_and_have_it_again_after_a_death(pool, 
         best_by="processbench_f1",
         patience=None,
     )
-    assert ours.evaluate(1, ours.candidate(mute, 1)) == Review(known=True, stop=False)
+    assert ours.evaluate(1, ours.candidate(mute, 1)) == EvaluationStatus(known=True, stop=False)
     assert (ours.lines()[1]["processbench_f1"], ours.lines()[1]["heldout_balanced"]) == (0, 0)
 
     # The directory has moved: what the engine loads when it is back is a copy.
@@ -330,7 +336,7 @@ def test_engines_of_its_own_get_the_judge_and_have_it_again_after_a_death(pool, 
 
 @pytest.mark.slow
 def test_training_ends_without_a_new_best_and_keeps_the_best(pool, mute, tmp_path):
-    ours = _Review(pool, tmp_path, items=2, own_engines=True)
+    ours = _Status(pool, tmp_path, items=2, own_engines=True)
     # The learner dies on its way: its successor knows the best and the evaluation after it.
     collector = ScriptedCollector.remote(str(mute), vocabulary=70, fail_at=2)
     options = _training(tmp_path, str(mute))

@@ -149,7 +149,9 @@ def test_a_node_that_announces_its_end_answers_what_it_has(cluster, make_pool, t
         _drain(cluster, nodes[0], 60.0)
         drained = time.time()
         await _until(lambda: pool.serving == 1, "one drains")
-        await _until(lambda: len(pool._keeper.held) == 2 and pool.serving == 1, "its place asked")
+        await _until(
+            lambda: len(pool._supervisor.engines) == 2 and pool.serving == 1, "its place asked"
+        )
         stays = _numbers(await work(pool, range(500, 504)))
         assert stays == [500, 501, 502, 503]
         assert _numbers(await asked) == list(range(160))
@@ -195,13 +197,15 @@ def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_po
 
     async def scenario():
         cluster_log = tmp_path / "answers"
-        recipe = pool._keeper._recipe
+        template = pool._supervisor._template
         broken = EngineOptions(model="broken", max_num_seqs=SLOTS)
-        pool._keeper._recipe = type(recipe)(broken, recipe.board, 1.0, 0.0, recipe.build)
-        for held in pool._keeper.held[1:]:
-            pool._keeper._remove(held.index)
+        pool._supervisor._template = type(template)(
+            broken, template.registry, 1.0, 0.0, template.build
+        )
+        for held in pool._supervisor.engines[1:]:
+            pool._supervisor._remove(held.index)
         add_node(cluster, 1)
-        await _until(lambda: pool._keeper._failures >= 5, "it gives up")
+        await _until(lambda: pool._supervisor._failures >= 5, "it gives up")
         assert len(await work(pool, range(8))) == 8
         assert cluster_log.read_text().count("\n") == 8
 
@@ -233,7 +237,7 @@ def _ends_clean(pool: EnginePool) -> None:
     while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.2)
-    assert not pool._keeper._thread.is_alive()
+    assert not pool._supervisor._thread.is_alive()
     assert pool.held_seconds == held and pool.placed == 0
 
 

@@ -1,4 +1,4 @@
-"""Requests and weights outlive engines and the board that die, with and without a reason.
+"""Requests and weights outlive engines and the registry that die, with and without a reason.
 
 The actors and the deaths are real; only the engine inside each actor is scripted.
 """
@@ -17,7 +17,7 @@ import ray
 from actors.engine.engine import EngineOptions
 from actors.pool.client import EnginesEnded, PoolClient
 from actors.pool.pool import EnginePool
-from actors.pool.quarantine import COMPANY, STRIKES
+from actors.pool.quarantine import ISOLATION, MAX_ISOLATED_LOSSES
 from stepwiser.generation import Sampling
 from tests.support.scripted_engine import FATAL, SLOTS, Elsewhere, MortalEngine, work
 
@@ -60,12 +60,12 @@ def test_fatal_requests_of_two_processes_fail_and_no_other_one(pool, tmp_path):
 
     asyncio.run(asyncio.wait_for(scenario(), 400.0))
     deaths = [line.split() for line in (tmp_path / "deaths").read_text().splitlines()]
-    assert len({pid for pid, _ in deaths}) <= 2 * (len(COMPANY) + STRIKES)
-    assert sum(others == "0" for _, others in deaths) >= 2 * STRIKES
+    assert len({pid for pid, _ in deaths}) <= 2 * (len(ISOLATION) + MAX_ISOLATED_LOSSES)
+    assert sum(others == "0" for _, others in deaths) >= 2 * MAX_ISOLATED_LOSSES
 
 
 def test_a_suspect_that_is_cancelled_leaves_its_engine(pool, monkeypatch):
-    monkeypatch.setattr("actors.pool.quarantine.COMPANY", (2,))
+    monkeypatch.setattr("actors.pool.quarantine.ISOLATION", (2,))
 
     async def scenario():
         doomed = asyncio.ensure_future(pool.generate([1], Sampling(max_tokens=10_000)))
@@ -92,7 +92,7 @@ def test_weights_come_back_when_the_board_dies_with_an_engine(pool, tmp_path):
         await pool.update_weights(str(tmp_path), 7, 30.0)
         other = Elsewhere.remote()
         await other.work.remote(pool.client(), 20)  # it knows of the new weights
-        for actor in (pool._board, pool.actors[0]):
+        for actor in (pool._registry, pool.actors[0]):
             os.kill(await actor.__ray_call__.remote(pid), signal.SIGKILL)
         answers = await asyncio.gather(
             other.work.remote(pool.client(), 200), work(pool, range(200))
@@ -100,11 +100,11 @@ def test_weights_come_back_when_the_board_dies_with_an_engine(pool, tmp_path):
         for part in answers:
             assert len(part) == 200
             assert {s.weight_version for samples in part for s in samples} == {7}
-        # And the board tells of engines again.
+        # And the registry tells of engines again.
         while len(await pool.readings()) < 2:
             await asyncio.sleep(0.1)
         with contextlib.suppress(TimeoutError):
-            census = await asyncio.wait_for(pool._board.watch.remote(0, "somebody", 0), 20.0)
-        assert census.engines is not None and len(census.engines) == 2
+            membership = await asyncio.wait_for(pool._registry.watch.remote(0, "somebody", 0), 20.0)
+        assert membership.engines is not None and len(membership.engines) == 2
 
     asyncio.run(asyncio.wait_for(scenario(), 180.0))

@@ -136,7 +136,7 @@ def test_weights_of_another_model_are_refused_by_name(pool, models):
             await pool.update_weights(save({"some.weight": torch.zeros(2)}), 5, 60.0)
         (sample,) = await pool.generate(PROMPT, Sampling(max_tokens=2))
         assert sample.weight_version == 4
-        assert (await pool._board.newest.remote()).version == 4
+        assert (await pool._registry.newest.remote()).version == 4
 
     asyncio.run(scenario())
 
@@ -209,9 +209,9 @@ def test_nothing_is_lost_when_an_engine_and_the_publisher_are_killed(pool, model
 
 
 async def _kept(pool: PoolClient) -> None:
-    """Wait until the board has taken the newest weights over from their publisher."""
-    newest = await pool._board.newest.remote()
-    await pool._board.keep.remote(newest.serial)
+    """Wait until the registry has taken the newest weights over from their publisher."""
+    newest = await pool._registry.newest.remote()
+    await pool._registry.keep.remote(newest.serial)
 
 
 def test_a_failure_inside_vllm_moves_the_requests_and_restarts_the_engine(pool):

@@ -121,10 +121,10 @@ def test_every_request_is_sent_once_and_no_engine_idles_beside_a_queue(seed):
     number = 0
 
     def take(sent: list[tuple[int, int]]) -> None:
-        for ticket, engine in sent:
+        for request, engine in sent:
             assert engine in members - down
-            seen.append(ticket)
-            running.append((ticket, engine, costs[ticket]))
+            seen.append(request)
+            running.append((request, engine, costs[request]))
 
     for _ in range(600):
         event = rng.random()

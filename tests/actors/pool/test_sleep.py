@@ -139,7 +139,7 @@ def test_engines_that_came_after_the_client_are_put_to_sleep(ray_local, tmp_path
 
     async def scenario():
         client = pool.client()
-        while len((await pool._board.watch.remote(0, "test", 0)).engines or ()) < 2:
+        while len((await pool._registry.watch.remote(0, "test", 0)).engines or ()) < 2:
             await asyncio.sleep(0.1)
         await client.sleep()
 
@@ -162,11 +162,11 @@ def test_memory_comes_back_for_weights_then_weights_then_for_the_cache(
     def spy(name: str) -> None:
         method = getattr(core._llm, name)
 
-        def noted(*arguments: Any, **named: Any) -> Any:
+        def last_stats(*arguments: Any, **named: Any) -> Any:
             calls.append((name, *arguments))
             return method(*arguments, **named)
 
-        monkeypatch.setattr(core._llm, name, noted)
+        monkeypatch.setattr(core._llm, name, last_stats)
 
     # vLLM's worker for CPUs ignores both; all that is above it does as on a GPU.
     monkeypatch.setattr(core, "on_cpu", False)

@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from actors.engine.engine import EngineOptions
-from actors.pinned import Lent
+from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
-from actors.pool.quarantine import COMPANY, STRIKES
+from actors.pool.quarantine import ISOLATION, MAX_ISOLATED_LOSSES
 from actors.rollout.collector import CollectorOptions, ExperienceCollector
 from stepwiser.config import load_config
 from stepwiser.data.records import JudgePrompt
@@ -95,8 +95,8 @@ class _Learner:
             context_length=256,
             seed=0,
         )
-        lent = Lent(pool.client()), Lent(prompts), Lent([])
-        self.collector = ExperienceCollector.remote(options, *lent)
+        arguments = Pinned(pool.client()), Pinned(prompts), Pinned([])
+        self.collector = ExperienceCollector.remote(options, *arguments)
 
     def publish(self, version: int) -> dict[str, float]:
         call = self.collector.publish.remote(version, MODEL, TIMEOUT_S)
@@ -166,14 +166,16 @@ def test_flat_groups_are_replaced_up_to_the_cap(pool: EnginePool) -> None:
     kept.publish(0)
     kept.batch(0)
     once = kept.publish(1)
-    assert once["draws"] == 1 and once["flat_groups"] > 0
-    replaced = _Learner(pool, _prompts(), group_size=2, replace_flat_groups=True, max_draws=6)
+    assert once["sampling_rounds"] == 1 and once["flat_groups"] > 0
+    replaced = _Learner(
+        pool, _prompts(), group_size=2, dynamic_sampling=True, max_sampling_rounds=6
+    )
     replaced.publish(0)
     batch = replaced.batch(0)
     figures = replaced.publish(1)
     useful = figures["useful_groups"]
-    assert figures["draws"] > 1 and len(batch) == 2 * useful
-    assert useful == 8 or figures["draws"] == 6
+    assert figures["sampling_rounds"] > 1 and len(batch) == 2 * useful
+    assert useful == 8 or figures["sampling_rounds"] == 6
     # As many as were missing, never more.
     assert useful + figures["flat_groups"] > 8 and useful <= 8
     assert len(set(batch.groups.tolist())) == useful
@@ -191,7 +193,7 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted(pool: EnginePool) -> No
     assert figures["samples"] == 6 * 4
     hopeless = _Learner(pool, [_longer(row) for row in rows])
     hopeless.publish(0)
-    with pytest.raises(UserError, match="all 32 prompts of 4 draws are too long.*exceed 166"):
+    with pytest.raises(UserError, match="all 32 prompts of 4 rounds are too long.*exceed 166"):
         hopeless.batch(0)
 
 
@@ -214,7 +216,7 @@ def test_a_prompt_that_ends_engines_ends_the_step_and_is_named(
         with pytest.raises(UserError, match="judge prompt prompt-3 .problem problem-3, chunk 0"):
             learner.batch(0)
         deaths = (tmp_path / "deaths").read_text()
-        assert 2 <= len(deaths.splitlines()) <= len(COMPANY) + STRIKES
+        assert 2 <= len(deaths.splitlines()) <= len(ISOLATION) + MAX_ISOLATED_LOSSES
         learner.publish(0)  # the learner, started again
         with pytest.raises(UserError, match="prompt-3"):
             learner.batch(0)

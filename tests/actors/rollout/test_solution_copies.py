@@ -21,7 +21,7 @@ def _solutions() -> list[JudgePrompt]:
 
 async def test_each_copy_earns_what_its_own_verdicts_earn() -> None:
     # Two solutions of either outcome a step: the only wrong one has to come twice.
-    step = await FinishedSolutions(_solutions(), 8, seed=0).draw(0, 0)
+    step = await FinishedSolutions(_solutions(), 8, seed=0).sample(0, 0)
     assert [p.label for p in step] == [True] * 4 + [False] * 4
     wrong = step[4:]
     assert [p.prompt_id for p in wrong] == ["20", "21"] * 2
@@ -38,7 +38,7 @@ async def test_an_epoch_that_ends_within_a_step() -> None:
     ]
     source = FinishedSolutions(rows, 8, seed=0)
     for number in range(12):
-        step = await source.draw(number, 0)
+        step = await source.sample(number, 0)
         solutions = group_by(step, "trajectory_id").values()
         assert [len(steps) for steps in solutions] == [2] * 4, "none is joined with another"
-        assert [p.prompt_id for p in await source.draw(number, 0)] == [p.prompt_id for p in step]
+        assert [p.prompt_id for p in await source.sample(number, 0)] == [p.prompt_id for p in step]

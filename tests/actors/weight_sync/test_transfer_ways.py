@@ -17,7 +17,7 @@ from actors.engine.engine import EngineOptions
 from actors.learner.train import GRPOTrainOptions, train_grpo
 from actors.pool.client import PoolClient
 from actors.pool.pool import EnginePool
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.generation import Sampling
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.schedule import LearningRate
@@ -75,7 +75,7 @@ class Collector:
 
     async def publish(self, version: int, source: Any, timeout_s: float) -> dict[str, float]:
         self.calls.append((type(source).__name__, version))
-        if version == self.breaks_at and isinstance(source, Ticket):
+        if version == self.breaks_at and isinstance(source, TransferSpec):
             raise TransferFailed("injected")
         await self.pool.update_weights(source, version, timeout_s)
         work = [actor.score.remote(PROMPT, 1) for actor in self.pool.actors]
@@ -96,18 +96,20 @@ class Collector:
         return self.calls, self.scores, self.copies
 
 
-def _options(directory: Any, model: str, way: Any, stage: Any, **changes: Any) -> GRPOTrainOptions:
+def _options(
+    directory: Any, model: str, backend: Any, stage: Any, **changes: Any
+) -> GRPOTrainOptions:
     given = {
         "steps": STEPS,
         "minibatches": 1,
         "learning_rate": LearningRate(1e-3),
         "checkpoint_every": 100,
         "publish_timeout_s": 240.0,
-        "weight_transfer": way,
+        "weight_transfer": backend,
         "weight_bucket_mb": 1,
     }
     group = {"zero_stage": stage, "cpus_per_worker": 1}
-    return train_options(directory, model, f"{way}-{stage}", group, **(given | changes))
+    return train_options(directory, model, f"{backend}-{stage}", group, **(given | changes))
 
 
 def _gap(model: str, copy: list[bytes], scores: list[float]) -> float:
@@ -127,14 +129,14 @@ def _gap(model: str, copy: list[bytes], scores: list[float]) -> float:
     [("object_store", 2, False), ("nccl", 3, False), ("cuda_ipc", 3, True)],
 )
 def test_engines_agree_with_the_learner_after_each_publish(
-    pool, model, tmp_path, way, stage, colocated
+    pool, model, tmp_path, backend, stage, colocated
 ):
     collector = Collector.remote(pool.client())
-    options = _options(tmp_path, model, way, stage, colocated=colocated)
+    options = _options(tmp_path, model, backend, stage, colocated=colocated)
     result = train_grpo(options, collector)
     calls, scores, copies = ray.get(collector.seen.remote())
-    source = "list" if way == "object_store" else "Ticket"
-    assert [call for call in calls if call[0] in ("list", "Ticket")] == [
+    source = "list" if backend == "object_store" else "TransferSpec"
+    assert [call for call in calls if call[0] in ("list", "TransferSpec")] == [
         (source, v) for v in range(3)
     ]
     slept = [i for i, (kind, _) in enumerate(calls) if kind == "sleep"]
@@ -144,7 +146,7 @@ def test_engines_agree_with_the_learner_after_each_publish(
         assert [calls[i - 1][0] for i in slept[1:]] == ["next_batch"] * STEPS
     else:
         assert not slept
-    assert all("publish_fallbacks" not in line for line in result.metrics)
+    assert all("publish_fallbacks" not in rendezvous for rendezvous in result.metrics)
     for version in range(STEPS + 1):
         for engine in scores[version]:
             assert _gap(model, copies[version], engine) <= 1e-5
@@ -161,8 +163,8 @@ def test_a_broken_transfer_goes_by_the_store_and_restarted_engines_get_what_was_
     result = train_grpo(_options(tmp_path, model, "nccl", 2), collector)
     calls, _, copies = ray.get(collector.seen.remote())
     published = [call for call in calls if call[0] != "next_batch"]
-    assert published == [("Ticket", 0), ("Ticket", 1), ("list", 1), ("Ticket", 2)]
-    assert [line.get("publish_fallbacks") for line in result.metrics] == [1.0, None]
+    assert published == [("TransferSpec", 0), ("TransferSpec", 1), ("list", 1), ("TransferSpec", 2)]
+    assert [rendezvous.get("publish_fallbacks") for rendezvous in result.metrics] == [1.0, None]
 
     async def scenario() -> None:
         victim = await pool.actors[0].ready.remote()

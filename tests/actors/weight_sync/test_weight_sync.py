@@ -15,10 +15,10 @@ from safetensors.torch import load, load_file
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.weight_sync import buckets
-from actors.weight_sync.rendezvous import Line
+from actors.weight_sync.rendezvous import Rendezvous
 from actors.weight_sync.sender import Outgoing
-from actors.weight_sync.shared_memory import place, shared
-from actors.weight_sync.transfer import Ticket, TransferFailed
+from actors.weight_sync.shared_memory import export_memory, memory_key
+from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from tests.support.tiny import make_tiny_model
 
@@ -91,34 +91,36 @@ class _Learner:
     """Rank 0 of a learner of one process, without the learning."""
 
     def __init__(
-        self, engine: Engine, way: Any, parts: Sequence[Bucket], version: int, timeout_s: float
+        self, engine: Engine, backend: Any, parts: Sequence[Bucket], version: int, timeout_s: float
     ) -> None:
         self.parts = parts
         heads = _heads(parts)
-        line = Line.open("127.0.0.1", timeout_s)
-        ticket = Ticket(way, line.host, line.port, tuple(heads), timeout_s, rank=1, size=2)
-        self.way = way
+        rendezvous = Rendezvous.create("127.0.0.1", timeout_s)
+        transfer = TransferSpec(
+            backend, rendezvous.host, rendezvous.port, tuple(heads), timeout_s, rank=1, size=2
+        )
+        self.backend = backend
         self.engine_saw: list[BaseException | None] = []
 
         def hand_over() -> dict[str, float]:
             try:
-                asyncio.run(engine.update_weights(ticket, version))
+                asyncio.run(engine.update_weights(transfer, version))
             except BaseException as error:
                 self.engine_saw.append(error)
                 raise
             self.engine_saw.append(None)
             return {"reward": 0.5}
 
-        self.out = Outgoing(line, heads, CPU, hand_over)
+        self.out = Outgoing(rendezvous, heads, CPU, hand_over)
 
     def send(self, first: int = 0, last: int | None = None) -> None:
         for part in self.parts[first:last]:
             flat = buckets.pack([tensor for _, tensor in part])
-            if self.way == "nccl":
+            if self.backend == "nccl":
                 self.out.broadcast(flat)
             else:
-                with shared(flat) as handle:
-                    self.out.show({place(CPU): handle})
+                with export_memory(flat) as handle:
+                    self.out.show({memory_key(CPU): handle})
 
     def answer_of_engine(self, within_s: float) -> BaseException | None:
         deadline = time.monotonic() + within_s
@@ -145,8 +147,8 @@ def test_a_bucket_is_a_safetensors_file_and_comes_apart_again():
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_weights_that_were_sent_answer_exactly(engine, models, way):
-    learner = _Learner(engine, way, _buckets(models[1]), 3, 60.0)
+def test_weights_that_were_sent_answer_exactly(engine, models, backend):
+    learner = _Learner(engine, backend, _buckets(models[1]), 3, 60.0)
     learner.send()
     assert learner.out.finish() == {"reward": 0.5}
     assert learner.out.failure is None and engine.weight_version == 3
@@ -162,12 +164,12 @@ def _silence(learner: _Learner) -> None:
 def _death(learner: _Learner) -> None:
     """The learner's process, and with it the line, is gone after the first bucket."""
     learner.send(last=1)
-    learner.out._line._store = None
+    learner.out._rendezvous._store = None
 
 
 def _giving_up(learner: _Learner) -> None:
     learner.send(last=1)
-    learner.out._line.fail("the learner ran out of patience")
+    learner.out._rendezvous.fail("the learner ran out of patience")
 
 
 @pytest.mark.parametrize(
@@ -181,26 +183,28 @@ def _giving_up(learner: _Learner) -> None:
     ],
 )
 def test_a_transfer_that_breaks_off_changes_nothing_and_the_next_one_works(
-    engine, models, way, trouble: Callable[[_Learner], None], timeout_s, words
+    engine, models, backend, trouble: Callable[[_Learner], None], timeout_s, words
 ):
-    learner = _Learner(engine, way, _buckets(models[1]), 4, timeout_s)
+    learner = _Learner(engine, backend, _buckets(models[1]), 4, timeout_s)
     trouble(learner)
     failure = learner.answer_of_engine(within_s=60.0)
     assert isinstance(failure, TransferFailed) and words in str(failure)
     assert engine.weight_version == 0
     assert _gap(engine, models[0]) < TOLERANCE
-    again = _Learner(engine, way, _buckets(models[1]), 5, 60.0)
+    again = _Learner(engine, backend, _buckets(models[1]), 5, 60.0)
     again.send()
     assert again.out.finish() and engine.weight_version == 5
     assert _gap(engine, models[1]) < TOLERANCE
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_learner_is_cut_too_when_no_engine_comes(way):
+def test_the_learner_is_cut_too_when_no_engine_comes(backend):
     release = threading.Event()
-    out = Outgoing(Line.open("127.0.0.1", 2.0), [], CPU, lambda: {"waited": release.wait(60.0)})
+    out = Outgoing(
+        Rendezvous.create("127.0.0.1", 2.0), [], CPU, lambda: {"waited": release.wait(60.0)}
+    )
     flat = torch.zeros(4, dtype=torch.uint8)
-    out.broadcast(flat) if way == "nccl" else out.show({})
+    out.broadcast(flat) if backend == "nccl" else out.show({})
     assert out.failure is not None and "not through after 2 s" in str(out.failure)
     assert out.finish() == {}
     release.set()
@@ -232,9 +236,9 @@ def test_an_engine_without_a_learner_on_its_gpu_says_so(engine, models):
 
 
 def test_a_learner_that_is_not_there_is_named(engine):
-    ticket = Ticket("nccl", "127.0.0.1", 1, tuple(_heads(_buckets_of(engine))), 2.0, 1, 2)
+    transfer = TransferSpec("nccl", "127.0.0.1", 1, tuple(_heads(_buckets_of(engine))), 2.0, 1, 2)
     with pytest.raises(TransferFailed, match=r"127\.0\.0\.1:1 does not answer"):
-        asyncio.run(engine.update_weights(ticket, 9))
+        asyncio.run(engine.update_weights(transfer, 9))
 
 
 def _buckets_of(engine: Engine) -> list[Bucket]:
@@ -243,9 +247,9 @@ def _buckets_of(engine: Engine) -> list[Bucket]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", WAYS)
-def test_between_two_processes_with_gpus(models, way):
+def test_between_two_processes_with_gpus(models, backend):
     """NCCL needs two GPUs; CUDA IPC needs a second process, since it opens nothing of its own."""
-    if way == "nccl" and torch.cuda.device_count() < 2:
+    if backend == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip("NCCL takes no two processes on one GPU, and there is only one")
     engine = Engine(EngineOptions(model=str(models[0]), dtype="bfloat16", max_model_len=256))
     engine.wait_ready(600.0)
@@ -253,10 +257,10 @@ def test_between_two_processes_with_gpus(models, way):
         parts = [[(n, t.bfloat16()) for n, t in part] for part in _buckets(models[1])]
         context = torch.multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
-        learner = context.Process(target=_gpu_learner, args=(theirs, way, parts))
+        learner = context.Process(target=_gpu_learner, args=(theirs, backend, parts))
         learner.start()
-        ticket = mine.recv()
-        asyncio.run(engine.update_weights(ticket, 1))
+        transfer = mine.recv()
+        asyncio.run(engine.update_weights(transfer, 1))
         assert mine.recv() is None
         mine.send("enough")
         learner.join(60.0)
@@ -265,18 +269,20 @@ def test_between_two_processes_with_gpus(models, way):
         engine.shutdown()
 
 
-def _gpu_learner(pipe: Any, way: Any, parts: list[Bucket]) -> None:
-    device = torch.device("cuda", torch.cuda.device_count() - 1 if way == "nccl" else 0)
+def _gpu_learner(pipe: Any, backend: Any, parts: list[Bucket]) -> None:
+    device = torch.device("cuda", torch.cuda.device_count() - 1 if backend == "nccl" else 0)
     torch.cuda.set_device(device)
     heads = _heads(parts)
-    line = Line.open("127.0.0.1", 120.0)
-    out = Outgoing(line, heads, device, lambda: (pipe.poll(120.0) and {}) or {})
-    pipe.send(Ticket(way, line.host, line.port, tuple(heads), 120.0, rank=1, size=2))
+    rendezvous = Rendezvous.create("127.0.0.1", 120.0)
+    out = Outgoing(rendezvous, heads, device, lambda: (pipe.poll(120.0) and {}) or {})
+    pipe.send(
+        TransferSpec(backend, rendezvous.host, rendezvous.port, tuple(heads), 120.0, rank=1, size=2)
+    )
     for part in parts:
         flat = buckets.pack([tensor.to(device) for _, tensor in part])
-        if way == "nccl":
+        if backend == "nccl":
             out.broadcast(flat)
             continue
-        with shared(flat) as handle:
-            out.show({place(device): handle})
+        with export_memory(flat) as handle:
+            out.show({memory_key(device): handle})
     pipe.send(out.failure)

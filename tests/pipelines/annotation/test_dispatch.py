@@ -122,20 +122,24 @@ def _feed(
     reported: Counter[str] = Counter()
     labelers: list[_Labeler] = []
 
-    def hire() -> _Labeler:
+    def make_labeler() -> _Labeler:
         labelers.append(kind(seconds, done))
         return labelers[-1]
 
     def finished(unit: str, counts: dict[str, int]) -> None:
         reported[unit] += counts["problems"]
 
-    asyncio.run(asyncio.wait_for(dispatch.feed(pool, None, hire, units, finished, None, 16), 30.0))
+    asyncio.run(
+        asyncio.wait_for(
+            dispatch.dispatch_units(pool, None, make_labeler, units, finished, None, 16), 30.0
+        )
+    )
     return labelers, done, reported
 
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "LOOK_S", 0.02)
+    monkeypatch.setattr(dispatch, "POLL_S", 0.02)
 
 
 def test_every_unit_is_done_once_while_engines_come_and_go():
@@ -154,7 +158,7 @@ def test_full_engines_hold_the_work_back():
     assert labelers[0].peak <= COLD_START
 
 
-def test_a_unit_that_fails_ends_the_feeding():
+def test_a_unit_that_fails_ends_the_dispatch():
     units = {
         "good": _problems(*["7"] * 8),
         "bad": _problems(*["unwritable"] * 8),
@@ -175,5 +179,5 @@ def test_a_problem_that_ends_labelers_is_refused_and_no_other_one(engines: int):
     refused = {name: why for labeler in labelers for name, why in labeler.refused.items()}
     assert refused.keys() == {"fatal 0", "fatal 1"}
     assert all("ends whenever" in why for why in refused.values())
-    # Once in company and once alone, for each: Ray's own retries are not there.
+    # Once beside others and once alone, for each: Ray's own retries are not there.
     assert sum(labeler.deaths for labeler in labelers) <= 4

@@ -25,7 +25,7 @@ from rich.console import Console
 from actors.engine.engine import EngineOptions, EngineStats
 from actors.pool.pool import EnginePool
 from pipelines.annotation import monitor
-from pipelines.annotation.monitor import AnnotationWatch
+from pipelines.annotation.monitor import AnnotationMonitor
 from pipelines.monitoring import trackers
 from pipelines.monitoring.progress import Tracker
 from pipelines.monitoring.trackers import BackgroundLogger, MetricsLogger
@@ -136,8 +136,8 @@ def test_a_second_start_continues_the_curve_and_shards_have_their_own(tmp_path: 
 class _Broken:
     """Logs nothing; fails where it is told to."""
 
-    def __init__(self, session: Session, fails: str) -> None:
-        self.session, self.name, self.fails = session, "annotate", fails
+    def __init__(self, fails: str) -> None:
+        self.name, self.fails = "annotate", fails
         self.rows: list[dict[str, Any]] = []
         self.ended: list[Any] = []
 
@@ -160,7 +160,7 @@ class _Broken:
 @pytest.mark.parametrize("fails", ["start", "log"])
 def test_wandb_that_fails_is_a_warning(tmp_path: Path, fails: str) -> None:
     session = _session(tmp_path / "run")
-    with BackgroundLogger(_Broken(session, fails)) as curve:  # type: ignore[arg-type]
+    with BackgroundLogger(_Broken(fails), session.console) as curve:  # type: ignore[arg-type]
         for step in range(100):
             curve.log({"step": step})
     assert _said(session).count("W&B has no curve of annotate") == 1
@@ -170,24 +170,25 @@ def test_nobody_waits_for_wandb_to_start_and_little_for_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = _session(tmp_path / "run")
-    slow = _Broken(session, "slow start")
+    slow = _Broken("slow start")
     started = time.monotonic()
-    with BackgroundLogger(slow) as curve:  # type: ignore[arg-type]
+    with BackgroundLogger(slow, session.console) as curve:  # type: ignore[arg-type]
         curve.log({"step": 1})
         assert time.monotonic() - started < 0.5 and slow.rows == []
     assert slow.rows == [{"step": 1}] and slow.ended == [None]
     monkeypatch.setattr(trackers, "FINISH_S", 0.1)
-    with BackgroundLogger(_Broken(session, "slow start")):  # type: ignore[arg-type]
+    with BackgroundLogger(_Broken("slow start"), session.console):  # type: ignore[arg-type]
         pass
     assert "still sending" in _said(session)
 
 
 def test_wandb_learns_that_the_work_failed(tmp_path: Path) -> None:
-    logger = _Broken(_session(tmp_path / "run"), "")
-    with pytest.raises(KeyboardInterrupt), BackgroundLogger(logger):  # type: ignore[arg-type]
+    session, logger = _session(tmp_path / "run"), _Broken("")
+    curve = BackgroundLogger(logger, session.console)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt), curve:
         raise KeyboardInterrupt
     assert len(logger.ended) == 1 and logger.ended[0] is not None
-    assert _said(logger.session) == ""
+    assert _said(session) == ""
 
 
 # --- the whole watch ------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ class _Pool:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "LOOK_S", 0.05)
+    monkeypatch.setattr(monitor, "POLL_S", 0.05)
     monkeypatch.setattr(monitor, "CURVE_S", 0.05)
     monkeypatch.setattr(monitor, "LOG_S", 0.05)
 
@@ -220,7 +221,7 @@ def test_a_look_that_fails_does_not_end_the_work(
 ) -> None:
     session = _session(tmp_path / "run", engine={"gpus": 0.5})
     monkeypatch.setattr(
-        monitor, "BackgroundLogger", lambda logger: BackgroundLogger(_Broken(session, ""))
+        monitor, "BackgroundLogger", lambda logger, console: BackgroundLogger(_Broken(""), console)
     )
     monkeypatch.setattr(
         monitor,
@@ -232,7 +233,7 @@ def test_a_look_that_fails_does_not_end_the_work(
     log.start(1.0, 2)
     tracker = session.track("annotate", 2, "units")
     pool: Any = _Pool([1.0, 2.0, 3.0])
-    with AnnotationWatch(session, pool, tracker, log, {"a": [1, 2], "b": [3, 4]}, 0.0) as watch:
+    with AnnotationMonitor(session, pool, tracker, log, {"a": [1, 2], "b": [3, 4]}, 0.0) as watch:
         watch.finished(UNIT)
         time.sleep(0.5)
         watch.finished(UNIT)
@@ -306,7 +307,7 @@ def test_prometheus_log_and_curve_say_the_same(
     todo = {f"u{i}": ["problem", "problem"] for i in (1, 4, 7)}
     try:
         tracker = session.track("annotate", 3, "units")
-        with AnnotationWatch(session, pool, tracker, log, todo, 0.0) as watch:
+        with AnnotationMonitor(session, pool, tracker, log, todo, 0.0) as watch:
             asyncio.run(work(pool, range(40)))
             for _ in range(2):
                 watch.finished(UNIT)

@@ -57,7 +57,7 @@ class _Work:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
 
-    def score(self, session: Session, contestant: Any, items: Any) -> dict[str, Any]:
+    def score(self, session: Session, spec: Any, items: Any) -> dict[str, Any]:
         return {
             "f1": 0.5,
             "error_accuracy": 0.5,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stepwiser.data.records import ChunkValue, JudgePrompt, Trajectory
-from stepwiser.run.read_log import DRAWS, DrawLog
+from stepwiser.run.read_log import PromptReadLog, read_log_path
 from stepwiser.run.status import read_status
 from stepwiser.run.store import RunStore
 from stepwiser.tasks import segment_plain
@@ -96,9 +96,9 @@ def test_training_ran_every_step_on_fresh_weights(quickstart: tuple[Path, str]) 
     for row in rows:
         assert row["staleness_max"] == 0
         assert row["logprob_gap"] < 1e-4, "engines and learner agree after every publish"
-    reviews = [r for r in RunStore(folder).read_curve("judge") if r["kind"] == "evaluation"]
-    assert {row["step"] for row in reviews} == {1, 3}, "after every second step"
-    assert all(0 <= row["heldout_balanced"] <= 1 for row in reviews)
+    evaluated = [r for r in RunStore(folder).read_curve("judge") if r["kind"] == "evaluation"]
+    assert {row["step"] for row in evaluated} == {1, 3}, "after every second step"
+    assert all(0 <= row["heldout_balanced"] <= 1 for row in evaluated)
     for model in ("judge", "judge-last", "judge-best", "judge-discriminative"):
         assert (folder / "models" / model / "model.safetensors").is_file()
     assert "Rel-Effective, α = 0.8" in (folder / "models" / "judge" / "README.md").read_text()
@@ -239,23 +239,23 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
         "discriminative.enabled=false",
     )
     process = start("train", *arguments)
-    log = DrawLog(folder / DRAWS)
-    wait_for(lambda: any(draw.step == 4 for draw in log.read()), process)
+    log = PromptReadLog(read_log_path(RunStore(folder)))
+    wait_for(lambda: any(read.step == 4 for read in log.read()), process)
     # With the driver all of Ray but its workers, which nobody is left to end.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before, trained = log.read(), _steps(folder)
     units = {p.name: p.stat().st_mtime_ns for p in (folder / "units").glob("*.json")}
-    assert max(draw.step for draw in before) < 7, "killed half-way"
+    assert max(read.step for read in before) < 7, "killed half-way"
     run("train", *arguments)
     resumed = _steps(folder)[len(trained) :]
     assert resumed[0] >= 2, "it went on from a checkpoint"
     assert set(trained) | set(resumed) == set(range(8))
     assert (folder / "models" / "judge" / "model.safetensors").is_file()
-    draws = log.read()
-    assert draws[: len(before)] == before, "steps that are done again read what they have read"
-    assert len({(draw.step, draw.number) for draw in draws}) == len(draws)
-    assert {draw.step for draw in draws} == set(range(8))
+    reads = log.read()
+    assert reads[: len(before)] == before, "steps that are done again read what they have read"
+    assert len({(read.step, read.number) for read in reads}) == len(reads)
+    assert {read.step for read in reads} == set(range(8))
     after = {p.name: p.stat().st_mtime_ns for p in (folder / "units").glob("*.json")}
     assert all(after[name] == stamp for name, stamp in units.items()), "nothing is done twice"
     plan = json.loads((folder / "annotate" / "plan.json").read_text())
@@ -263,10 +263,10 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
     # What it leaves is what the stages annotate and label leave.
     rows = JudgePrompt.from_table(RunStore(folder).read_table("judge_prompts", "label"))
     known = {row.prompt_id: row for row in rows}
-    for draw in draws:
-        labels = [known[prompt].label for prompt in draw.prompts]
+    for read in reads:
+        labels = [known[prompt].label for prompt in read.prompts]
         assert labels == [True] * 8 + [False] * 8
-        assert all(known[prompt].split != "heldout" for prompt in draw.prompts)
+        assert all(known[prompt].split != "heldout" for prompt in read.prompts)
     for table in ("trajectories", "values", "judge_prompts"):
         schemas = [
             pq.read_schema(next((f / table).glob("*.parquet"))) for f in (folder, quickstart[0])
@@ -275,7 +275,7 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
     live = _metrics(folder, "train")["live"]
     assert live["rollouts_read"] <= live["rollouts_made"]
     assert live["rollouts_made"] == _metrics(folder, "annotate")["counts"]["rollouts"]
-    assert live["prompts_read"] == len({prompt for draw in draws for prompt in draw.prompts})
+    assert live["prompts_read"] == len({prompt for read in reads for prompt in read.prompts})
 
 
 def test_ctrl_c_keeps_finished_work_and_leaves_no_process(

@@ -27,7 +27,7 @@ from stepwiser.annotation.stopping import (
     decide_labels,
     requests,
 )
-from stepwiser.annotation.values import Tally, ValueEstimate
+from stepwiser.annotation.values import RolloutCounts, ValueEstimate
 
 REFERENCE = 256
 """Completions behind the labels that errors are counted against."""
@@ -39,19 +39,19 @@ GRID = [i / 40 for i in range(41)]
 class Simulated:
     """One trajectory with every completion that could be asked for."""
 
-    problem: Tally
+    problem: RolloutCounts
     values: list[float]
     """True values of the prefixes of all chunks but the last."""
     completions: list[list[bool]]
     correct: bool
 
-    def path(self, made: int | Sequence[int], planned: int) -> list[Tally]:
-        """The tallies after so many completions of each prefix."""
+    def path(self, made: int | Sequence[int], planned: int) -> list[RolloutCounts]:
+        """The counts after so many completions of each prefix."""
         if isinstance(made, int):
             made = [made] * len(self.values)
         rows = zip(self.completions, made, strict=True)
-        inner = [Tally(sum(row[:n]), n, planned) for row, n in rows]
-        return [self.problem, *inner, Tally(int(self.correct), 1, 1)]
+        inner = [RolloutCounts(sum(row[:n]), n, planned) for row, n in rows]
+        return [self.problem, *inner, RolloutCounts(int(self.correct), 1, 1)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def draw(seed: int, followed: bool) -> list[Simulated]:
         values = [rng.choices(GRID, posterior[count])[0] for count in counts]
         trajectories.append(
             Simulated(
-                Tally(successes, 16, 16),
+                RolloutCounts(successes, 16, 16),
                 values,
                 [[rng.random() < q for _ in range(REFERENCE)] for q in values],
                 bool(correct),
@@ -146,12 +146,12 @@ def simulate(plan: StoppingPlan, trajectories: Sequence[Simulated]) -> Figures:
         wrong += min(len(ours), len(truth)) - _same(ours, truth)
         fixed_wrong += min(len(theirs), len(truth)) - _same(theirs, truth)
         rows = zip(trajectory.values, trajectory.completions, path[1:-1], strict=True)
-        for value, completions, tally in rows:
-            if tally.trials:
+        for value, completions, counts in rows:
+            if counts.trials:
                 rolled += 1
-                low, high = ValueEstimate(tally.successes, tally.trials).interval()
+                low, high = ValueEstimate(counts.successes, counts.trials).interval()
                 covered += low - 1e-9 <= value <= high + 1e-9
-                bias += tally.successes / tally.trials - value
+                bias += counts.successes / counts.trials - value
                 first_bias += sum(completions[: plan.wave]) / plan.wave - value
     return Figures(
         share=made_in_all / fixed_in_all,

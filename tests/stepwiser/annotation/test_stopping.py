@@ -22,7 +22,7 @@ from stepwiser.annotation.stopping import (
     requests,
     stopping_plan,
 )
-from stepwiser.annotation.values import Tally
+from stepwiser.annotation.values import RolloutCounts
 from stepwiser.config.models import AnnotateConfig, RuleConfig
 from tests.stepwiser.annotation.stopping_simulation import Simulated, draw, follow, simulate
 
@@ -30,21 +30,21 @@ ABS_Q = Question(LabelRule.ABS_Q)
 REL_EFFECTIVE = Question(LabelRule.REL_EFFECTIVE, alpha=0.8)
 REL_RATIO = Question(LabelRule.REL_RATIO, gamma=0.7)
 
-HALF = Tally(8, 16, 16)
-RIGHT, WRONG = Tally(1, 1, 1), Tally(0, 1, 1)
-NONE = Tally(0, 0, 16)
+HALF = RolloutCounts(8, 16, 16)
+RIGHT, WRONG = RolloutCounts(1, 1, 1), RolloutCounts(0, 1, 1)
+NONE = RolloutCounts(0, 0, 16)
 
 
 def exact(*questions: Question, stop_below: float = 0.0, wave: int = 4) -> StoppingPlan:
     return StoppingPlan(StoppingRule.EXACT, 16, wave, 0.0, stop_below, questions)
 
 
-def made(successes: int, trials: int) -> Tally:
-    return Tally(successes, trials, 16)
+def made(successes: int, trials: int) -> RolloutCounts:
+    return RolloutCounts(successes, trials, 16)
 
 
 @pytest.mark.parametrize(
-    ("question", "tally", "more"),
+    ("question", "counts", "more"),
     [
         (ABS_Q, NONE, 2),
         (ABS_Q, made(1, 4), None),
@@ -64,9 +64,11 @@ def made(successes: int, trials: int) -> Tally:
         (REL_RATIO, made(1, 12), None),
     ],
 )
-def test_what_one_chunk_asks_for_next(question: Question, tally: Tally, more: int | None) -> None:
+def test_what_one_chunk_asks_for_next(
+    question: Question, counts: RolloutCounts, more: int | None
+) -> None:
     """The last chunk's label is settled by its outcome alone, so only the first chunk's counts."""
-    path = [HALF, tally, RIGHT]
+    path = [HALF, counts, RIGHT]
     assert requests(exact(question), path) == ({1: more} if more else {})
 
 
@@ -143,7 +145,7 @@ def _finish(plan: StoppingPlan, trajectory: Simulated, rng: Random) -> list[int]
 def _random_trajectory(rng: Random, planned: int) -> Simulated:
     values = [rng.choice([0.0, 0.05, rng.random(), 0.9, 1.0]) for _ in range(rng.randint(0, 5))]
     return Simulated(
-        Tally(rng.randint(0, 16), 16, 16),
+        RolloutCounts(rng.randint(0, 16), 16, 16),
         values,
         [[rng.random() < q for _ in range(planned)] for q in values],
         rng.random() < 0.5,
@@ -160,9 +162,9 @@ def _random_question(rng: Random) -> Question:
     )
 
 
-def _labels_of_all(question: Question, path: list[Tally]) -> list[bool]:
+def _labels_of_all(question: Question, path: list[RolloutCounts]) -> list[bool]:
     """By `label_chunks` on plain means, as a run that stops nothing gives them."""
-    means = [tally.successes / tally.planned for tally in path]
+    means = [counts.successes / counts.planned for counts in path]
     kept = itertools.takewhile(lambda q: q >= question.minimum_previous_value, means[:-1])
     labels = label_chunks(
         question.rule,
@@ -211,11 +213,11 @@ def test_exact_gives_the_labels_of_fixed_one_by_one(seed: int) -> None:
 def test_odds_of_a_label_against_enumeration(question: Question) -> None:
     rng = Random(1)
     for _ in range(60):
-        tallies = []
+        all_counts = []
         for planned in (rng.randint(3, 9), rng.randint(3, 9)):
             trials = rng.randint(0, planned)
-            tallies.append(Tally(rng.randint(0, trials), trials, planned))
-        before, current = tallies
+            all_counts.append(RolloutCounts(rng.randint(0, trials), trials, planned))
+        before, current = all_counts
         total = 0.0
         for (a, p), (b, q) in itertools.product(
             enumerate(before.predictive()), enumerate(current.predictive())
@@ -305,7 +307,7 @@ def test_the_plan_of_a_configuration() -> None:
 def test_the_prior_alone_settles_nothing() -> None:
     """Odds may be long before the first rollout, but every prefix gets a wave."""
     plan = StoppingPlan(StoppingRule.SEQUENTIAL, 1024, 4, 0.05, questions=(ABS_Q,))
-    empty = Tally(0, 0, 1024)
+    empty = RolloutCounts(0, 0, 1024)
     assert decide_label(ABS_Q, HALF, empty, 0.05) is True
     assert requests(plan, [HALF, empty, RIGHT]) == {1: 4}
     assert math.fsum(empty.predictive()) == pytest.approx(1.0)

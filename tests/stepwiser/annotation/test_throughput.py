@@ -6,10 +6,10 @@ from stepwiser.annotation.stopping import StoppingPlan, StoppingRule
 from stepwiser.annotation.throughput import (
     RECENT_S,
     WINDOW_S,
-    Before,
+    EarlierWork,
     EngineCounters,
     EngineFigures,
-    Watch,
+    ThroughputMonitor,
     cache_hits,
     engine_figures,
     label_shares,
@@ -59,7 +59,7 @@ def test_label_shares_are_by_rule() -> None:
 
 
 def test_before_anything_is_finished() -> None:
-    figures = Watch(1000.0, 4, 16, EXACT, Before()).look(1001.0, {}, 8.0)
+    figures = ThroughputMonitor(1000.0, 4, 16, EXACT, EarlierWork()).look(1001.0, {}, 8.0)
     assert (figures.problems, figures.planned_problems) == (0, 16)
     assert (figures.units, figures.planned_units) == (0, 4)
     assert figures.rollouts_per_s is figures.tokens_per_s is figures.eta_s is None
@@ -69,8 +69,8 @@ def test_before_anything_is_finished() -> None:
 
 
 def test_work_is_measured_over_minutes_and_earlier_starts_count() -> None:
-    before = Before(units=1, counts=UNIT, gpu_hours=0.5)
-    watch = Watch(1000.0, 4, 16, EXACT, before)
+    before = EarlierWork(units=1, counts=UNIT, gpu_hours=0.5)
+    watch = ThroughputMonitor(1000.0, 4, 16, EXACT, before)
     watch.finished(1040.0, UNIT)
     watch.finished(1090.0, UNIT)
     figures = watch.look(1100.0, {}, 3600.0)
@@ -90,7 +90,7 @@ def test_work_is_measured_over_minutes_and_earlier_starts_count() -> None:
 
 
 def test_engines_are_measured_over_a_short_window() -> None:
-    watch = Watch(0.0, 1, 4, FIXED, Before())
+    watch = ThroughputMonitor(0.0, 1, 4, FIXED, EarlierWork())
 
     def counters(seconds: float, tokens: int) -> dict[int, EngineCounters]:
         return {0: EngineCounters(100 + seconds, 5000 + tokens, 10 * tokens, 4 * tokens)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepwiser.annotation.values import Tally, ValueEstimate, best_of_n
+from stepwiser.annotation.values import RolloutCounts, ValueEstimate, best_of_n
 
 
 def test_mean() -> None:
@@ -61,19 +61,19 @@ def test_best_of_n() -> None:
 
 
 def test_a_tally_knows_what_is_still_possible() -> None:
-    tally = Tally(3, 8, 16)
-    assert tally.missing == 8 and tally.bounds == (3 / 16, 11 / 16)
-    assert tally.plus(2, 6) == Tally(5, 16, 16)
-    assert tally.plus(2, 6).bounds == (5 / 16, 5 / 16)
+    counts = RolloutCounts(3, 8, 16)
+    assert counts.missing == 8 and counts.bounds == (3 / 16, 11 / 16)
+    assert counts.plus(2, 6) == RolloutCounts(5, 16, 16)
+    assert counts.plus(2, 6).bounds == (5 / 16, 5 / 16)
     for counts in ((1, 0, 4), (-1, 2, 4), (0, 5, 4), (0, 0, 0)):
         with pytest.raises(ValueError, match=f"got {counts[0]}, {counts[1]}, {counts[2]}"):
-            Tally(*counts)
+            RolloutCounts(*counts)
 
 
 def test_completions_to_come_under_jeffreys_prior() -> None:
-    assert Tally(0, 0, 1).predictive() == pytest.approx((0.5, 0.5))
-    assert Tally(1, 1, 2).predictive() == pytest.approx((0.25, 0.75))
+    assert RolloutCounts(0, 0, 1).predictive() == pytest.approx((0.5, 0.5))
+    assert RolloutCounts(1, 1, 2).predictive() == pytest.approx((0.25, 0.75))
     # Two failures after four: 4.5/5 · 5.5/6; two successes: .5/5 · 1.5/6.
-    assert Tally(0, 4, 6).predictive() == pytest.approx((0.825, 0.15, 0.025))
-    assert Tally(2, 4, 4).predictive() == pytest.approx((1.0,))
-    assert sum(Tally(3, 9, 5000).predictive()) == pytest.approx(1.0, abs=1e-6)
+    assert RolloutCounts(0, 4, 6).predictive() == pytest.approx((0.825, 0.15, 0.025))
+    assert RolloutCounts(2, 4, 4).predictive() == pytest.approx((1.0,))
+    assert sum(RolloutCounts(3, 9, 5000).predictive()) == pytest.approx(1.0, abs=1e-6)

@@ -11,7 +11,12 @@ from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import DataConfig, PromptConfig, load_config
 from stepwiser.config.models import AnnotateConfig, RuleConfig
-from stepwiser.data.imported import GivenProblem, GivenSolution, given_trajectories, load_given
+from stepwiser.data.imported import (
+    ImportedProblem,
+    ImportedSolution,
+    imported_trajectories,
+    load_imported,
+)
 from stepwiser.data.verifiers import ExactChecker
 from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import PromptFormat
@@ -53,11 +58,11 @@ def test_processbench_rows_find_their_answers(tmp_path: Path) -> None:
         BENCH,
         BENCH | {"id": "empty", "steps": ["", " "]},
     )
-    loaded = load_given(write(tmp_path, *rows), config, CHECKER)
+    loaded = load_imported(write(tmp_path, *rows), config, CHECKER)
     answers = {
         solution.solution_id: problem.answer
         for problem in loaded.problems
-        if isinstance(problem, GivenProblem)
+        if isinstance(problem, ImportedProblem)
         for solution in problem.solutions
     }
     assert answers == {"gsm8k-0": "42", "right": "42", "own": "1", "in the data": "2"}
@@ -66,7 +71,7 @@ def test_processbench_rows_find_their_answers(tmp_path: Path) -> None:
     assert reasons.keys() == {4, 5, 6}
     assert reasons[4].startswith("no reference answer") and "same id" in reasons[5]
     first = loaded.problems[0]
-    assert isinstance(first, GivenProblem)
+    assert isinstance(first, ImportedProblem)
     assert [s.correct for s in first.solutions] == [False, True]
     assert first.solutions[0].final_answer == "41"
 
@@ -75,12 +80,12 @@ def test_solutions_are_split_at_blank_lines(tmp_path: Path) -> None:
     delimited = SOLUTION | {"solution": "6 x 7\n\nis 42\n#### 42"}
     unboxed = SOLUTION | {"solution": "6 x 7\n\nis 42"}
     path = write(tmp_path, SOLUTION, delimited, unboxed)
-    loaded = load_given(path, DataConfig(answer_delimiter="####"), CHECKER)
+    loaded = load_imported(path, DataConfig(answer_delimiter="####"), CHECKER)
     (problem,) = loaded.problems
-    assert isinstance(problem, GivenProblem) and problem.answer == "42"
+    assert isinstance(problem, ImportedProblem) and problem.answer == "42"
     assert problem.solutions == (
-        GivenSolution(None, ("6 x 7\n\n", "is \\boxed{42}"), "42", None),
-        GivenSolution(None, ("6 x 7\n\n", "is 42\n#### 42"), "42", None),
+        ImportedSolution(None, ("6 x 7\n\n", "is \\boxed{42}"), "42", None),
+        ImportedSolution(None, ("6 x 7\n\n", "is 42\n#### 42"), "42", None),
     )
     assert [r.row for r in loaded.rejected] == [2]
     assert "data.answer_delimiter" in loaded.rejected[0].reason
@@ -97,20 +102,20 @@ def test_solutions_are_split_at_blank_lines(tmp_path: Path) -> None:
 )
 def test_bad_files_are_named(tmp_path: Path, row: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        load_given(write(tmp_path, row), DataConfig(), CHECKER)
+        load_imported(write(tmp_path, row), DataConfig(), CHECKER)
 
 
 def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        load_given(str(tmp_path / "none.jsonl"), DataConfig(), CHECKER)
+        load_imported(str(tmp_path / "none.jsonl"), DataConfig(), CHECKER)
     with pytest.raises(UserError, match="is empty"):
-        load_given(write(tmp_path), DataConfig(), CHECKER)
+        load_imported(write(tmp_path), DataConfig(), CHECKER)
 
 
 def test_the_name_of_a_unit_follows_the_content(tmp_path: Path) -> None:
     def content(row: dict) -> str:
-        (problem,) = load_given(write(tmp_path, row), DataConfig(), CHECKER).problems
-        assert isinstance(problem, GivenProblem)
+        (problem,) = load_imported(write(tmp_path, row), DataConfig(), CHECKER).problems
+        assert isinstance(problem, ImportedProblem)
         return problem.content
 
     assert content(SOLUTION) == content(dict(SOLUTION))
@@ -143,15 +148,15 @@ def test_prefix_ids_are_leading_ids_of_the_whole(kind: str) -> None:
 
 def test_what_cannot_be_written_is_counted_by_reason() -> None:
     solutions = tuple(
-        GivenSolution(str(i), steps, "170", True)
+        ImportedSolution(str(i), steps, "170", True)
         for i, steps in enumerate(
             (("a <chunk>b",), ("buys 64+21=85\n",) * 9, ("Ω is no letter of its",))
         )
     )
     counts: Counter[str] = Counter()
     config = AnnotateConfig(max_chunks=8)
-    problem = GivenProblem("p", QUESTION, "170", solutions)
-    assert given_trajectories(problem, PROMPTS, CHECKER, config, 1, counts) == []
+    problem = ImportedProblem("p", QUESTION, "170", solutions)
+    assert imported_trajectories(problem, PROMPTS, CHECKER, config, 1, counts) == []
     assert {key.removeprefix("malformed: ") for key in counts} == {
         "a step has a chunk tag in it",
         "more than 8 chunks",
@@ -159,20 +164,24 @@ def test_what_cannot_be_written_is_counted_by_reason() -> None:
     }
 
 
-def annotate(table: Table, *solutions: GivenSolution) -> ProblemAnnotation:
+def annotate(table: Table, *solutions: ImportedSolution) -> ProblemAnnotation:
     config = AnnotateConfig(responses=4, rollouts=4, max_tokens=100, trajectories_per_problem=1)
     plan = stopping_plan(config, RuleConfig())
     annotator = Annotator(table, PROMPTS, CHECKER, config, plan, seed=0)
-    return asyncio.run(annotator.annotate(GivenProblem("p", QUESTION, "170", solutions)))
+    return asyncio.run(annotator.annotate(ImportedProblem("p", QUESTION, "170", solutions)))
 
 
 def test_given_trajectories_are_valued_whatever_the_policy_does() -> None:
     right, wrong = "<chunk>buys 64+21=85\n</chunk>", "<chunk>buys 64+21=86\n</chunk>"
     rest = RIGHT.removeprefix(right)
     given = [
-        GivenSolution("mine", ("buys 64+21=86\n", "doubles 86*2=172\n\\boxed{172}"), "172", None),
-        GivenSolution("yours", ("buys 64+21=85\n", "doubles 85*2=170\n\\boxed{170}"), "170", None),
-        GivenSolution("said", ("buys 64+21=85\n", "so 170"), None, True),
+        ImportedSolution(
+            "mine", ("buys 64+21=86\n", "doubles 86*2=172\n\\boxed{172}"), "172", None
+        ),
+        ImportedSolution(
+            "yours", ("buys 64+21=85\n", "doubles 85*2=170\n\\boxed{170}"), "170", None
+        ),
+        ImportedSolution("said", ("buys 64+21=85\n", "so 170"), None, True),
     ]
     table = Table({"": [RIGHT], right: [rest], wrong: [rest, "<chunk>\\boxed{172}</chunk>"]})
     result = annotate(table, *given)
@@ -202,15 +211,17 @@ def test_all_of_processbench_gsm8k(shared_data: Path) -> None:
         problem_column="question",
         answer_delimiter="####",
     )
-    loaded = load_given(str(shared_data / "processbench" / "gsm8k.json"), data, CHECKER)
+    loaded = load_imported(str(shared_data / "processbench" / "gsm8k.json"), data, CHECKER)
     assert not loaded.rejected
     prompts = PromptFormat(_tokenizer(), PromptConfig())
     counts: Counter[str] = Counter()
     found = [
         trajectory
         for problem in loaded.problems[:40]
-        if isinstance(problem, GivenProblem)
-        for trajectory in given_trajectories(problem, prompts, CHECKER, AnnotateConfig(), 8, counts)
+        if isinstance(problem, ImportedProblem)
+        for trajectory in imported_trajectories(
+            problem, prompts, CHECKER, AnnotateConfig(), 8, counts
+        )
     ]
     assert len(found) >= 40 and not counts
-    assert sum(len(p.solutions) for p in loaded.problems if isinstance(p, GivenProblem)) == 400
+    assert sum(len(p.solutions) for p in loaded.problems if isinstance(p, ImportedProblem)) == 400

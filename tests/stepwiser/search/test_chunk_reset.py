@@ -67,7 +67,7 @@ async def test_negative_chunks_are_drawn_again_from_the_same_prefix() -> None:
     assert judge.asked[-1] == (("0.9 a",), "0.7 d")
     assert (result.accepted_tokens, result.rejected_tokens, result.judge_tokens) == (9, 9, 40)
     assert result.total_tokens == 58
-    assert (result.attempts, result.forced, result.finished) == ((1, 3), 0, True)
+    assert (result.samples, result.forced, result.finished) == ((1, 3), 0, True)
 
 
 async def test_after_the_last_refusal_the_best_attempt_stays() -> None:
@@ -77,13 +77,13 @@ async def test_after_the_last_refusal_the_best_attempt_stays() -> None:
     assert result.chunks == ("0.4 1",)  # the first of the equally good ones
     assert result.scores == (0.4,)
     assert (result.accepted_tokens, result.rejected_tokens) == (2, 13)
-    assert (result.attempts, result.forced, result.judge_tokens) == ((5,), 1, 50)
+    assert (result.samples, result.forced, result.judge_tokens) == ((5,), 1, 50)
 
 
-async def test_fewer_attempts_and_no_judgement_to_spare() -> None:
+async def test_fewer_samples_and_no_judgement_to_spare() -> None:
     policy = ScriptedPolicy((piece(0.1), 1, False), (piece(0.2), 1, True))
     result = await chunk_reset("p", policy, ScoreJudge(), 1, max_chunks=8)
-    assert (result.attempts, result.forced, result.rejected_tokens) == ((1, 1), 2, 0)
+    assert (result.samples, result.forced, result.rejected_tokens) == ((1, 1), 2, 0)
 
 
 async def test_stops_at_max_chunks() -> None:
@@ -113,7 +113,7 @@ async def test_bare_end_is_not_judged() -> None:
     judge = ScoreJudge()
     result = await chunk_reset("p", policy, judge, max_chunks=8)
     assert len(judge.asked) == 1
-    assert (result.accepted_tokens, result.attempts, result.finished) == (2, (1, 1), True)
+    assert (result.accepted_tokens, result.samples, result.finished) == (2, (1, 1), True)
     assert len(result.chunks) == len(result.scores) == 1
 
 
@@ -126,7 +126,7 @@ async def test_unclosed_chunk_is_judged_without_its_tag() -> None:
 
 
 async def test_refuses() -> None:
-    with pytest.raises(ValueError, match="max_attempts must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples_per_chunk must be at least 1, got 0"):
         await chunk_reset("p", ScriptedPolicy(), ScoreJudge(), 0, max_chunks=1)
     with pytest.raises(ValueError, match="max_chunks"):
         await chunk_reset("p", ScriptedPolicy(), ScoreJudge(), max_chunks=0)
@@ -149,14 +149,14 @@ class CoinPolicy:
 
 
 async def test_an_oracle_judge_lifts_accuracy_as_computed() -> None:
-    """A chunk fails only if all five attempts do: (1 − (1 − p)^5)^5 instead of p^5."""
+    """A chunk fails only if all five samples do: (1 − (1 − p)^5)^5 instead of p^5."""
     p, n = 0.5, 600
     policy = CoinPolicy(p, random.Random(0))
     results = [await chunk_reset("p", policy, ScoreJudge(), max_chunks=9) for _ in range(n)]
     right = sum(min(r.scores) == 0.9 for r in results) / n
     assert right == pytest.approx((1 - (1 - p) ** 5) ** 5, abs=0.05)
-    mean_attempts = sum(sum(r.attempts) for r in results) / n / 5
-    assert mean_attempts == pytest.approx((1 - (1 - p) ** 5) / p, abs=0.1)
+    mean_samples = sum(sum(r.samples) for r in results) / n / 5
+    assert mean_samples == pytest.approx((1 - (1 - p) ** 5) / p, abs=0.1)
 
 
 @pytest.mark.parametrize(

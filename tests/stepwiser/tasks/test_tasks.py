@@ -22,11 +22,11 @@ from stepwiser.tasks import (
 from stepwiser.tasks.arithmetic import parse_step, solution_chunks, split_lines, strip_tags
 from stepwiser.tasks.tokenizer import PIECES, SPECIAL_TOKENS, build_tokenizer, vocabulary
 from stepwiser.tasks.transcripts import (
-    draw_judge_case,
-    draw_turns,
     glance_answer,
     judge_prompt,
     recompute_answer,
+    sample_judge_case,
+    sample_turns,
     sloppy_solution,
 )
 
@@ -154,9 +154,9 @@ def test_no_piece_begins_with_another():
 def test_text_and_ids_map_one_to_one(tokenizer):
     rng = random.Random(1)
     for _ in range(200):
-        case = draw_judge_case(rng)
+        case = sample_judge_case(rng)
         answer, _ = recompute_answer(case.problem, case.history, case.chunk, rng)
-        turns = "".join(a + b for a, b in draw_turns(rng))
+        turns = "".join(a + b for a, b in sample_turns(rng))
         for text in (solution(case.problem, chunked=True), case.prompt + answer, turns):
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.decode(ids) == text
@@ -202,7 +202,7 @@ def test_verdicts_equal_the_oracle():
     rng = random.Random(2)
     seen = {True: 0, False: 0}
     for _ in range(2000):
-        case = draw_judge_case(rng)
+        case = sample_judge_case(rng)
         _, verdict = recompute_answer(case.problem, case.history, case.chunk)
         assert verdict == case.right, case
         chunks = [*case.history, case.chunk]
@@ -218,7 +218,7 @@ def test_slips_change_the_text_and_some_verdicts():
     rng = random.Random(3)
     flipped = 0
     for _ in range(500):
-        case = draw_judge_case(rng)
+        case = sample_judge_case(rng)
         clean, right = recompute_answer(case.problem, case.history, case.chunk)
         slipped, verdict = recompute_answer(case.problem, case.history, case.chunk, rng)
         assert slipped != clean
@@ -245,7 +245,7 @@ def test_sloppy_solutions_hold_a_wrong_result_and_go_on_from_it(careless):
 def test_turns_end_with_the_first_wrong_chunk():
     rng = random.Random(4)
     for _ in range(300):
-        turns = draw_turns(rng)
+        turns = sample_turns(rng)
         question, _, first = turns[0][0].partition("\n")
         chunks = [first, *(text for text, _ in turns[1:])]
         signs = [sign for _, sign in turns]

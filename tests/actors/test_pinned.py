@@ -1,4 +1,4 @@
-"""What an actor was lent is there again after a restart, however large it is."""
+"""What was pinned for an actor is there again after a restart, however large it is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import signal
 import pytest
 import ray
 
-from actors.pinned import Lent
+from actors.pinned import Pinned
 
 ROWS = [f"row {number} " + "x" * 1000 for number in range(1000)]
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Borrower:
-    def __init__(self, rows: Lent[list[str]]) -> None:
+    def __init__(self, rows: Pinned[list[str]]) -> None:
         self.rows = rows.get()
 
     async def look(self) -> tuple[int, list[str]]:
@@ -24,7 +24,7 @@ class Borrower:
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_restarted_actor_has_it_again() -> None:
-    borrower = Borrower.remote(Lent(ROWS))
+    borrower = Borrower.remote(Pinned(ROWS))
     pid, rows = ray.get(borrower.look.remote())
     for _ in range(2):
         os.kill(pid, signal.SIGKILL)

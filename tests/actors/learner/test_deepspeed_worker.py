@@ -22,7 +22,7 @@ VARIANTS = [
 
 def _rank(rank: int, world_size: int, directory: str) -> None:
     """Train every variant in turn in one process; rank 0 saves what came out."""
-    from actors.learner.deepspeed_rank import DeepSpeedWorker
+    from actors.learner.deepspeed_worker import DeepSpeedWorker
     from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
     from actors.learner.worker_group import WorkerGroup, engine_config
     from stepwiser.training.grpo import GRPOLossConfig

@@ -12,7 +12,7 @@ from stepwiser.judging.judges import DiscriminativeJudge, GenerativeJudge, Judge
 
 
 @dataclass(frozen=True)
-class Contestant:
+class JudgeSpec:
     """A judge to score: a model directory and how it is asked."""
 
     name: str
@@ -21,31 +21,29 @@ class Contestant:
     force: str = ""
 
 
-def contestants(session: Session) -> Iterator[Contestant]:
+def judge_specs(session: Session) -> Iterator[JudgeSpec]:
     """The start, the start made to reason, the trained judge, the discriminative baseline."""
     start = judge_start(session)
-    yield Contestant("start", start, "generative")
+    yield JudgeSpec("start", start, "generative")
     if session.config.evaluate.forced_prefix:
-        yield Contestant(
-            "start, forced", start, "generative", session.config.evaluate.forced_prefix
-        )
+        yield JudgeSpec("start, forced", start, "generative", session.config.evaluate.forced_prefix)
     for name, kind in ((JUDGE, "generative"), (DISCRIMINATIVE, "discriminative")):
         path = session.store.model_dir(name)
         if (path / "config.json").is_file():
-            yield Contestant(name, str(path), kind)
+            yield JudgeSpec(name, str(path), kind)
 
 
 def make_judge(
     session: Session,
-    contestant: Contestant,
+    spec: JudgeSpec,
     pool: EnginePool,
     *,
     votes: int,
     temperature: float,
 ) -> Judge:
     """A judge over engines that already hold its weights."""
-    prompts = session.prompts(contestant.model)
-    if contestant.kind == "discriminative":
+    prompts = session.prompts(spec.model)
+    if spec.kind == "discriminative":
         return DiscriminativeJudge(pool, prompts)
     return GenerativeJudge(
         pool,
@@ -53,5 +51,5 @@ def make_judge(
         max_tokens=session.config.judge_max_tokens,
         votes=votes,
         temperature=temperature,
-        force=contestant.force,
+        force=spec.force,
     )
