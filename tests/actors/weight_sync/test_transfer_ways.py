@@ -125,7 +125,7 @@ def _gap(model: str, copy: list[bytes], scores: list[float]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("way", "stage", "colocated"),
+    ("backend", "stage", "colocated"),
     [("object_store", 2, False), ("nccl", 3, False), ("cuda_ipc", 3, True)],
 )
 def test_engines_agree_with_the_learner_after_each_publish(

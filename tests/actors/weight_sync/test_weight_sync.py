@@ -146,7 +146,7 @@ def test_a_bucket_is_a_safetensors_file_and_comes_apart_again():
     assert len(read) == 4
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", WAYS)
 def test_weights_that_were_sent_answer_exactly(engine, models, backend):
     learner = _Learner(engine, backend, _buckets(models[1]), 3, 60.0)
     learner.send()
@@ -173,7 +173,7 @@ def _giving_up(learner: _Learner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "trouble", "timeout_s", "words"),
+    ("backend", "trouble", "timeout_s", "words"),
     [
         ("nccl", _silence, 3.0, "not through after 3 s"),
         ("cuda_ipc", _silence, 3.0, "not through after 3 s"),
@@ -197,7 +197,7 @@ def test_a_transfer_that_breaks_off_changes_nothing_and_the_next_one_works(
     assert _gap(engine, models[1]) < TOLERANCE
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", WAYS)
 def test_the_learner_is_cut_too_when_no_engine_comes(backend):
     release = threading.Event()
     out = Outgoing(
@@ -246,7 +246,7 @@ def _buckets_of(engine: Engine) -> list[Bucket]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", WAYS)
 def test_between_two_processes_with_gpus(models, backend):
     """NCCL needs two GPUs; CUDA IPC needs a second process, since it opens nothing of its own."""
     if backend == "nccl" and torch.cuda.device_count() < 2:
