@@ -7,7 +7,6 @@ directory, so that any of them can be looked at, or gone on with, like any other
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from pipelines.evaluation.items import evaluation_items
 from pipelines.evaluation.judge_specs import JudgeSpec, make_judge
 from pipelines.monitoring.progress import make_console
 from pipelines.session.session import Session
+from pipelines.stages.runner import run_stage
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
 from stepwiser.config import RunConfig
 from stepwiser.data.records import Judgement, StepItem
@@ -162,7 +162,7 @@ def _run(session: Session, stages: Sequence[str]) -> None:
     for stage in stages:
         if stage == "label" and session.store.read_metrics("label"):
             continue  # made by an earlier start
-        importlib.import_module(f"pipelines.{stage}").run(session)
+        run_stage(session, stage)
 
 
 def _take_over(source: Path, target: Path) -> None:
