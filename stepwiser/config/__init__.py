@@ -1,4 +1,10 @@
-"""Configuration of a run; see `models` for every field."""
+"""The configuration of a run: one YAML file a scenario, every field described in its section.
+
+In: a file and `key=value` overrides. Out: a checked, frozen `RunConfig`, or a UserError that names
+the key, the value and the nearest key that exists. Also here: names that keys had before
+(`aliases`) and the share of the work that one of several clusters takes (`shard`). Importable
+without torch. What a run needs of a cluster is computed from it in `run/resource_plan`.
+"""
 
 from stepwiser.config.loading import difference, flatten, load_config, parse_config
 from stepwiser.config.models import (

@@ -1,0 +1,7 @@
+"""Data at the edges: rows, problems, final answers, solutions made elsewhere.
+
+In: JSON lines, Parquet, the Hub, the embedded generator. Out: the frozen rows that the stages hand
+each other, each with its Arrow schema (`records`), problems with reference answers that can be
+verified (`sources`), verdicts on final answers (`verifiers`), and solutions to be valued that the
+policy did not write (`imported`). What leaves for other libraries is in `run/export`.
+"""

@@ -1,0 +1,7 @@
+"""Text to token ids and back: chunks, prompts, segmenters, verdicts.
+
+In: problems, chunks, a model's tokenizer and chat template. Out: the ids a model reads
+(`prompt_format`), the chunks in what it wrote (`chunks`), a response with chunk tags put in
+(`segmentation`), the verdict in a judge's answer (`verdicts`). Prefixes are token-exact: the ids of
+a prefix are ids that the policy wrote. Nothing here samples or scores.
+"""

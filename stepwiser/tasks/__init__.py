@@ -1,4 +1,10 @@
-"""The embedded task: small arithmetic problems with an exact oracle, and a tiny base model."""
+"""The embedded task: small arithmetic problems with an exact oracle, and a tiny base model.
+
+Everything the method claims can be checked against the truth here, on a laptop. In: seeds. Out:
+problems, worked solutions, the index of the first wrong step, and the packaged model's folder.
+`pretrain` made that model and is never run by a stage. What judges are asked about edited steps of
+this task is in `evaluation/embedded_edits`. Other data sets do not belong here but in `data/`.
+"""
 
 from __future__ import annotations
 
