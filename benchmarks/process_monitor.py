@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
+
+from stepwiser.run.periodic import repeating
 
 SAMPLE_S = 1.0
 DRIVER = "driver"
@@ -47,28 +47,17 @@ class Watch:
         self._finished = finished
         self._spent: dict[int, tuple[str, float]] = {}
         self._me = psutil.Process()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
+        self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._exits.enter_context(repeating(self._look, SAMPLE_S))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-        self.moments.append(self._look())
+    def __exit__(self, *error: object) -> None:
+        self._exits.close()
+        self._look()
 
-    def _look_on(self) -> None:
-        while not self._end.wait(SAMPLE_S):
-            self.moments.append(self._look())
-
-    def _look(self) -> Moment:
+    def _look(self) -> None:
         memory: dict[str, int] = {}
         for process in [self._me, *self._me.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
@@ -80,7 +69,8 @@ class Watch:
         cpu: dict[str, float] = {}
         for name, seconds in self._spent.values():
             cpu[name] = cpu.get(name, 0.0) + seconds
-        return Moment(time.monotonic(), self._finished(), cpu, memory, measure_yardstick())
+        now, done = time.monotonic(), self._finished()
+        self.moments.append(Moment(now, done, cpu, memory, measure_yardstick()))
 
 
 def measure_yardstick() -> float:

@@ -20,6 +20,7 @@ from actors.learner.checkpoints import mend
 from actors.learner.deepspeed_worker import EngineConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, MetricsTail
+from stepwiser.run.periodic import repeating
 
 
 @dataclass(frozen=True)
@@ -277,19 +278,11 @@ def _followed(
         yield
         return
     tail = MetricsTail(path, kinds, Path(path).stat().st_size if Path(path).exists() else 0)
-    stop = threading.Event()
 
     def follow() -> None:
-        while not stop.wait(0.5):
-            for line in tail.read():
-                callback(line)
+        for line in tail.read():
+            callback(line)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with repeating(follow, 0.5):
         yield
-    finally:
-        stop.set()
-        thread.join()
-    for line in tail.read():
-        callback(line)
+    follow()

@@ -12,7 +12,6 @@ import math
 import threading
 from collections import deque
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self
 
 from ray.exceptions import RayError, RayTaskError
@@ -91,12 +90,7 @@ class LiveAnnotation:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._given_up = kind is not None
         self._over.set()
         # Units under way are finished, as they have been paid for, unless training has failed.

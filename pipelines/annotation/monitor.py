@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Any, Self
 
 from ray.exceptions import RayError
@@ -32,6 +31,7 @@ from stepwiser.annotation.throughput import (
     Figures,
     ThroughputMonitor,
 )
+from stepwiser.run.periodic import repeating
 from stepwiser.run.status import work_before
 from stepwiser.run.units import UnitLog, finished_units, planned_units, read_log
 
@@ -81,8 +81,6 @@ class AnnotationMonitor:
         self._counters: CounterSnapshot = {}
         self._due_curve = self._due_log = time.monotonic()
         self._warned = False
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="annotation-monitor", daemon=True)
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
@@ -91,19 +89,13 @@ class AnnotationMonitor:
         )
         self._exits.enter_context(self._curve)
         self._exits.callback(self._metrics.close)
-        self._thread.start()
+        self._exits.callback(self._tracker.show)
+        self._exits.callback(self._look, last=True)
+        self._exits.enter_context(repeating(self._look, POLL_S, "annotation-monitor"))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-        self._tracker.show()
-        self._exits.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)
 
     def finished(self, counts: Mapping[str, int]) -> None:
         """A unit is done."""
@@ -112,15 +104,12 @@ class AnnotationMonitor:
 
     # --- the thread -----------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        last = False
-        while not last:
-            last = self._over.wait(POLL_S)
-            try:
-                self._poll(last)
-            except Exception as error:
-                # What is only watched must not end what is worked at.
-                self._warn(f"{type(error).__name__}: {error}")
+    def _look(self, last: bool = False) -> None:
+        try:
+            self._poll(last)
+        except Exception as error:
+            # What is only watched must not end what is worked at, whatever fails.
+            self._warn(f"{type(error).__name__}: {error}")
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from datetime import timedelta
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
@@ -18,6 +17,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+from stepwiser.run.periodic import repeating
 
 SECONDS_BETWEEN_LINES = 10.0
 LOG_COLUMNS = 120
@@ -54,7 +55,7 @@ class Tracker:
         self._already = done
         self._started = time.monotonic()
         self._note = ""
-        self._over = threading.Event()
+        self._exits = ExitStack()
         self._bar: _Bar | None = None
         if console.is_terminal:
             self._bar = _Bar(
@@ -71,22 +72,14 @@ class Tracker:
             )
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
-        else:
-            threading.Thread(target=self._tell, daemon=True).start()
+        # A log shows a stage alive also while nothing gets done.
+        shown = self._bar or repeating(self._say, SECONDS_BETWEEN_LINES)
+        self._exits.enter_context(shown)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        if self._bar:
-            self._bar.stop()
-        elif kind is None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._exits.close()
+        if not self._bar and kind is None:
             self._say(last=True)
 
     @property
@@ -132,11 +125,6 @@ class Tracker:
             self._bar.update(self._task, eta="")
         else:
             self._note = note
-
-    def _tell(self) -> None:
-        """From a thread of its own: a log shows a stage alive also while nothing gets done."""
-        while not self._over.wait(SECONDS_BETWEEN_LINES):
-            self._say()
 
     def _say(self, last: bool = False) -> None:
         words = f"{self.title}: {self.done}/{self.total} {self.unit}, {self.elapsed:.0f} s"

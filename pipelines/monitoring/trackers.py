@@ -8,7 +8,6 @@ import queue
 import threading
 import uuid
 from functools import cached_property
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -80,12 +79,7 @@ class MetricsLogger:
         if figures:
             self._run.log({**figures, axis: row["step"]}, commit=False)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
 
 
@@ -116,12 +110,7 @@ class BackgroundLogger:
         if self._thread.is_alive():
             self._rows.put(row)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._rows.put(kind)
         self._thread.join(FINISH_S)
         if self._thread.is_alive():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
+
+from stepwiser.run.periodic import repeating
 
 SECONDS_BETWEEN_SAMPLES = 2.0
 
@@ -64,31 +65,17 @@ def memory_of_run() -> int:
     return total + shared
 
 
-class Meter:
-    """Samples memory in the background while a stage runs."""
+@contextlib.contextmanager
+def metered(usage: Usage) -> Iterator[None]:
+    """Count the block's seconds and its largest memory, sampled meanwhile, into ``usage``."""
 
-    def __init__(self, usage: Usage) -> None:
-        self.usage = usage
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+    def sample() -> None:
+        usage.peak_memory_gb = max(usage.peak_memory_gb, memory_of_run() / 1e9)
 
-    def __enter__(self) -> Self:
-        self._started = time.monotonic()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.usage.seconds = time.monotonic() - self._started
-
-    def _sample(self) -> None:
-        while True:
-            self.usage.peak_memory_gb = max(self.usage.peak_memory_gb, memory_of_run() / 1e9)
-            if self._stop.wait(SECONDS_BETWEEN_SAMPLES):
-                return
+    started = time.monotonic()
+    sample()
+    try:
+        with repeating(sample, SECONDS_BETWEEN_SAMPLES):
+            yield
+    finally:
+        usage.seconds = time.monotonic() - started

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import ray
@@ -19,7 +18,7 @@ from rich.console import Console
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
 from pipelines.monitoring.progress import Tracker, make_console
-from pipelines.monitoring.usage import Meter, Usage
+from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options
 from pipelines.session.plan_table import local_cpus, plan_table, shortfalls
 from stepwiser.config import DataConfig, RunConfig
@@ -156,12 +155,7 @@ class Session:
                 "busy"
             ) from error
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._old_term)
         # Whatever fails of these, the others are done: a Ray that is left would keep its engines.
         with contextlib.ExitStack() as ends:
@@ -186,7 +180,7 @@ class Session:
         others = sum(need.total["GPU"] for need in plan.needs if need.role != "engine")
         held = self.engine_gpu_seconds
         try:
-            with Meter(usage):
+            with metered(usage):
                 before = self._tokens()
                 yield usage
                 after = self._tokens()
