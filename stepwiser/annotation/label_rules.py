@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -16,14 +16,79 @@ T = TypeVar("T")
 
 
 class LabelRule(StrEnum):
-    """When a chunk is good (``True``, Positive), from its value Q_i and the one before, Q_{i-1}."""
+    """When a chunk is good (``True``, Positive), from its value Q_i and the one before, Q_{i-1}.
+
+    `DEFINITIONS` has what each of them is; a further one needs an entry there, a name here and in
+    `config.models.RuleConfig`, and nothing else.
+    """
 
     ABS_Q = "abs_q"
-    """Q_i > 0: the right answer can still be reached."""
     REL_EFFECTIVE = "rel_effective"
-    """Q_i + α · (Qμ_i − Qμ_{i−1}) > 0, where μ is the best-of-n policy."""
     REL_RATIO = "rel_ratio"
-    """Q_i / Q_{i−1} > γ; where Q_{i−1} = 0, the rule is Q_i > 0."""
+
+    @property
+    def definition(self) -> RuleDefinition:
+        return DEFINITIONS[self]
+
+
+@dataclass(frozen=True)
+class RuleParameters:
+    """What rules may depend on besides the two values; each reads its own of them."""
+
+    alpha: float
+    gamma: float
+    best_of: int
+
+
+@dataclass(frozen=True)
+class RuleDefinition:
+    """A label rule, for the code that labels and for the people who read of it.
+
+    Whatever `positive` computes must rise with Q_i and not rise with Q_{i-1}: early stopping takes
+    the extreme outcomes for the two ends of what is possible.
+    """
+
+    positive: Callable[[float, float, RuleParameters], bool]
+    """Of (Q_{i-1}, Q_i, parameters)."""
+    title: str
+    formula: str
+    """In words, with the parameters in braces."""
+    parameters: tuple[str, ...] = ()
+    """Those that it reads, by their names in the configuration."""
+    reads_previous: bool = True
+    """Whether Q_{i-1} matters, so that its rollouts stand behind the label too."""
+
+
+def _rel_effective(old: float, new: float, p: RuleParameters) -> bool:
+    return _exceeds(new + p.alpha * (best_of_n(new, p.best_of) - best_of_n(old, p.best_of)), 0.0)
+
+
+def _rel_ratio(old: float, new: float, p: RuleParameters) -> bool:
+    return new > 0 if old == 0 else _exceeds(new / old, p.gamma)
+
+
+DEFINITIONS: dict[LabelRule, RuleDefinition] = {
+    LabelRule.ABS_Q: RuleDefinition(
+        lambda old, new, p: new > 0,
+        "Abs-Q",
+        "Positive if the value after the step is above 0",
+        reads_previous=False,
+    ),
+    LabelRule.REL_EFFECTIVE: RuleDefinition(
+        _rel_effective,
+        "Rel-Effective",
+        "α = {alpha:g}, n = {best_of}: Positive if the value plus α times the change of the "
+        "best-of-n value is above 0",
+        ("alpha", "best_of"),
+    ),
+    LabelRule.REL_RATIO: RuleDefinition(
+        _rel_ratio,
+        "Rel-Ratio",
+        "γ = {gamma:g}: Positive if the value is more than γ times the value before the step",
+        ("gamma",),
+    ),
+}
+"""Paper, section 3.2; where Q_{i-1} = 0, Rel-Ratio is Q_i > 0."""
 
 
 def label_chunks(
@@ -56,7 +121,9 @@ def label_chunks(
         if not 0.0 <= q <= 1.0:
             raise ValueError(f"Q_{i} must lie in 0..1, got {q}")
     _check_parameters(alpha, gamma)
-    return [_label(rule, old, new, alpha, gamma, best_of) for old, new in pairwise(path)]
+    parameters = RuleParameters(alpha, gamma, best_of)
+    positive = rule.definition.positive
+    return [positive(old, new, parameters) for old, new in pairwise(path)]
 
 
 def label_if_decided(
@@ -88,19 +155,10 @@ def label_if_decided(
     for name, (low, high) in (("before", before), ("current", current)):
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"{name} must be a rising range within 0..1, got {(low, high)}")
-    worst = _label(rule, before[1], current[0], alpha, gamma, best_of)
-    best = _label(rule, before[0], current[1], alpha, gamma, best_of)
+    parameters = RuleParameters(alpha, gamma, best_of)
+    worst = rule.definition.positive(before[1], current[0], parameters)
+    best = rule.definition.positive(before[0], current[1], parameters)
     return worst if worst == best else None
-
-
-def _label(
-    rule: LabelRule, old: float, new: float, alpha: float, gamma: float, best_of: int
-) -> bool:
-    if rule is LabelRule.ABS_Q:
-        return new > 0
-    if rule is LabelRule.REL_EFFECTIVE:
-        return _exceeds(new + alpha * (best_of_n(new, best_of) - best_of_n(old, best_of)), 0.0)
-    return new > 0 if old == 0 else _exceeds(new / old, gamma)
 
 
 def _exceeds(value: float, threshold: float) -> bool:

@@ -66,12 +66,9 @@ class Question:
         )
 
     def __str__(self) -> str:
-        parameters = {
-            LabelRule.ABS_Q: "",
-            LabelRule.REL_EFFECTIVE: f"(alpha={self.alpha:g}, best_of={self.best_of})",
-            LabelRule.REL_RATIO: f"(gamma={self.gamma:g})",
-        }
-        return f"{self.rule}{parameters[self.rule]}"
+        names = self.rule.definition.parameters
+        parameters = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
+        return f"{self.rule}({parameters})" if parameters else str(self.rule)
 
 
 @dataclass(frozen=True)
@@ -286,8 +283,8 @@ class _IsLabel:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        absolute = self.question.rule is LabelRule.ABS_Q
-        return (self.chunk,) if absolute else (self.chunk - 1, self.chunk)
+        previous = self.question.rule.definition.reads_previous
+        return (self.chunk - 1, self.chunk) if previous else (self.chunk,)
 
     def settled(self, path: ValuePath, error_bound: float) -> bool:
         before, current = path[self.chunk - 1], path[self.chunk]

@@ -35,8 +35,6 @@ from stepwiser.data.sources import (
 )
 from stepwiser.data.verifiers import (
     AnswerChecker,
-    ExactChecker,
-    MathVerifyChecker,
     boxed_answer,
     unverifiable,
 )
@@ -70,9 +68,7 @@ class ImportedProblem(Problem):
         return content_id(self.problem_id, *parts)
 
 
-def load_imported(
-    source: str, data: DataConfig, checker: ExactChecker | MathVerifyChecker
-) -> ProblemSet:
+def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> ProblemSet:
     """Read a file of trajectories; its problems in order of first appearance.
 
     Args:

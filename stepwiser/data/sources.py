@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stepwiser.config import DataConfig
 from stepwiser.data.records import Problem, StepItem, content_id
-from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker, boxed_answer, unverifiable
+from stepwiser.data.verifiers import AnswerChecker, boxed_answer, unverifiable
 from stepwiser.errors import UserError
 
 
@@ -35,7 +35,7 @@ class ProblemSet:
     rejected: list[Rejected]
 
 
-def load_problems(config: DataConfig, checker: ExactChecker | MathVerifyChecker) -> ProblemSet:
+def load_problems(config: DataConfig, checker: AnswerChecker) -> ProblemSet:
     """Read, deduplicate, verify and shuffle.
 
     Raises UserError where the source does not exist, a column is missing, or nothing is usable.
@@ -108,7 +108,7 @@ def _rows(config: DataConfig) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]]
     if path.is_file():
         rows = read_rows(path)
-    elif path.suffix in {".jsonl", ".json", ".parquet"}:
+    elif path.suffix in READERS:
         raise UserError(f"dataset file {path} does not exist")
     else:
         rows = _read_hub(config)
@@ -124,21 +124,43 @@ def _rows(config: DataConfig) -> list[Mapping[str, Any]]:
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of a JSON, JSON-lines or Parquet file.
+    """Rows of a file, read as its ending says (`READERS`); JSON lines for any other ending.
 
     Raises UserError where it is not valid JSON.
     """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+    return READERS.get(path.suffix, _read_json_lines)(path)
 
-        return list(pq.read_table(path).to_pylist())
+
+def _read_parquet(path: Path) -> list[Mapping[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_table(path).to_pylist())
+
+
+def _read_json(path: Path) -> list[Mapping[str, Any]]:
+    """One array, or JSON lines all the same."""
     text = path.read_text()
+    if not text.lstrip().startswith("["):
+        return _read_json_lines(path)
     try:
-        if path.suffix == ".json" and text.lstrip().startswith("["):
-            return list(json.loads(text))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return list(json.loads(text))
     except json.JSONDecodeError as error:
         raise UserError(f"dataset file {path} is not valid JSON: {error}") from error
+
+
+def _read_json_lines(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"dataset file {path} is not valid JSON: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], list[Mapping[str, Any]]]] = {
+    ".parquet": _read_parquet,
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+}
+"""By the ending of a file's name; a further format needs an entry here and nothing else."""
 
 
 def _read_hub(config: DataConfig) -> list[Mapping[str, Any]]:

@@ -13,11 +13,11 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
-from typing import Literal, Protocol
+from typing import Protocol
 
 REMEMBERED = 100_000
 """Verdicts that a checker keeps: those of the problems under way, not of all there ever were."""
@@ -43,7 +43,13 @@ class AnswerChecker(Protocol):
         """Whether `check` answers at once."""
         ...
 
-    def close(self) -> None: ...
+    def verifies(self, reference: str) -> bool:
+        """Whether any response could be checked against this reference."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held; the checker may be asked again afterwards."""
+        ...
 
 
 async def check_all(
@@ -66,6 +72,10 @@ class ExactChecker:
     def knows(self, answer: str | None, reference: str) -> bool:
         """Comparing takes no time."""
         return True
+
+    def verifies(self, reference: str) -> bool:
+        """Anything but nothing can be compared."""
+        return bool(reference.strip())
 
     def close(self) -> None:
         """Nothing is held."""
@@ -100,7 +110,7 @@ class MathVerifyChecker:
 
     def verifies(self, reference: str) -> bool:
         """Whether a reference answer can be checked at all: it must equal itself."""
-        return self._ask(reference, reference) is True
+        return bool(reference.strip()) and self._ask(reference, reference) is True
 
     def _ask(self, answer: str, reference: str) -> bool | None:
         key = (answer, reference)
@@ -169,19 +179,19 @@ def _verify(answer: str, reference: str, timeout_s: float) -> bool | None:
     return bool(verify(gold, given, timeout_seconds=seconds))
 
 
-def make_checker(
-    kind: Literal["exact", "math_verify"], timeout_s: float
-) -> ExactChecker | MathVerifyChecker:
+CHECKERS: dict[str, Callable[[float], AnswerChecker]] = {
+    "exact": lambda timeout_s: ExactChecker(),
+    "math_verify": MathVerifyChecker,
+}
+"""By the names of `answer_checker`, from the seconds that one check may take; a further one needs
+an entry here and its name there."""
+
+
+def make_checker(kind: str, timeout_s: float) -> AnswerChecker:
     """The checker a config asks for."""
-    return ExactChecker() if kind == "exact" else MathVerifyChecker(timeout_s)
+    return CHECKERS[kind](timeout_s)
 
 
-def unverifiable(checker: ExactChecker | MathVerifyChecker, references: Sequence[str]) -> list[int]:
+def unverifiable(checker: AnswerChecker, references: Sequence[str]) -> list[int]:
     """Indices of reference answers that no response could ever be checked against."""
-    if isinstance(checker, ExactChecker):
-        return [i for i, reference in enumerate(references) if not reference.strip()]
-    return [
-        i
-        for i, reference in enumerate(references)
-        if not reference.strip() or not checker.verifies(reference)
-    ]
+    return [i for i, reference in enumerate(references) if not checker.verifies(reference)]

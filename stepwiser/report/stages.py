@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from stepwiser.annotation.label_rules import DEFINITIONS
 from stepwiser.report.blocks import (
     ABSENT,
     Bar,
@@ -33,7 +34,7 @@ from stepwiser.report.reading import RunData
 MOST_EXACT_BINS = 33
 """Up to so many rollouts a histogram has one column for each possible share."""
 
-RULES = {"abs_q": "Abs-Q", "rel_effective": "Rel-Effective", "rel_ratio": "Rel-Ratio"}
+RULES = {str(rule): definition.title for rule, definition in DEFINITIONS.items()}
 
 
 def segmentation(data: RunData) -> Section | None:

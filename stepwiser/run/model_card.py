@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig
 from stepwiser.config.models import RuleConfig
 from stepwiser.run.model_exports import is_score
@@ -107,13 +108,9 @@ def model_card(config: RunConfig, training: Training) -> str:
 
 def rule_in_words(rule: RuleConfig) -> str:
     """The label rule with its parameters (paper section 3.2)."""
-    words = {
-        "abs_q": "Abs-Q: Positive if the value after the step is above 0",
-        "rel_effective": f"Rel-Effective, α = {rule.alpha:g}, n = {rule.best_of}: Positive if the "
-        "value plus α times the change of the best-of-n value is above 0",
-        "rel_ratio": f"Rel-Ratio, γ = {rule.gamma:g}: Positive if the value is more than γ times "
-        "the value before the step",
-    }[rule.rule]
+    definition = LabelRule(rule.rule).definition
+    formula = definition.formula.format_map(rule.model_dump())
+    words = f"{definition.title}{', ' if definition.parameters else ': '}{formula}"
     if rule.minimum_previous_value:
         words += f"; steps after a prefix valued below {rule.minimum_previous_value:g} are left out"
     return words

@@ -95,7 +95,8 @@ def rollouts_read(
                 trials |= {key: v.trials for key, v in zip(keys, own, strict=False)}
                 for chunk in range(len(own)):
                     if content_id(trajectory.trajectory_id, chunk) in read:
-                        first = chunk if rule is LabelRule.ABS_Q else max(0, chunk - 1)
+                        previous = rule.definition.reads_previous
+                        first = max(0, chunk - 1) if previous else chunk
                         wanted.update(keys[first : chunk + 1])
             used += sum(trials[key] for key in wanted)
             total += sum(trials.values())

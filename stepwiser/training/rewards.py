@@ -11,23 +11,6 @@ OUTCOME = "outcome"
 """Stands for the label rule where the label is the outcome of the whole solution."""
 
 
-def score_groups(
-    reward: str, prompts: Sequence[JudgePrompt], texts: Sequence[Sequence[str]]
-) -> list[list[float]]:
-    """Rewards of the sampled answers, by prompt and sample: as `train.reward` names them.
-
-    Args:
-        reward: `verdict`, `verdict_only` or `outcome`.
-        prompts: what was asked. For `outcome` with all steps of every solution, whose label is
-            whether its final answer is right (`outcome_prompts`).
-        texts: the answers to each prompt, equally many to all of one solution.
-    """
-    if reward == "outcome":
-        return _outcomes(prompts, texts)
-    one: Callable[[str, bool], float] = _verdict if reward == "verdict" else verdict_only_reward
-    return [[one(t, p.label) for t in row] for p, row in zip(prompts, texts, strict=True)]
-
-
 def verdict_reward(verdict: bool | None, label: bool) -> float:
     """1 if the verdict equals the label, else 0; no verdict is 0."""
     return float(verdict is not None and verdict == label)
@@ -45,10 +28,6 @@ def verdict_only_reward(generated_text: str, label: bool) -> float:
     return verdict_reward(parse_verdict(text), label)
 
 
-def _verdict(text: str, label: bool) -> float:
-    return verdict_reward(parse_verdict(text), label)
-
-
 def solution_reward(verdicts: Sequence[bool | None], correct: bool) -> float:
     """Reward of one judgement of a whole solution, by its final answer alone.
 
@@ -56,21 +35,6 @@ def solution_reward(verdicts: Sequence[bool | None], correct: bool) -> float:
     is so, else 0. A step without a verdict makes it 0, as for single verdicts.
     """
     return float(None not in verdicts and all(verdicts) is correct)
-
-
-def _outcomes(prompts: Sequence[JudgePrompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Sample k of every step of a solution makes up its judgement k, which earns one reward."""
-    steps: dict[str, list[int]] = {}
-    for position, prompt in enumerate(prompts):
-        steps.setdefault(prompt.trajectory_id, []).append(position)
-    rewards: list[list[float]] = [[] for _ in prompts]
-    for positions in steps.values():
-        correct = prompts[positions[0]].label
-        judgements = zip(*(map(parse_verdict, texts[i]) for i in positions), strict=True)
-        earned = [solution_reward(verdicts, correct) for verdicts in judgements]
-        for i in positions:
-            rewards[i] = earned
-    return rewards
 
 
 def outcome_prompts(trajectories: Iterable[Trajectory]) -> list[JudgePrompt]:
@@ -97,3 +61,53 @@ def outcome_prompts(trajectories: Iterable[Trajectory]) -> list[JudgePrompt]:
         for trajectory in trajectories
         for i, chunk in enumerate(trajectory.chunks)
     ]
+
+
+def _outcomes(prompts: Sequence[JudgePrompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Sample k of every step of a solution makes up its judgement k, which earns one reward."""
+    steps: dict[str, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        steps.setdefault(prompt.trajectory_id, []).append(position)
+    rewards: list[list[float]] = [[] for _ in prompts]
+    for positions in steps.values():
+        correct = prompts[positions[0]].label
+        judgements = zip(*(map(parse_verdict, texts[i]) for i in positions), strict=True)
+        earned = [solution_reward(verdicts, correct) for verdicts in judgements]
+        for i in positions:
+            rewards[i] = earned
+    return rewards
+
+
+def _one_by_one(reward: Callable[[str, bool], float]) -> GroupReward:
+    """Each answer for itself, by its text and its prompt's label."""
+
+    def score(prompts: Sequence[JudgePrompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        pairs = zip(prompts, texts, strict=True)
+        return [[reward(text, prompt.label) for text in row] for prompt, row in pairs]
+
+    return score
+
+
+GroupReward = Callable[[Sequence[JudgePrompt], Sequence[Sequence[str]]], list[list[float]]]
+"""From prompts and the answers to each to the reward of every answer."""
+
+REWARDS: dict[str, GroupReward] = {
+    "verdict": _one_by_one(lambda text, label: verdict_reward(parse_verdict(text), label)),
+    "verdict_only": _one_by_one(verdict_only_reward),
+    OUTCOME: _outcomes,
+}
+"""By the names of `train.reward`; a further one needs an entry here and its name there."""
+
+
+def score_groups(
+    reward: str, prompts: Sequence[JudgePrompt], texts: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """Rewards of the sampled answers, by prompt and sample: as `train.reward` names them.
+
+    Args:
+        reward: a key of `REWARDS`.
+        prompts: what was asked. For `outcome` with all steps of every solution, whose label is
+            whether its final answer is right (`outcome_prompts`).
+        texts: the answers to each prompt, equally many to all of one solution.
+    """
+    return REWARDS[reward](prompts, texts)
