@@ -152,10 +152,10 @@ class GRPOLoop:
         options: GRPOTrainOptions,
         collector: Any,
         worker: DeepSpeedWorker,
-        given: Mapping[str, Any] | None = None,
+        worker_config: Mapping[str, Any] | None = None,
     ) -> None:
-        """``given``: what Ray Train handed to this worker."""
-        self._given = given or {}
+        """``worker_config``: what Ray Train handed to this worker."""
+        self._worker_config = worker_config or {}
         self._options = options
         self._collector = collector
         self._worker = worker
@@ -168,7 +168,7 @@ class GRPOLoop:
         )
         self._evaluation = InlineEvaluation(
             options.evaluation,
-            self._given.get("evaluator"),
+            self._worker_config.get("evaluator"),
             worker,
             options.candidates_dir,
             options.steps,
@@ -216,7 +216,7 @@ class GRPOLoop:
             append_metrics(path, END, name, {"step": step - 1})
 
     def _restore(self) -> int:
-        with last_checkpoint(self._given) as directory:
+        with last_checkpoint(self._worker_config) as directory:
             if directory is None:
                 return 0
             return int(self._worker.load_checkpoint(directory)["step"])

@@ -1,8 +1,8 @@
-"""The line of one transfer: who speaks with whom, and how it is cut when somebody stops answering.
+"""Where the two ends of a transfer meet, and how it is cut when somebody stops answering.
 
 Neither an NCCL broadcast nor a lost peer ends by itself. So whatever may block runs on a thread of
-its own (`run_watched`), the thread that waits for it has a deadline, and one word on the line ends
-the transfer for all that take part.
+its own (`run_watched`), the thread that waits for it has a deadline, and one word at the
+rendezvous ends the transfer for all that take part.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def run_watched(work: Callable[[], T], check: Callable[[], None], device: torch.
     except TransferFailed:
         raise
     except torch.distributed.DistError as error:
-        raise TransferFailed(f"the line is broken: {_first(error)}") from error
+        raise TransferFailed(f"the connection is broken: {_first(error)}") from error
     except Exception as error:
         raise TransferFailed(f"{type(error).__name__}: {_first(error)}") from error
 
