@@ -1,4 +1,4 @@
-"""Weights sent straight into a real engine: buckets, the line, and transfers that break off."""
+"""Weights sent straight into a real engine: buckets, the rendezvous, and transfers that break off."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _silence(learner: _Learner) -> None:
 
 
 def _death(learner: _Learner) -> None:
-    """The learner's process, and with it the line, is gone after the first bucket."""
+    """The learner's process, and with it the rendezvous, is gone after the first bucket."""
     learner.send(last=1)
     learner.out._rendezvous._store = None
 
@@ -177,7 +177,7 @@ def _giving_up(learner: _Learner) -> None:
     [
         ("nccl", _silence, 3.0, "not through after 3 s"),
         ("cuda_ipc", _silence, 3.0, "not through after 3 s"),
-        ("cuda_ipc", _death, 300.0, "line is broken"),
+        ("cuda_ipc", _death, 300.0, "connection is broken"),
         ("nccl", _giving_up, 300.0, "out of patience"),
         ("cuda_ipc", _giving_up, 300.0, "out of patience"),
     ],
