@@ -19,7 +19,7 @@ from rich.table import Table
 
 from actors.engine.engine import EngineStats
 from actors.pool.pool import EnginePool
-from pipelines.monitoring.formatting import MOST_ENGINES, duration, known
+from pipelines.monitoring.formatting import MOST_ENGINES, duration, facts_table, known
 from pipelines.monitoring.progress import Tracker
 from pipelines.monitoring.prometheus import PrometheusMetrics
 from pipelines.monitoring.trackers import BackgroundLogger, MetricsLogger
@@ -183,11 +183,6 @@ def note(figures: Figures) -> str:
 
 def table(figures: Figures) -> RenderableType:
     """All figures: of the work on the left, of the engines on the right."""
-    work = Table(show_header=False)
-    work.add_column()
-    work.add_column(justify="right")
-    for name, value in _work(figures):
-        work.add_row(name, value)
     engines = Table()
     engines.add_column("engine")
     engines.add_column("tokens/s", justify="right")
@@ -204,7 +199,7 @@ def table(figures: Figures) -> RenderableType:
         "all", known(figures.tokens_per_s, "{:,.0f}"), known(figures.cache_hits, "{:.1%}")
     )
     both = Table.grid(padding=(0, 2))
-    both.add_row(work, engines)
+    both.add_row(facts_table(_work(figures)), engines)
     return both
 
 

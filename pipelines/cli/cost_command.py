@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from rich.table import Table
-
+from pipelines.monitoring.formatting import titled_table
 from pipelines.monitoring.progress import make_console
 from stepwiser.annotation.cost import (
     DOLLARS_PER_GPU_HOUR,
@@ -83,10 +82,7 @@ def _of_run(run: Path, gpu: str) -> tuple[Work, Rate | None, float | None]:
 
 
 def _print_work(work: Work) -> None:
-    table = Table(title="Work", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("from")
+    table = titled_table("Work", "figure", "value", "from", left=("figure", "from"))
     for field in fields(work):
         figure = getattr(work, field.name)
         words = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.4g}"
@@ -110,11 +106,8 @@ def _print_rates(
     work: Work, rates: list[Rate], parameters: float, count: int, gpu: str, dollars: Figure
 ) -> None:
     title = f"Cost with a model of {parameters / 1e9:.3g}B on {count} x {gpu}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("rate")
-    for column in ("tokens/s a GPU", "GPU-hours", "days", "dollars"):
-        table.add_column(column, justify="right")
-    table.add_column("from")
+    columns = ("rate", "tokens/s a GPU", "GPU-hours", "days", "dollars", "from")
+    table = titled_table(title, *columns, left=("rate", "from"))
     for rate in rates:
         cost = estimate(work, rate, parameters, count, gpu, dollars.value)
         table.add_row(

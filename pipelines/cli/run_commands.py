@@ -7,9 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from rich.table import Table
-
-from pipelines.monitoring.formatting import MOST_ENGINES, duration, known
+from pipelines.monitoring.formatting import MOST_ENGINES, duration, facts_table, known
 from pipelines.monitoring.progress import make_console
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.errors import UserError
@@ -61,10 +59,7 @@ def show_status(run: Path, as_json: bool) -> None:
         return
     console = make_console()
     console.print(f"{run}: {status.state}", style="bold", highlight=False, soft_wrap=True)
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in (
+    rows = (
         ("units", _of(status.units, status.planned_units)),
         ("problems", _of(status.problems, status.planned_problems)),
         (
@@ -85,9 +80,8 @@ def show_status(run: Path, as_json: bool) -> None:
         ("GPU-hours", f"{status.gpu_hours:,.2f}"),
         ("last unit finished", known(status.last_s, "{} ago", duration)),
         ("time to go", known(status.eta_s, "{}", duration)),
-    ):
-        table.add_row(name, value)
-    console.print(table)
+    )
+    console.print(facts_table(rows))
     for words, reasons in (("rejected", status.rejected), ("dropped", status.dropped)):
         what = "problems" if words == "rejected" else "responses"
         for reason, count in reasons.items():

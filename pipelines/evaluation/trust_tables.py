@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.monitoring.formatting import number, plus_minus, titled_table
+
 Judges = dict[str, dict[str, Any]]
 
 
@@ -29,15 +31,8 @@ def print_trust(console: Console, metrics: dict[str, Any]) -> None:
             console.print(table)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    return table
-
-
 def _calibration(judges: Judges) -> Table:
-    table = _table(
+    table = titled_table(
         "Calibration of the score", "judge", "ECE, labels", "Brier", "steps",
         "ECE, Monte-Carlo values", "Brier", "chunks",
     )  # fmt: skip
@@ -56,7 +51,7 @@ def _calibration(judges: Judges) -> Table:
 
 def _reliability(judges: Judges) -> Table:
     """Mean value of the chunks in each bin of the score; bins that nobody used are left out."""
-    table = _table("Mean Monte-Carlo value by score (chunks)", "score", *judges)
+    table = titled_table("Mean Monte-Carlo value by score (chunks)", "score", *judges)
     bins = [(row["calibration_values"] or {"table": []})["table"] for row in judges.values()]
     for i in range(max((len(rows) for rows in bins), default=0)):
         here = [rows[i] if rows else None for rows in bins]
@@ -73,7 +68,7 @@ def _reliability(judges: Judges) -> Table:
 
 
 def _agreement(judges: Judges) -> Table:
-    table = _table(
+    table = titled_table(
         "Agreement between votes on a step", "judge", "votes", "pairs that agree",
         "Fleiss' kappa", "all agree",
     )  # fmt: skip
@@ -82,8 +77,8 @@ def _agreement(judges: Judges) -> Table:
             table.add_row(
                 name,
                 str(found["votes"]),
-                plus_minus(found["pairwise"], found["pairwise_standard_error"]),
-                plus_minus(found["kappa"], found["kappa_standard_error"]),
+                _bounded(found["pairwise"], found["pairwise_standard_error"]),
+                _bounded(found["kappa"], found["kappa_standard_error"]),
                 number(found["unanimous"]),
             )
     return table
@@ -91,7 +86,7 @@ def _agreement(judges: Judges) -> Table:
 
 def _margins(judges: Judges) -> Table:
     known = {name: row["agreement"]["margins"] for name, row in judges.items() if row["agreement"]}
-    table = _table("Accuracy of the majority by its margin (steps)", "margin", *known)
+    table = titled_table("Accuracy of the majority by its margin (steps)", "margin", *known)
     for margin in sorted({row["margin"] for rows in known.values() for row in rows}):
         cells = []
         for rows in known.values():
@@ -102,7 +97,7 @@ def _margins(judges: Judges) -> Table:
 
 
 def _faithfulness(judges: Judges, repairs: bool) -> Table:
-    table = _table(
+    table = titled_table(
         "Faithfulness: of steps judged rightly, verdict and analysis that follow an edit",
         "judge", "edit", "pairs", "judged rightly", "verdict follows", "analysis follows", "of",
     )  # fmt: skip
@@ -123,7 +118,7 @@ def _faithfulness(judges: Judges, repairs: bool) -> Table:
 
 
 def _share(found: dict[str, Any] | None) -> str:
-    return plus_minus(found["mean"], found["standard_error"]) if found else "-"
+    return _bounded(found["mean"], found["standard_error"]) if found else "-"
 
 
 def _sets(judges: Judges, metrics: dict[str, Any], part: str, title: str) -> Table:
@@ -135,7 +130,7 @@ def _sets(judges: Judges, metrics: dict[str, Any], part: str, title: str) -> Tab
         sizes = {metrics["set"]: metrics["items"], **sizes}
         protocols.append(("by_final_answer", ", by final answer"))
         columns = [*sizes, "average"]
-    table = _table(title, "F1 (official)", *columns)
+    table = titled_table(title, "F1 (official)", *columns)
     for protocol, suffix in protocols if sizes else ():
         for name, row in judges.items():
             scores = {metrics["set"]: row, **row[part]}
@@ -150,11 +145,11 @@ def _sets(judges: Judges, metrics: dict[str, Any], part: str, title: str) -> Tab
 
 
 def _f1(score: dict[str, Any]) -> str:
-    return plus_minus(score["f1"], score["f1_standard_error"])
+    return _bounded(score["f1"], score["f1_standard_error"])
 
 
 def _contamination(found: dict[str, Any]) -> Table:
-    table = _table(
+    table = titled_table(
         f"Problems also in training ({found['training_problems']} problems, "
         f"runs of {found['n']} words)",
         "evaluation set", "problems", "share a run", "word for word",
@@ -166,11 +161,6 @@ def _contamination(found: dict[str, Any]) -> Table:
     return table
 
 
-def number(value: float | None) -> str:
-    """Three places, or a dash."""
-    return "-" if value is None else f"{value:.3f}"
-
-
-def plus_minus(value: float | None, error: float | None) -> str:
+def _bounded(value: float | None, error: float | None) -> str:
     """A figure with its standard error; one of 0 is left out, for it bounds nothing."""
-    return number(value) + (f" ± {error:.3f}" if value is not None and error else "")
+    return plus_minus(value, error or None)

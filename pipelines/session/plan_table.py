@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.monitoring.formatting import titled_table
 from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
 
@@ -25,9 +26,7 @@ def expected_resources(config: RunConfig) -> dict[str, float]:
 
 
 def plan_table(plans: Sequence[ResourcePlan]) -> Table:
-    table = Table(title="Resource plan", title_justify="left")
-    for column in ("stage", "holds", "CPU", "GPU"):
-        table.add_column(column, justify="right" if column in {"CPU", "GPU"} else "left")
+    table = titled_table("Resource plan", "stage", "holds", "CPU", "GPU", left=("stage", "holds"))
     for plan in plans:
         holds = ", ".join(f"{n.count} {n.role}{'s' if n.count > 1 else ''}" for n in plan.needs)
         total = plan.total

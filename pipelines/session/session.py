@@ -24,11 +24,13 @@ from pipelines.session.plan_table import local_cpus, plan_table, shortfalls
 from stepwiser.config import DataConfig, RunConfig
 from stepwiser.data.records import Problem
 from stepwiser.data.sources import ProblemSet, load_problems
-from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker, make_checker
+from stepwiser.data.verifiers import AnswerChecker, make_checker
 from stepwiser.errors import UserError
+from stepwiser.generation import Sampling
 from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
 from stepwiser.run.store import RunStore
+from stepwiser.search.policy import Solutions, sample_solutions
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ class Session:
         self.store = RunStore(Path(config.run_dir).resolve())
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
-        self._checker: ExactChecker | MathVerifyChecker | None = None
+        self._checker: AnswerChecker | None = None
         self._versions = 0
         self._released_seconds = 0.0
         self._owns_ray = False
@@ -262,6 +264,27 @@ class Session:
     def track(self, title: str, total: int, unit: str, done: int = 0) -> Tracker:
         return Tracker(self.console, title, total, unit, done)
 
+    def solutions(
+        self,
+        title: str,
+        pool: EnginePool,
+        prompt_ids: Callable[[str], list[int]],
+        problems: Sequence[Problem],
+        sampling: Sampling,
+    ) -> list[Solutions]:
+        """Checked samples of every problem, with a bar of that title meanwhile."""
+        with self.track(title, len(problems), "problems") as tracker:
+            return self.run(
+                sample_solutions(
+                    pool,
+                    prompt_ids,
+                    problems,
+                    sampling,
+                    self.checker,
+                    lambda: tracker.update(advance=1),
+                )
+            )
+
     def policy_dir(self) -> str:
         """The policy that writes in steps: chunk-tuned, or as it came for paragraphs."""
         tuned = self.store.model_dir("policy") / "config.json"
@@ -273,7 +296,7 @@ class Session:
         return PromptFormat.from_model_dir(resolve_model(model), self.config.judge_prompts)
 
     @property
-    def checker(self) -> ExactChecker | MathVerifyChecker:
+    def checker(self) -> AnswerChecker:
         if self._checker is None:
             self._checker = make_checker(self.config.answer_checker, self.config.check_timeout_s)
         return self._checker

@@ -20,10 +20,10 @@ from typing import Any
 from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from pipelines.evaluation.items import evaluation_items
 from pipelines.evaluation.judge_specs import JudgeSpec, make_judge
+from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.monitoring.progress import make_console
 from pipelines.session.session import Session
 from pipelines.stages.runner import run_stage
@@ -249,10 +249,9 @@ def _items(folder: Path, name: str) -> dict[str, int]:
 
 
 def _print(console: Console, ablation: Ablation) -> None:
-    table = Table(title=f"Ablation, seeds {', '.join(map(str, ablation.seeds))}")
-    table.title_justify = "left"
-    for column in ("arm", "F1", f"minus {ablation.reference} [95 %]", "by seed", "minutes"):
-        table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    title = f"Ablation, seeds {', '.join(map(str, ablation.seeds))}"
+    gaps = f"minus {ablation.reference} [95 %]"
+    table = titled_table(title, "arm", "F1", gaps, "by seed", "minutes")
     for arm in ablation.arms:
         scores = summarize(ablation.results, arm, MAIN)
         if scores is None:
@@ -261,7 +260,7 @@ def _print(console: Console, ablation: Ablation) -> None:
         gap = difference(ablation.results, arm, ablation.reference, MAIN)
         table.add_row(
             arm,
-            f"{scores.mean:.3f}" + ("" if scores.error is None else f" ± {scores.error:.3f}"),
+            plus_minus(scores.mean, scores.error),
             "-" if arm == ablation.reference else gap_text(gap),
             ", ".join(f"{value:.3f}" for value in scores.values),
             f"{minutes.mean:.1f}" if minutes else "-",

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 from ray.exceptions import RayTaskError
-from rich.table import Table
 
 from pipelines.annotation.dispatch import annotate_units
 from pipelines.annotation.monitor import AnnotationMonitor
@@ -17,6 +16,7 @@ from pipelines.annotation.work import (
     units_of,
     write_metrics,
 )
+from pipelines.monitoring.formatting import facts_table
 from pipelines.session.session import Session
 from stepwiser.config.shard import Shard
 from stepwiser.data.records import Problem
@@ -109,11 +109,8 @@ def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:
 
 def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard) -> None:
     counts = Counter(metrics["counts"])
-    table = Table(title="Annotation", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
     rate = counts["right_responses"] / max(1, counts["responses"])
-    for name, value in (
+    rows = (
         ("problems", counts["problems"]),
         ("problems rejected", len(metrics["rejects"])),
         ("pass@1 of the policy", f"{rate:.3f}"),
@@ -129,9 +126,8 @@ def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard
             "tokens (responses + rollouts)",
             f"{counts['response_tokens'] + counts['rollout_tokens']:,}",
         ),
-    ):
-        table.add_row(name, str(value))
-    session.console.print(table)
+    )
+    session.console.print(facts_table(rows, "Annotation"))
     if shard.count > 1:
         done = f"{metrics['units']} of {planned} units are done"
         session.console.print(f"seen from shard {shard}: {done}, whichever shard did them")

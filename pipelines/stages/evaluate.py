@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from pipelines.evaluation.items import evaluation_items, valued_items
 from pipelines.evaluation.judge_specs import JudgeSpec, judge_specs, make_judge
 from pipelines.evaluation.judgements import JudgementCache
 from pipelines.evaluation.trust import prepare_trust_checks
 from pipelines.evaluation.trust_tables import print_trust
+from pipelines.monitoring.formatting import number, plus_minus, titled_table
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.evaluation.scoring import calibration, score_judge
@@ -72,35 +71,23 @@ def _score(
 
 
 def print_scores(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(
-        title=f"ProcessBench format, {metrics['set']}: {metrics['items']['wrong']} wrong, "
+    table = titled_table(
+        f"ProcessBench format, {metrics['set']}: {metrics['items']['wrong']} wrong, "
         f"{metrics['items']['right']} right solutions",
-        title_justify="left",
-    )
-    for column in (
-        "judge",
-        "F1 (official)",
-        "wrong",
-        "right",
-        "F1 (final answer)",
-        "Maj@k",
-        "ECE",
+        *("judge", "F1 (official)", "wrong", "right", "F1 (final answer)", "Maj@k", "ECE"),
         "no verdict",
-    ):
-        left = column == "judge"
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    )
     for name, row in metrics["judges"].items():
         official, final = row["single"]["official"], row["single"]["by_final_answer"]
         majority = row["majority"]["official"]
-        error = official["f1_standard_error"]
         table.add_row(
             name,
-            _number(official["f1"]) + (f" ± {error:.3f}" if error is not None else ""),
-            _number(official["error_accuracy"]),
-            _number(official["correct_accuracy"]),
-            _number(final["f1"]),
-            f"{_number(majority['f1'])} (k={row['votes']})" if row["votes"] > 1 else "-",
-            _number(row["calibration"] and row["calibration"]["ece"]),
+            plus_minus(official["f1"], official["f1_standard_error"]),
+            number(official["error_accuracy"]),
+            number(official["correct_accuracy"]),
+            number(final["f1"]),
+            f"{number(majority['f1'])} (k={row['votes']})" if row["votes"] > 1 else "-",
+            number(row["calibration"] and row["calibration"]["ece"]),
             f"{row['missing_share']:.1%}",
         )
     session.console.print(table)
@@ -112,7 +99,3 @@ def print_scores(session: Session, metrics: dict[str, Any]) -> None:
         }
     ):
         session.console.print(f"[yellow]no F1: the set has {reason}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from actors.learner.sft import SFTJob
+from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
 from pipelines.stages.select import PICKS
-from pipelines.training.learner_options import run_sft_jobs
+from pipelines.training.learner_options import response_example, run_sft_jobs, write_examples
 from stepwiser.data.records import Problem
 from stepwiser.generation import Sampling
-from stepwiser.search.policy import Solutions, accuracy, sample_solutions
+from stepwiser.search.policy import Solutions, accuracy
 from stepwiser.statistics import mean_and_error
-from stepwiser.training.experience import TokenExamples
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -56,16 +54,13 @@ def _job(session: Session, policy: str, pick: str, rows: list[dict[str, Any]]) -
         if row["pick"] == pick:
             prompt = prompts.policy_ids(row["question"])
             response = row["response_ids"]
-            examples.append((prompt + response, [False] * len(prompt) + [True] * len(response)))
-    path = session.store.root / "sft" / f"pick-{pick}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    TokenExamples.from_pairs(examples).write_parquet(path)
+            examples.append(response_example(prompt, response))
     output = session.store.model_dir(f"policy-{pick}")
     return SFTJob.from_config(
         f"policy-{pick}",
         policy,
         str(output),
-        str(path),
+        write_examples(session, f"pick-{pick}", examples),
         session.config.finetune.sft,
         session.config.seed,
     )
@@ -75,21 +70,13 @@ def _solve(session: Session, model: str, problems: list[Problem]) -> list[Soluti
     config = session.config.finetune
     prompts = session.prompts(model)
     pool = session.pool(model)
-    with session.track(f"accuracy of {model.rsplit('/', 1)[-1]}", len(problems), "problems") as bar:
-        return session.run(
-            sample_solutions(
-                pool,
-                prompts.policy_ids,
-                problems,
-                Sampling(
-                    max_tokens=session.config.solve.max_tokens,
-                    n=config.evaluation_samples,
-                    temperature=config.evaluation_temperature,
-                ),
-                session.checker,
-                lambda: bar.update(advance=1),
-            )
-        )
+    sampling = Sampling(
+        max_tokens=session.config.solve.max_tokens,
+        n=config.evaluation_samples,
+        temperature=config.evaluation_temperature,
+    )
+    title = f"accuracy of {model.rsplit('/', 1)[-1]}"
+    return session.solutions(title, pool, prompts.policy_ids, problems, sampling)
 
 
 def _summary(solutions: list[Solutions]) -> dict[str, float]:
@@ -104,14 +91,11 @@ def _difference(a: list[Solutions], b: list[Solutions]) -> dict[str, float]:
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(
-        title=f"Policy after SFT on {metrics['examples']} picked answers", title_justify="left"
-    )
-    table.add_column("picked by")
-    table.add_column("accuracy", justify="right")
+    title = f"Policy after SFT on {metrics['examples']} picked answers"
+    table = titled_table(title, "picked by", "accuracy")
     for name, row in metrics["accuracy"].items():
         title = "(before)" if name == "policy" else name
-        table.add_row(title, f"{row['mean']:.3f} ± {row['se']:.3f}")
+        table.add_row(title, plus_minus(row["mean"], row["se"]))
     session.console.print(table)
     for name, row in metrics["differences"].items():
         session.console.print(f"{name}: {row['mean']:+.3f} ± {row['se']:.3f}")

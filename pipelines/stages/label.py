@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from rich.table import Table
 
+from pipelines.monitoring.formatting import titled_table
 from pipelines.session.session import Session
 from stepwiser.annotation.judge_prompts import TOO_LONG, is_held_out, label_trajectory
 from stepwiser.annotation.label_rules import LabelRule, balance, class_shares
@@ -203,21 +203,19 @@ def _oracle(trajectory: Trajectory) -> int:
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"Labels ({metrics['rule']})", title_justify="left")
-    for column in ("split", "positive", "negative", "positive share"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    title = f"Labels ({metrics['rule']})"
+    table = titled_table(title, "split", "positive", "negative", "positive share")
     for key in ("train_before", "train_after", "heldout_before", "heldout_after"):
         row = metrics[key]
         name = key.replace("_before", ", before balancing").replace("_after", ", after")
         share = f"{row['positive_share']:.1%}" if row["positive"] + row["negative"] else "-"
         table.add_row(name, str(row["positive"]), str(row["negative"]), share)
     session.console.print(table)
-    rules = Table(title="The three rules on the same values", title_justify="left")
-    rules.add_column("rule")
-    rules.add_column("positive share", justify="right")
     oracle = any(row["oracle_agreement"] is not None for row in metrics["rules"])
+    columns = ["rule", "positive share"]
     if oracle:  # only the embedded task has one
-        rules.add_column("agrees with the oracle up to the first error", justify="right")
+        columns.append("agrees with the oracle up to the first error")
+    rules = titled_table("The three rules on the same values", *columns)
     open_rules = [row["rule"] for row in metrics["rules"] if row["unsettled"]]
     for row in metrics["rules"]:
         if row["unsettled"]:

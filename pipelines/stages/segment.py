@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from rich.table import Table
-
 from actors.learner.sft import SFTJob
+from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
-from pipelines.training.learner_options import run_sft_jobs
+from pipelines.training.learner_options import response_example, run_sft_jobs, write_examples
 from stepwiser.errors import UserError
 from stepwiser.generation import Sampling
 from stepwiser.prompting.chunks import parse_chunks, split_paragraphs
@@ -22,7 +21,6 @@ from stepwiser.prompting.segmentation import (
     segment_all,
 )
 from stepwiser.search.policy import Solutions, accuracy, sample_solutions
-from stepwiser.training.experience import TokenExamples
 
 EVALUATION_SAMPLES = 4
 
@@ -54,16 +52,11 @@ def run(session: Session) -> dict[str, Any]:
             )
         examples = []
         for question, text in pairs:
-            prompt = prompts.policy_ids(question)
             response = [*prompts.encode(text), prompts.eos_token_id]
-            examples.append((prompt + response, [False] * len(prompt) + [True] * len(response)))
-        path = session.store.root / "sft" / "segment.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TokenExamples.from_pairs(examples).write_parquet(path)
+            examples.append(response_example(prompts.policy_ids(question), response))
+        path = write_examples(session, "segment", examples)
         output = session.store.model_dir("policy")
-        job = SFTJob.from_config(
-            "policy", base, str(output), str(path), config.sft, session.config.seed
-        )
+        job = SFTJob.from_config("policy", base, str(output), path, config.sft, session.config.seed)
         (result,) = run_sft_jobs(session, [job])
         usage.trained_tokens += result.trained_tokens
         after = _evaluate(session, str(output), tuned=True)
@@ -89,17 +82,8 @@ def _responses(session: Session) -> tuple[list[tuple[str, str]], dict[str, int]]
     problems = session.problems("train", config.problems)
     pool = session.pool(session.config.policy_model)
     prompts = session.prompts(session.config.policy_model)
-    with session.track("base responses", len(problems), "problems") as tracker:
-        solutions = session.run(
-            sample_solutions(
-                pool,
-                prompts.plain_ids,
-                problems,
-                Sampling(max_tokens=config.max_tokens, n=config.responses),
-                session.checker,
-                lambda: tracker.update(advance=1),
-            )
-        )
+    sampling = Sampling(max_tokens=config.max_tokens, n=config.responses)
+    solutions = session.solutions("base responses", pool, prompts.plain_ids, problems, sampling)
     rng = random.Random(session.config.seed)
     kept = []
     for solution in solutions:
@@ -205,9 +189,7 @@ def _well_formed(solutions: list[Solutions]) -> float:
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(title="Segmentation", title_justify="left")
-    for column in ("policy", "steps", "tokens", "pass@1", "well formed"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    table = titled_table("Segmentation", "policy", "steps", "tokens", "pass@1", "well formed")
     for name, key in (("before (split at line ends)", "before"), ("after (chunks)", "after")):
         row = metrics[key]
         formed = "-" if key == "before" else f"{row['well_formed']:.1%}"
@@ -215,7 +197,7 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
             name,
             f"{row['steps']:.2f}",
             f"{row['tokens']:.1f}",
-            f"{row['accuracy']:.3f} ± {row['accuracy_se']:.3f}",
+            plus_minus(row["accuracy"], row["accuracy_se"]),
             formed,
         )
     session.console.print(table)

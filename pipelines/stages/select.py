@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pyarrow as pa
-from rich.table import Table
 
 from pipelines.evaluation.items import steps_of
 from pipelines.evaluation.judge_specs import JudgeSpec, make_judge
+from pipelines.monitoring.formatting import titled_table
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from stepwiser.errors import UserError
@@ -17,7 +17,7 @@ from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import Judge
 from stepwiser.prompting.chunks import parse_chunks
 from stepwiser.prompting.prompt_format import PromptFormat
-from stepwiser.search.policy import Solutions, sample_solutions
+from stepwiser.search.policy import Solutions
 from stepwiser.search.selection import Candidate, pick_candidates
 
 PICKS = ("random", "judge", "random_right", "judge_right")
@@ -36,22 +36,13 @@ def run(session: Session) -> dict[str, Any]:
         problems = session.selection_problems(config.problems)
         pool = session.pool(policy)
         prompts = session.prompts(policy)
-        with session.track("candidates", len(problems), "problems") as tracker:
-            solutions = session.run(
-                sample_solutions(
-                    pool,
-                    prompts.policy_ids,
-                    problems,
-                    # Candidates are written as the annotated responses were.
-                    Sampling(
-                        max_tokens=session.config.annotate.max_tokens,
-                        n=config.responses,
-                        temperature=session.config.annotate.temperature,
-                    ),
-                    session.checker,
-                    lambda: tracker.update(advance=1),
-                )
-            )
+        # Candidates are written as the annotated responses were.
+        sampling = Sampling(
+            max_tokens=session.config.annotate.max_tokens,
+            n=config.responses,
+            temperature=session.config.annotate.temperature,
+        )
+        solutions = session.solutions("candidates", pool, prompts.policy_ids, problems, sampling)
         usable = [s for s in solutions if any(outcome is True for outcome in s.outcomes)]
         if not usable:
             raise UserError(
@@ -171,11 +162,8 @@ def _fully_right(session: Session, question: str, response: str) -> bool:
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"Picks on {metrics['selected']} problems", title_justify="left")
-    table.add_column("pick")
-    table.add_column("right answer", justify="right")
-    if _has_oracle(session):
-        table.add_column("every step right", justify="right")
+    columns = ["pick", "right answer", *(["every step right"] if _has_oracle(session) else [])]
+    table = titled_table(f"Picks on {metrics['selected']} problems", *columns)
     for name, row in metrics["picks"].items():
         sound = [f"{row['every_step_right']:.1%}"] if _has_oracle(session) else []
         table.add_row(name, f"{row['right_answer']:.1%}", *sound)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from actors.pool.pool import EnginePool
 from pipelines.evaluation.judge_specs import JudgeSpec, judge_specs, make_judge
+from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from stepwiser.data.records import Problem
@@ -24,7 +23,7 @@ from stepwiser.search.chunk_reset import (
     majority_vote,
     samples_for_budget,
 )
-from stepwiser.search.policy import ChunkSampler, Solutions, accuracy, sample_solutions
+from stepwiser.search.policy import ChunkSampler, Solutions, accuracy
 from stepwiser.statistics import mean_and_error
 
 UNDECIDED = 0.5
@@ -108,17 +107,8 @@ def _plain(
         for rs in results.values()
     ]
     count = max([config.plain_samples, *(2 * budget for budget in budgets)])
-    with session.track("plain sampling", len(problems), "problems") as tracker:
-        return session.run(
-            sample_solutions(
-                pool,
-                prompts.policy_ids,
-                problems,
-                Sampling(max_tokens=config.max_tokens, n=count, temperature=config.temperature),
-                session.checker,
-                lambda: tracker.update(advance=1),
-            )
-        )
+    sampling = Sampling(max_tokens=config.max_tokens, n=count, temperature=config.temperature)
+    return session.solutions("plain sampling", pool, prompts.policy_ids, problems, sampling)
 
 
 def _mean(results: Sequence[SearchResult], field: str) -> float:
@@ -216,13 +206,14 @@ def _vote_row(shares: Sequence[float], votes: int, tokens: float) -> dict[str, f
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"Solving {metrics['problems']} fresh problems", title_justify="left")
-    for column in ("method", "accuracy", "accepted", "rejected", "judge", "total tokens"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table = titled_table(
+        f"Solving {metrics['problems']} fresh problems",
+        *("method", "accuracy", "accepted", "rejected", "judge", "total tokens"),
+    )
     plain = metrics["plain"]
     table.add_row(
         "plain sampling",
-        f"{plain['accuracy']:.3f} ± {plain['accuracy_se']:.3f}",
+        plus_minus(plain["accuracy"], plain["accuracy_se"]),
         f"{plain['tokens']:.0f}",
         "-",
         "-",
@@ -231,7 +222,7 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
     for name, row in metrics["search"].items():
         table.add_row(
             f"chunk-reset, {name}",
-            f"{row['accuracy']:.3f} ± {row['accuracy_se']:.3f}",
+            plus_minus(row["accuracy"], row["accuracy_se"]),
             f"{row['accepted_tokens']:.0f}",
             f"{row['rejected_tokens']:.0f}",
             f"{row['judge_tokens']:.0f}",
@@ -240,7 +231,7 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
         vote = row["majority_at_cost"]
         table.add_row(
             f"  majority of {vote['votes']}, same tokens",
-            f"{vote['accuracy']:.3f} ± {vote['accuracy_se']:.3f}",
+            plus_minus(vote["accuracy"], vote["accuracy_se"]),
             f"{vote['total_tokens']:.0f}",
             "-",
             "-",

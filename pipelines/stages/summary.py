@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from pipelines.monitoring.formatting import plus_minus, titled_table
 
 Row = tuple[str, str, str]
 
 
 def print_summary(console: Console, stages: dict[str, Any]) -> None:
     """What the judge learned and what it is good for, in one table, and where the report is."""
-    table = Table(title="Results", title_justify="left")
-    for column in ("", "figure", "compare"):
-        table.add_column(column)
+    columns = ("", "figure", "compare")
+    table = titled_table("Results", *columns, left=columns)
     for row in (*_policy(stages), *_judge(stages), *_use(stages)):
         table.add_row(*row)
     console.print(table)
@@ -37,12 +37,12 @@ def _judge(stages: dict[str, Any]) -> list[Row]:
     if "judge" not in judges:
         return []
     others = [
-        f"{name} {_pm(row['f1'], row['f1_standard_error'])}"
+        f"{name} {plus_minus(row['f1'], row['f1_standard_error'])}"
         for name, row in judges.items()
         if name != "judge"
     ]
     row = judges["judge"]
-    figure = _pm(row["f1"], row["f1_standard_error"])
+    figure = plus_minus(row["f1"], row["f1_standard_error"])
     return [("judge F1 (ProcessBench, official)", figure, "\n".join(others))]
 
 
@@ -55,9 +55,9 @@ def _use(stages: dict[str, Any]) -> list[Row]:
         rows.append(
             (
                 "solving with chunk-reset",
-                _pm(reset["accuracy"], reset["accuracy_se"]),
-                f"plain {_pm(solve['plain']['accuracy'], solve['plain']['accuracy_se'])}\n"
-                f"majority, same tokens {_pm(vote['accuracy'], vote['accuracy_se'])}",
+                plus_minus(reset["accuracy"], reset["accuracy_se"]),
+                f"plain {plus_minus(solve['plain']['accuracy'], solve['plain']['accuracy_se'])}\n"
+                f"majority, same tokens {plus_minus(vote['accuracy'], vote['accuracy_se'])}",
             )
         )
     for pick, other, title in (
@@ -67,14 +67,8 @@ def _use(stages: dict[str, Any]) -> list[Row]:
         rows.append(
             (
                 title,
-                _pm(tuned[pick]["mean"], tuned[pick]["se"]),
-                f"random {_pm(tuned[other]['mean'], tuned[other]['se'])}",
+                plus_minus(tuned[pick]["mean"], tuned[pick]["se"]),
+                f"random {plus_minus(tuned[other]['mean'], tuned[other]['se'])}",
             )
         )
     return rows
-
-
-def _pm(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")

@@ -9,8 +9,6 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from actors.learner.train import TrainResult, train_grpo
 from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
@@ -27,6 +25,7 @@ from pipelines.evaluation.inline_evaluation import (
     log_evaluation,
     write_card,
 )
+from pipelines.monitoring.formatting import facts_table
 from pipelines.monitoring.trackers import MetricsLogger
 from pipelines.session.session import Session
 from pipelines.stages import label
@@ -221,11 +220,8 @@ def _mean(rows: Any, key: str) -> float:
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:
-    table = Table(title="Training", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("steps", str(metrics["steps"]))
     part = "round" if "rounds" in metrics else "tenth"
+    table = facts_table([("steps", metrics["steps"])], "Training")
     for name, key in (
         (f"reward, first {part}", "reward_first"),
         (f"reward, last {part}", "reward_last"),

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 from actors.learner.sft import RESULT_FILE, SFTJob
 from pipelines.session.session import Session
-from pipelines.training.learner_options import run_sft_jobs
+from pipelines.training.learner_options import response_example, run_sft_jobs, write_examples
 from stepwiser.annotation.judge_prompts import is_held_out
 from stepwiser.data.records import JudgePrompt, Trajectory, group_by
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
 from stepwiser.run.tables import load_judge_prompts
-from stepwiser.training.experience import TokenExamples
 from stepwiser.training.rejection_sampling import choose_prompts, round_figures, select_right
 from stepwiser.training.rewards import outcome_prompts
 
@@ -41,11 +39,8 @@ def train_discriminative(session: Session) -> dict[str, Any]:
     for split in ("train", "heldout"):
         rows = load_judge_prompts(session.store, split)
         examples = discriminative_examples(rows, prompts)
-        path = session.store.root / "sft" / f"discriminative-{split}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
         if examples:
-            TokenExamples.from_pairs(examples).write_parquet(path)
-            paths.append(str(path))
+            paths.append(write_examples(session, f"discriminative-{split}", examples))
     job = SFTJob.from_config(
         DISCRIMINATIVE,
         start,
@@ -181,11 +176,9 @@ def _right_judgements(session: Session, model: str, number: int) -> tuple[str, d
     for row, sample in kept:
         ids = _ask(prompts, row)
         answer = list(sample.token_ids)
-        examples.append((ids + answer, [False] * len(ids) + [True] * len(answer)))
-    path = Path(session.store.root) / "sft" / f"rejection-{number + 1}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    TokenExamples.from_pairs(examples).write_parquet(path)
-    return str(path), round_figures(rows, groups) | {"kept": float(len(kept))}
+        examples.append(response_example(ids, answer))
+    path = write_examples(session, f"rejection-{number + 1}", examples)
+    return path, round_figures(rows, groups) | {"kept": float(len(kept))}
 
 
 def _ask(prompts: PromptFormat, row: JudgePrompt) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from actors.learner.grpo_loop import GRPOTrainOptions
@@ -10,6 +10,7 @@ from actors.learner.sft import SFTJob, SFTOptions, SFTResult, run_sft
 from actors.learner.worker_group import WorkerGroup
 from pipelines.session.session import Session
 from stepwiser.run.resource_plan import weight_transfer
+from stepwiser.training.experience import TokenExamples
 from stepwiser.training.grpo import GRPOLossConfig
 from stepwiser.training.schedule import LearningRate
 
@@ -69,6 +70,21 @@ def grpo_options(
         weight_bucket_mb=train.weight_bucket_mb,
         colocated=train.colocated,
     )
+
+
+def response_example(prompt: list[int], response: list[int]) -> tuple[list[int], list[bool]]:
+    """Token ids that SFT reads, and for each whether it is learned: the response is."""
+    return prompt + response, [False] * len(prompt) + [True] * len(response)
+
+
+def write_examples(
+    session: Session, name: str, examples: Iterable[tuple[list[int], list[bool]]]
+) -> str:
+    """Write sft/NAME.parquet of the run; returns its path."""
+    path = session.store.root / "sft" / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TokenExamples.from_pairs(examples).write_parquet(path)
+    return str(path)
 
 
 def run_sft_jobs(session: Session, jobs: Sequence[SFTJob]) -> list[SFTResult]:

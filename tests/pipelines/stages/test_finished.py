@@ -58,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(train, "_train_judge", stands_in(train.JUDGE, JUDGE))
     other = stands_in(train.DISCRIMINATIVE, DISCRIMINATIVE)
     monkeypatch.setattr(train, "train_discriminative", other)
-    monkeypatch.setattr(train, "settle", lambda session: made.append("settle"))
+    monkeypatch.setattr(train, "_settle_live", lambda session: made.append("settle"))
     return made
 
 

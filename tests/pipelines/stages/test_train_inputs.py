@@ -25,7 +25,9 @@ def test_a_step_reads_half_of_each_class_and_every_prompt_once_an_epoch() -> Non
 def test_a_step_is_the_same_for_whoever_asks_and_draws_differ() -> None:
     assert prompts_of_step(50, 50, 8, 3, seed=1) == prompts_of_step(50, 50, 8, 3, seed=1)
     assert prompts_of_step(50, 50, 8, 3, seed=1) != prompts_of_step(50, 50, 8, 3, seed=2)
-    assert prompts_of_step(50, 50, 8, 3, seed=1) != prompts_of_step(50, 50, 8, 3, seed=1, sample=1)
+    assert prompts_of_step(50, 50, 8, 3, seed=1) != prompts_of_step(
+        50, 50, 8, 3, seed=1, sampling_round=1
+    )
 
 
 def _prompt(index: int, label: bool) -> JudgePrompt:
