@@ -13,7 +13,6 @@ behind it are in the run directories.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.command import CONFIG, arguments
+from pipelines.monitoring.formatting import plus_minus, titled_table
 from stepwiser.config import load_config
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
 TRAINING = ("label", "train", "evaluate", "solve")
 USE = ("select", "finetune", "report")
 STAGES = ("segment", "annotate", *TRAINING, *USE)
@@ -45,11 +44,9 @@ FULL = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "one seed, quickstart's size", "runs/learning")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one seed, quickstart's size")
     parser.add_argument("--fresh-labels", action="store_true", help="annotate for every seed")
-    parser.add_argument("--out", default="runs/learning", help="folder of the run directories")
     parser.add_argument("overrides", nargs="*", help="further key=value overrides")
     args = parser.parse_args()
     console = Console()
@@ -190,14 +187,10 @@ def summarize(results: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def print_table(console: Console, results: Sequence[dict[str, float]]) -> None:
     figures = summarize(results)
-    table = Table(title=f"{len(results)} seeds", title_justify="left")
-    table.add_column("figure")
-    table.add_column("mean ± standard error", justify="right")
-    table.add_column("seeds", justify="right")
+    table = titled_table(f"{len(results)} seeds", "figure", "mean ± standard error", "seeds")
     for name in results[0]:
         if not name.endswith("_se"):
-            error = figures.get(f"{name}_se")
-            text = f"{figures[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+            text = plus_minus(figures[name], figures.get(f"{name}_se"))
             table.add_row(
                 name, text, "  ".join(f"{row[name]:.3f}" for row in results if name in row)
             )

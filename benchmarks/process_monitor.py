@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Self
 
 import psutil
@@ -36,7 +37,7 @@ class Moment:
         return sum(self.cpu.values())
 
 
-class Watch:
+class ProcessMonitor:
     """Notes the processes of this program while a run goes on, and how far it is.
 
     ``finished`` tells how much of the work is done.
@@ -71,6 +72,23 @@ class Watch:
             cpu[name] = cpu.get(name, 0.0) + seconds
         now, done = time.monotonic(), self._finished()
         self.moments.append(Moment(now, done, cpu, memory, measure_yardstick()))
+
+
+def memory_growth(first: Sequence[Moment], last: Sequence[Moment]) -> dict[str, float]:
+    """Mean memory by role in the last moments over that in the first, of roles seen in both."""
+    ratios = {}
+    for name in sorted({name for m in last for name in m.memory}):
+        early = [m.memory[name] for m in first if name in m.memory]
+        late = [m.memory[name] for m in last if name in m.memory]
+        if early:
+            ratios[name] = mean(late) / mean(early)
+    return ratios
+
+
+def peak_memory(moments: Sequence[Moment]) -> dict[str, float]:
+    """The most that a process of each role had, in MB."""
+    roles = sorted({name for m in moments for name in m.memory})
+    return {name: max(m.memory.get(name, 0) for m in moments) / 1e6 for name in roles}
 
 
 def measure_yardstick() -> float:

@@ -4,16 +4,13 @@
     python -m benchmarks.annotation --quick    within five minutes
     python -m benchmarks.annotation --only speed tokens
 
-The parts are modules of their own (`annotation_speed`, `annotation_tokens`, `annotation_live`,
-`annotation_elastic`, `annotation_scale`), each with an account of how it measures. All compare
-arms of one run, so that figures are ratios. The last line is one JSON object; a part that is left
-out (`--quick` leaves out `elastic`) has no figure there.
+The parts are modules of their own (`speed`, `tokens`, `live`, `elastic`, `scale`), each with an
+account of how it measures. All compare arms of one run, so that figures are ratios. The last line
+is one JSON object; a part that is left out (`--quick` leaves out `elastic`) has no figure there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.command import CONFIG, measure_parts
+from pipelines.monitoring.formatting import plus_minus, titled_table
 from stepwiser.config import load_config
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
-PARTS = ("speed", "tokens", "live", "elastic", "scale")
 QUICK_POLICY = (
     "segment.problems=96",
     "segment.evaluation_problems=16",
@@ -53,24 +49,6 @@ FULL = Size(3, 256, 60, 48, 4, 3, 30.0, 640, 1_000_000)
 QUICK = Size(1, 16, 8, 2, 1, 1, 0.0, 0, 10_000)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="within five minutes")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
-    parser.add_argument("--out", default="runs/annotation", help="folder of the run directories")
-    args = parser.parse_args()
-    console = Console()
-    out = Path(args.out) / ("quick" if args.quick else "full")
-    size = QUICK if args.quick else FULL
-    policy = _policy(out, args.quick)
-    figures: dict[str, Any] = {}
-    for part in args.only:
-        if part == "elastic" and args.quick:
-            continue  # three windows and two changes take longer than all else
-        figures |= MEASURES[part](console, policy, out, size, args.quick)
-    print(json.dumps(figures))
-
-
 def _policy(out: Path, quick: bool) -> Path:
     """A run directory with a chunk-tuned policy, made once."""
     from pipelines.stages.runner import run_stages
@@ -82,37 +60,38 @@ def _policy(out: Path, quick: bool) -> Path:
     return folder
 
 
-def _fresh(policy: Path, folder: Path) -> str:
+def _fresh(out: Path, quick: bool, name: str) -> str:
     """An empty run directory with that policy; what an earlier start left would be kept."""
+    policy, folder = _policy(out, quick), out / name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(policy / "models", folder / "models")
     return f"run_dir={folder}"
 
 
-def _speed(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
+def _speed(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation.speed import measure_speed
     from pipelines.session.session import Session
 
+    size = QUICK if quick else FULL
     engines = f"engine.count={1 if quick else 2}"  # most of a quick run is engines that start
-    overrides = [_fresh(policy, out / "speed"), "data.limit=100000", engines]
+    overrides = [_fresh(out, quick, "speed"), "data.limit=100000", engines]
     with Session(load_config(CONFIG, overrides)) as session:
         session.start(["annotate"])
         found = measure_speed(session, size.repeats, size.speed_problems, size.sequential_requests)
-    table = Table(title="Generated tokens/s, by repeat", title_justify="left")
-    for name in found["rows"][0]:
-        table.add_column(name, justify="right")
+    table = titled_table("Generated tokens/s, by repeat", *found["rows"][0], left=())
     for row in found["rows"]:
         table.add_row(*(f"{rate:,.0f}" for rate in row.values()))
     console.print(table)
     return {name: value for name, value in found.items() if name != "rows"}
 
 
-def _tokens(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
+def _tokens(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation.tokens import measure_tokens, summarize
     from pipelines.session.session import Session
 
+    size = QUICK if quick else FULL
     overrides = [
-        _fresh(policy, out / "tokens"),
+        _fresh(out, quick, "tokens"),
         f"data.limit={size.tape_problems}",
         f"engine.count={1 if quick else 2}",
     ]
@@ -123,9 +102,11 @@ def _tokens(console: Console, policy: Path, out: Path, size: Size, quick: bool) 
         ("followed", "Trajectories followed to their end"),
         ("ends", "Trajectories that end at the first value below annotate.stop_below"),
     ):
-        table = Table(title=f"{title}: shares of fixed, M = 16", title_justify="left")
-        for name in ("labels", "stopping", "tokens", "completions", "agrees", "label error"):
-            table.add_column(name, justify="left" if name in ("labels", "stopping") else "right")
+        table = titled_table(
+            f"{title}: shares of fixed, M = 16",
+            *("labels", "stopping", "tokens", "completions", "agrees", "label error"),
+            left=("labels", "stopping"),
+        )
         for question, rows in found[mode].items():
             for name, row in rows.items():
                 error = f"{row['error']:.4f} ± {row['error_se']:.4f}"
@@ -135,49 +116,49 @@ def _tokens(console: Console, policy: Path, out: Path, size: Size, quick: bool) 
     return summarize(found)
 
 
-def _live(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
+def _live(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation.live import difference, measure_live
 
     for folder in out.glob("live-*"):
         shutil.rmtree(folder)
     for folder in out.glob("finished-*"):
         shutil.rmtree(folder)
-    found = measure_live(policy, out, size.seeds, quick)
+    found = measure_live(_policy(out, quick), out, (QUICK if quick else FULL).seeds, quick)
     figures = {"live_over_read": found["live_over_read"]}
     if not quick:
         gap, error = difference(found["rows"])
         figures |= {"live_f1_gap": gap, "live_f1_gap_se": error}
-        table = Table(title="Live beside finished annotation", title_justify="left")
-        for name in ("seed", "F1 finished", "F1 live", "rollouts finished", "rollouts live"):
-            table.add_column(name, justify="right")
+        columns = ("seed", "F1 finished", "F1 live", "rollouts finished", "rollouts live")
+        table = titled_table("Live beside finished annotation", *columns, left=())
         for seed, row in enumerate(found["rows"]):
-            f1 = (f"{row[f'{k}_f1']:.3f} ± {row[f'{k}_f1_se']:.3f}" for k in ("finished", "live"))
+            f1 = (plus_minus(row[f"{k}_f1"], row[f"{k}_f1_se"]) for k in ("finished", "live"))
             made = (row["finished_rollouts"], row["live"]["rollouts_made"])
             table.add_row(str(seed), *f1, *(f"{count:,}" for count in made))
         console.print(table)
     return figures
 
 
-def _elastic(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
+def _elastic(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation.elastic import measure_elastic
 
-    overrides = [_fresh(policy, out / "elastic")]
-    figures, windows = measure_elastic(overrides, size.elastic_problems, size.window_s)
-    table = Table(title="A node joins, and leaves", title_justify="left")
-    for name in ("engines", "tokens/s", "engines' CPU time of a token, µs"):
-        table.add_column(name, justify="right")
+    if quick:
+        return {}  # three windows and two changes take longer than all else
+    overrides = [_fresh(out, quick, "elastic")]
+    figures, windows = measure_elastic(overrides, FULL.elastic_problems, FULL.window_s)
+    columns = ("engines", "tokens/s", "engines' CPU time of a token, µs")
+    table = titled_table("A node joins, and leaves", *columns, left=())
     for engines, window in zip(("1", "2", "1"), windows, strict=True):
         table.add_row(engines, f"{window['tokens_per_s']:,.0f}", f"{window['cpu_us']:,.0f}")
     console.print(table)
     return figures
 
 
-def _scale(console: Console, policy: Path, out: Path, size: Size, quick: bool) -> dict[str, Any]:
+def _scale(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation.scale import measure, print_table
 
     folder = out / "scale"
     shutil.rmtree(folder, ignore_errors=True)
-    found = measure(folder, size.chunks, (), console)
+    found = measure(folder, (QUICK if quick else FULL).chunks, (), console)
     print_table(console, found)
     shutil.rmtree(folder, ignore_errors=True)  # tens of thousands of files that nobody reads
     names: Sequence[str] = ("scale_memory_ratio", "scale_chunks_per_s", "scale_cost_ratio")
@@ -187,4 +168,4 @@ def _scale(console: Console, policy: Path, out: Path, size: Size, quick: bool) -
 MEASURES = {"speed": _speed, "tokens": _tokens, "live": _live, "elastic": _elastic, "scale": _scale}
 
 if __name__ == "__main__":
-    main()
+    measure_parts(__doc__, MEASURES, "runs/annotation")

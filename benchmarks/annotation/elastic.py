@@ -16,19 +16,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 
 from actors.pool.pool import EnginePool
+from benchmarks.command import CONFIG
 from pipelines.session.session import Session
 from pipelines.stages import annotate
 from stepwiser.config import load_config
 from stepwiser.run.units import finished_units, read_plan
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
 SETTLE_S = 10.0
 """From a change to the window that measures what it did."""
 WAIT_S = 300.0

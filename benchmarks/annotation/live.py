@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.command import CONFIG
 from pipelines.stages.runner import run_stages
 from stepwiser.config import load_config
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
 LIVE = (
     "train.live=true",
     "annotate.min_engines=1",

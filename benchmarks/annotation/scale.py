@@ -13,7 +13,6 @@ of a yardstick, a fixed piece of work done beside each note. The last line is on
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -26,10 +25,11 @@ from statistics import mean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.annotation.stub_engine import StubEngine
-from benchmarks.process_monitor import DRIVER, Moment, Watch
+from benchmarks.command import CONFIG, arguments
+from benchmarks.process_monitor import DRIVER, Moment, ProcessMonitor, memory_growth, peak_memory
+from pipelines.monitoring.formatting import titled_table
 from stepwiser.config import RunConfig, load_config
 from stepwiser.run.resource_plan import engine_range
 from stepwiser.run.status import read_status
@@ -37,7 +37,6 @@ from stepwiser.run.store import RunStore
 from stepwiser.run.units import log_files
 from stepwiser.tasks import load_base_model_dir
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
 CHUNKS_PER_PROBLEM = 12.0
 """Of the stub's answers, a little less than there are: so many chunks will be there."""
 MARKS = (10_000, 100_000, 1_000_000)
@@ -77,14 +76,14 @@ def run(config: RunConfig, console: Console) -> tuple[list[Moment], dict[str, An
         policy = session.store.model_dir("policy")
         shutil.copytree(load_base_model_dir(), policy, dirs_exist_ok=True)
         session.start(["annotate"])
-        with Watch(FinishedChunks(session.store)) as watch:
+        with ProcessMonitor(FinishedChunks(session.store)) as monitor:
             began = time.monotonic()
             counts = dict(annotate.run(session)["counts"])
             counts["seconds"] = time.monotonic() - began
         # The same engines again: they are kept between stages.
         stats = session.run(session.pool(str(policy), count=fewest, maximum=most).stats())
         counts["stub_cpu_seconds"] = sum(one.busy_seconds for one in stats)
-    return watch.moments, counts
+    return monitor.moments, counts
 
 
 def at(moments: Sequence[Moment], chunks: float) -> dict[str, float]:
@@ -130,19 +129,7 @@ def memory_ratios(moments: Sequence[Moment], total: int) -> dict[str, float]:
     """
     first = [m for m in moments if total / 20 < m.done <= total / 3]
     last = [m for m in moments if m.done > 2 * total / 3]
-    ratios = {}
-    for name in sorted({name for m in last for name in m.memory}):
-        early = [m.memory[name] for m in first if name in m.memory]
-        late = [m.memory[name] for m in last if name in m.memory]
-        if early:
-            ratios[name] = mean(late) / mean(early)
-    return ratios
-
-
-def peak_memory(moments: Sequence[Moment]) -> dict[str, float]:
-    """The most that a process of each role had, in MB."""
-    roles = sorted({name for m in moments for name in m.memory})
-    return {name: max(m.memory.get(name, 0) for m in moments) / 1e6 for name in roles}
+    return memory_growth(first, last)
 
 
 def figures(
@@ -188,12 +175,8 @@ def measure(run_dir: Path, chunks: int, overrides: Sequence[str], console: Conso
 
 def print_table(console: Console, found: dict[str, Any]) -> None:
     by_mark = found["microseconds_a_chunk"]
-    table = Table(title="microseconds a chunk up to …", title_justify="left")
-    table.add_column("")
-    for mark in by_mark:
-        table.add_column(f"{mark:,}", justify="right")
-    table.add_column("memory, MB", justify="right")
-    table.add_column("last / first third", justify="right")
+    columns = ("", *(f"{mark:,}" for mark in by_mark), "memory, MB", "last / first third")
+    table = titled_table("microseconds a chunk up to …", *columns)
     for name in sorted(by_mark[found["chunks"]], key=lambda n: -by_mark[found["chunks"]][n]):
         cells = [f"{by_mark[mark].get(name, 0.0):,.0f}" for mark in by_mark]
         size, ratio = found["memory_mb"].get(name), found["memory_ratios"].get(name)
@@ -212,10 +195,8 @@ def _folder(given: str | None) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "20,000 chunks", None)
     parser.add_argument("--chunks", type=int, default=1_000_000)
-    parser.add_argument("--quick", action="store_true", help="20,000 chunks")
-    parser.add_argument("--out", help="run directory, new; by default a temporary one")
     parser.add_argument("overrides", nargs="*", help="further key=value overrides")
     args = parser.parse_args()
     console = Console(width=140)

@@ -4,16 +4,14 @@
     python -m benchmarks.training --quick    within five minutes
     python -m benchmarks.training --only trl memory
 
-The parts are modules of their own (`training_trl`, `training_overlap`, `training_memory`), each
-with an account of how it measures. The last line is one JSON object with `samples_vs_trl`,
-`logprob_gap`, `overlap_gain`, `engine_idle`, `learner_idle` and `memory_growth`, and what belongs
-to them; a part that is left out has no figure there.
+The parts are modules of their own (`trl`, `overlap`, `memory`), each with an account of how it
+measures. The last line is one JSON object with `samples_vs_trl`, `logprob_gap`, `overlap_gain`,
+`engine_idle`, `learner_idle` and `memory_growth`, and what belongs to them; a part that is left out
+has no figure there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,21 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("trl", "overlap", "memory")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="within five minutes")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
-    parser.add_argument("--out", default="runs/training", help="folder of the run directories")
-    args = parser.parse_args()
-    console = Console()
-    out = Path(args.out).absolute() / ("quick" if args.quick else "full")
-    figures: dict[str, Any] = {}
-    for part in args.only:
-        figures |= MEASURES[part](console, out, args.quick)
-    print(json.dumps(figures))
+from benchmarks.command import measure_parts
+from pipelines.monitoring.formatting import facts_table, plus_minus, titled_table
 
 
 def _trl(console: Console, out: Path, quick: bool) -> dict[str, Any]:
@@ -45,11 +30,11 @@ def _trl(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     tried = found.pop("tried")
     seconds = found.pop("seconds")
     if tried:
-        _print(console, "Seconds of a step of TRL, by processes × micro-batch", tried)
-    _print(console, "Seconds of a step of ours", seconds)
+        console.print(_seconds("Seconds of a step of TRL, by processes × micro-batch", tried))
+    console.print(_seconds("Seconds of a step of ours", seconds))
     console.print(
-        f"final reward {found['reward']:.3f} ± {found['reward_se']:.3f}, "
-        f"TRL {found['reward_trl']:.3f} ± {found['reward_trl_se']:.3f}"
+        f"final reward {plus_minus(found['reward'], found['reward_se'])}, "
+        f"TRL {plus_minus(found['reward_trl'], found['reward_trl_se'])}"
     )
     return found
 
@@ -64,9 +49,8 @@ def _memory(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.training.memory import measure_memory
 
     found = measure_memory(out, quick)
-    table = Table(title="Memory", title_justify="left")
-    for name in ("process", "most, MB", "last / first fifth after start-up"):
-        table.add_column(name, justify="left" if name == "process" else "right")
+    columns = ("process", "most, MB", "last / first fifth after start-up")
+    table = titled_table("Memory", *columns)
     for kind in ("growth", "growth_ray"):
         for role, ratio in found[kind].items():
             table.add_row(role, f"{found['memory_mb'][role]:.0f}", f"{ratio:.3f}")
@@ -75,16 +59,11 @@ def _memory(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     return {"memory_growth": found["memory_growth"]}
 
 
-def _print(console: Console, title: str, rows: Mapping[str, float]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in rows.items():
-        table.add_row(name, f"{value:.2f}")
-    console.print(table)
+def _seconds(title: str, rows: Mapping[str, float]) -> Table:
+    return facts_table(((name, f"{value:.2f}") for name, value in rows.items()), title)
 
 
 MEASURES = {"trl": _trl, "overlap": _overlap, "memory": _memory}
 
 if __name__ == "__main__":
-    main()
+    measure_parts(__doc__, MEASURES, "runs/training")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from benchmarks.process_monitor import DRIVER, Moment, Watch
+from benchmarks.process_monitor import DRIVER, Moment, ProcessMonitor, memory_growth, peak_memory
 from benchmarks.training.trl import PROMPTS, oracle_prompts, prepare
 from pipelines.stages.runner import run_stages
 from stepwiser.run.store import RunStore
@@ -43,16 +42,16 @@ def measure_memory(out: Path, quick: bool) -> dict[str, Any]:
         [f"train.steps={steps}", f"train.checkpoint_every={steps // 10}", *SMALL],
     )
     curve = RunStore(config.run_dir).curve
-    with Watch(lines_of(curve)) as watch:
+    with ProcessMonitor(lines_of(curve)) as monitor:
         run_stages(config, ("train",))
-    found = growth(watch.moments, steps, SETTLED[steps])
+    found = growth(monitor.moments, steps, SETTLED[steps])
     ours = {name: found[name] for name in OURS}
     return {
         "memory_growth": max(ours.values()),
         "growth": ours,
         "growth_ray": {name: ratio for name, ratio in found.items() if name not in OURS},
         "memory_mb": {
-            name: max(m.memory.get(name, 0) for m in watch.moments) / 1e6 for name in sorted(found)
+            name: mb for name, mb in peak_memory(monitor.moments).items() if name in found
         },
     }
 
@@ -83,10 +82,4 @@ def growth(moments: Sequence[Moment], steps: int, settled: int) -> Mapping[str, 
     fifth = steps / 5
     first = [m for m in moments if settled <= m.done < settled + fifth]
     last = [m for m in moments if steps - fifth <= m.done < steps]
-    found = {}
-    for name in sorted({name for m in last for name in m.memory}):
-        early = [m.memory[name] for m in first if name in m.memory]
-        late = [m.memory[name] for m in last if name in m.memory]
-        if early:
-            found[name] = mean(late) / mean(early)
-    return found
+    return memory_growth(first, last)

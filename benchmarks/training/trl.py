@@ -33,6 +33,7 @@ from typing import Any
 
 from actors.learner.grpo_loop import KIND
 from actors.rollout.prompt_source import FinishedPrompts
+from benchmarks.command import CONFIG
 from benchmarks.training.trl_arm import TRLTask
 from pipelines.stages.runner import run_stages
 from pipelines.stages.train import JUDGE
@@ -44,7 +45,6 @@ from stepwiser.run.store import RunStore
 from stepwiser.run.tables import load_judge_prompts
 from stepwiser.tasks.transcripts import sample_judge_case
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "embedded.yaml"
 TRAIN_ALONE = (
     "discriminative.enabled=false",
     "train.schedule=constant",

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from benchmarks.annotation.scale import (
     CHUNKS_PER_PROBLEM,
-    CONFIG,
     costs,
     farthest_from_first,
     figures,
@@ -19,6 +18,7 @@ from benchmarks.annotation.scale import (
     memory_ratios,
 )
 from benchmarks.annotation.stub_engine import Policy
+from benchmarks.command import CONFIG
 from benchmarks.process_monitor import DRIVER, Moment, role
 from stepwiser.config import load_config
 from stepwiser.data.verifiers import boxed_answer

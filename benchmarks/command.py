@@ -1,0 +1,46 @@
+"""How a benchmark is called: its options, the parts it measures, and the JSON line it ends with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import stepwiser
+
+CONFIG = Path(stepwiser.__file__).resolve().parents[1] / "configs" / "embedded.yaml"
+"""What every benchmark starts from."""
+
+Part = Callable[[Console, Path, bool], dict[str, Any]]
+"""Measures into a folder, quickly or in full; returns its figures."""
+
+
+def arguments(about: str | None, quick: str, out: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark, the first line of whose docstring says what it is about.
+
+    ``quick``: what --quick leaves; ``out``: the folder of the run directories where --out names
+    none, None for a temporary one.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument(
+        "--out", default=out, help=f"folder of the run directories; default {out or 'temporary'}"
+    )
+    return parser
+
+
+def measure_parts(about: str | None, parts: Mapping[str, Part], out: str) -> None:
+    """Measure the parts that the command line asks for, and print their figures."""
+    parser = arguments(about, "within five minutes", out)
+    parser.add_argument("--only", nargs="+", choices=parts, default=[*parts], metavar="PART")
+    args = parser.parse_args()
+    folder = Path(args.out).absolute() / ("quick" if args.quick else "full")
+    console = Console()
+    figures: dict[str, Any] = {}
+    for name in args.only:
+        figures |= parts[name](console, folder, args.quick)
+    print(json.dumps(figures))
