@@ -1,4 +1,4 @@
-"""Every call into vLLM (the rest is in engine_worker, which runs inside vLLM's workers).
+"""Every call into vLLM that it documents (`vllm_internals` has what reaches deeper).
 
 Runs with vLLM 0.23 and 0.32, on a GPU and on a CPU. Not thread-safe: one thread owns a core.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.engine import vllm_internals
 from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, tensor_shapes
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
@@ -88,7 +87,6 @@ class VllmCore:
             # Asked for log-probs, vLLM compiles a helper even in eager mode: a minute, and a C++
             # compiler that a laptop may not have.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from vllm import exceptions
         from vllm.engine.arg_utils import EngineArgs
         from vllm.inputs.engine import tokens_input
         from vllm.platforms import current_platform
@@ -102,8 +100,7 @@ class VllmCore:
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._sampling_params = SamplingParams
         self._tokens_input = tokens_input
-        # 0.23 raises a ValueError for a request it cannot serve, 0.32 a class of its own.
-        self._refusals = (ValueError, getattr(exceptions, "VLLMClientError", ValueError))
+        self._refusals = vllm_internals.refusals()
         sizes: dict[str, Any] = {
             "max_num_batched_tokens": options.max_num_batched_tokens,
             "kv_cache_memory_bytes": options.kv_cache_bytes,
@@ -135,14 +132,13 @@ class VllmCore:
             **{name: value for name, value in sizes.items() if value is not None},
         )
         self._llm = LLMEngine.from_engine_args(arguments)
-        self._scheduled: Any = None
+        self._figures = vllm_internals.SchedulerFigures(self._llm)
         if options.multiprocess:
-            client = self._llm.engine_core
-            self._listen(client)
-            threading.Thread(target=_unblock_when_dead, args=(client,), daemon=True).start()
+            self._figures.listen()
+            vllm_internals.unblock_when_dead(self._llm)
         config = self._llm.model_config
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
-        self._tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
+        self._tied = vllm_internals.tied_embeddings(config)
         self._shapes = _loaded_shapes(options.model)
         self._params: dict[Sampling, Any] = {}
 
@@ -156,38 +152,12 @@ class VllmCore:
     @property
     def running(self) -> int:
         """Sequences that were decoded in the last step; those that wait are not among them."""
-        core = getattr(self._llm.engine_core, "engine_core", None)
-        if core:
-            return len(core.scheduler.running)
-        return self._scheduled.num_running_reqs if self._scheduled and self.unfinished else 0
+        return self._figures.running
 
     @property
     def kv_usage(self) -> float | None:
         """Share of the KV cache in use; from another process, as of the last step."""
-        core = getattr(self._llm.engine_core, "engine_core", None)
-        if core:
-            return core.scheduler.kv_cache_manager.usage
-        if self._scheduled is None:
-            return None
-        return self._scheduled.kv_cache_usage if self.unfinished else 0.0
-
-    def _listen(self, client: Any) -> None:
-        """Keep the scheduler's figures that a core in another process sends with its outputs.
-
-        vLLM's own use of them (timings of every request, Prometheus) is turned off again: nobody
-        reads it, and the process that collects outputs is the one that limits a GPU engine.
-        """
-        self._llm.log_stats = self._llm.output_processor.log_stats = False
-        self._llm.logger_manager = None
-        get_output = client.get_output
-
-        def listening() -> Any:
-            outputs = get_output()
-            if outputs.scheduler_stats is not None:
-                self._scheduled = outputs.scheduler_stats
-            return outputs
-
-        client.get_output = listening
+        return self._figures.kv_usage
 
     def add(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
         """Queue a prompt. Raises UserError for one that vLLM refuses."""
@@ -219,7 +189,7 @@ class VllmCore:
         tokens = [self._text.stop_tokens(stop) for stop in sampling.stop]
         watch = None in tokens
         wanted = sampling.logprobs or sampling.top_logprobs > 0
-        return self._sampling_params(
+        params = self._sampling_params(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -234,9 +204,9 @@ class VllmCore:
             # The text is decoded here, once; vLLM decodes only to find stop strings.
             detokenize=watch,
             output_kind=self._final_only,
-            # These parameters are ours alone: no deep copy for every request.
-            skip_clone=True,
         )
+        # These parameters are ours alone.
+        return vllm_internals.never_copied(params)
 
     def abort(self, request_id: str) -> None:
         self._llm.abort_request([request_id])
@@ -356,7 +326,7 @@ class VllmCore:
         self._llm.is_sleeping()
 
     def close(self) -> None:
-        self._llm.engine_core.shutdown()
+        vllm_internals.shut_down(self._llm)
 
 
 def _read_logprobs(
@@ -386,14 +356,3 @@ def _loaded_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
         except LocalEntryNotFoundError:
             return None
     return tensor_shapes(str(directory)) if any(directory.glob("*.safetensors")) else None
-
-
-def _unblock_when_dead(client: Any) -> None:
-    """vLLM's synchronous client waits for ever for outputs of a core process that has died."""
-    while not client.resources.engine_dead:
-        time.sleep(0.5)
-    error = RuntimeError("vLLM's core process died")
-    client.outputs_queue.put_nowait(error)
-    for future in list(client.utility_results.values()):
-        if not future.done():
-            future.set_exception(error)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.engine import vllm_internals
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 
@@ -65,24 +65,10 @@ def _tensors(payload: str | Sequence[bytes], skip: Collection[str]) -> Iterator[
         yield from ((name, tensor) for name, tensor in part.items() if name not in skip)
 
 
-def _foreign_nccl() -> contextlib.AbstractContextManager[None]:
-    """For a group with processes that are not vLLM's and lack the NCCL settings it made for itself.
-
-    0.23 makes none that matter.
-    """
-    try:
-        from vllm.utils.nccl import unpinned_nccl_env
-    except ImportError:
-        return contextlib.nullcontext()
-    return unpinned_nccl_env()
-
-
 class WeightUpdater:
     """Mixed into vLLM's worker class (``worker_extension_cls``); called by ``collective_rpc``."""
 
     _stepwiser_received: Any = None
-    rank: int
-    device: Any
 
     def stepwiser_receive(self, transfer: bytes) -> str | None:
         """Take what a learner sends (a pickled TransferSpec) to host memory; says why it failed."""
@@ -90,8 +76,8 @@ class WeightUpdater:
 
         opened: TransferSpec = pickle.loads(transfer)
         try:
-            with _foreign_nccl():
-                received = receive(opened, self.rank, self.device)
+            with vllm_internals.foreign_nccl():
+                received = receive(opened, *vllm_internals.rank_and_device(self))
         except TransferFailed as failure:
             return str(failure)
         self._stepwiser_received = (opened.headers, received)
@@ -108,17 +94,8 @@ class WeightUpdater:
 
         Without a payload they are those that were received.
         """
-        from vllm.config import set_current_vllm_config
-        from vllm.platforms import current_platform
-
         tensors = self._stepwiser_taken(skip) if payload is None else _tensors(payload, skip)
-        if current_platform.is_cpu():
-            # CPU layers keep packed copies of their weights; only a reload packs them again.
-            self.reload_weights(weights_iterator=tensors)
-            self._stepwiser_retie()
-        else:
-            with set_current_vllm_config(self.vllm_config):
-                self.model_runner.get_model().load_weights(tensors)
+        vllm_internals.load_weights(self, tensors)
 
     def _stepwiser_taken(self, skip: Collection[str]) -> Iterator[tuple[str, Any]]:
         from actors.weight_sync.buckets import unpack
@@ -126,18 +103,3 @@ class WeightUpdater:
         for head, flat in zip(*self._stepwiser_received, strict=True):
             yield from ((name, tensor) for name, tensor in unpack(head, flat) if name not in skip)
         self.stepwiser_drop()
-
-    def _stepwiser_retie(self) -> None:
-        """Point a tied output layer at the new embeddings.
-
-        The reload replaces the embedding's parameter, but a tied ``lm_head`` gets no tensor of its
-        own, is not reloaded, and would go on multiplying with the packed old embeddings.
-        """
-        config = self.vllm_config.model_config.hf_text_config
-        model = self.model_runner.get_model()
-        if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "lm_head"):
-            return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-        model.lm_head.weight = model.model.embed_tokens.weight
-        dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
