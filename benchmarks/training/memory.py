@@ -51,7 +51,7 @@ def measure_memory(out: Path, quick: bool) -> dict[str, Any]:
         "growth": ours,
         "growth_ray": {name: ratio for name, ratio in found.items() if name not in OURS},
         "memory_mb": {
-            name: mb for name, mb in peak_memory(monitor.moments).items() if name in found
+            role: mb for role, mb in peak_memory(monitor.moments).items() if role in found
         },
     }
 
