@@ -30,7 +30,7 @@ from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.prompt_format import PromptFormat
 
 APP_NAME = "stepwiser-judge"
-_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Failure)\b.*: ")
+_TRACEBACK_END = re.compile(r"[\w.]*(Error|Exception|Failure)\b.*: ")
 """The last line of a traceback."""
 TOKEN_VARIABLE = "STEPWISER_API_TOKEN"
 
@@ -128,8 +128,8 @@ class JudgeServer:
     def _authorize(self, request: Request) -> None:
         if self._token is None:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(given.strip().encode(), self._token.encode())
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        known = hmac.compare_digest(token.strip().encode(), self._token.encode())
         if scheme.lower() != "bearer" or not known:
             raise Refused(
                 "missing or wrong token: send the header `Authorization: Bearer <token>` with the "
@@ -248,7 +248,7 @@ def _why_not_started() -> str:
     application = serve.status().applications[APP_NAME]
     messages = [status.message for status in application.deployments.values()]
     lines = [line.strip() for message in messages for line in message.splitlines()]
-    return next((line for line in reversed(lines) if _ERROR_LINE.match(line)), " ".join(lines))
+    return next((line for line in reversed(lines) if _TRACEBACK_END.match(line)), " ".join(lines))
 
 
 def _require_free(host: str, port: int) -> None:

@@ -91,9 +91,9 @@ def steps_of(request: JudgeRequest) -> list[str]:
     Raises UserError when both or none are given, the chunk tags do not pair up, or a step is blank.
     """
     if (request.steps is None) == (request.response is None):
-        given = "both" if request.steps is not None else "neither"
+        which = "both" if request.steps is not None else "neither"
         raise UserError(
-            f"steps and response: {given} given; send exactly one of them, a list of strings as "
+            f"steps and response: {which} given; send exactly one of them, a list of strings as "
             "steps or the solution in <chunk> tags as response"
         )
     if request.steps is not None:
@@ -117,11 +117,11 @@ def _chunks_of(response: str) -> list[str]:
             f"response: {explain_malformed(response)}; write <chunk>first step</chunk>"
             "<chunk>second step</chunk>, or send the steps as a list in `steps`"
         )
-    if len(parsed.judged) > MAX_STEPS:
+    if len(parsed.steps) > MAX_STEPS:
         raise UserError(
-            f"response: has {len(parsed.judged)} chunks, the limit is {MAX_STEPS}; split it"
+            f"response: has {len(parsed.steps)} chunks, the limit is {MAX_STEPS}; split it"
         )
-    return list(parsed.judged)
+    return list(parsed.steps)
 
 
 def explain(errors: Sequence[Any]) -> str:

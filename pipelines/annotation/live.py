@@ -78,12 +78,12 @@ class LiveAnnotation:
         self._log = UnitLog(session.store, Shard.parse(session.config.cluster.shard))
         self._gpus = engine_range(session.config)[0] * session.config.engine.gpus
         self._over = threading.Event()
-        self._given_up = False
+        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="live-annotation", daemon=True)
         self._offered = 0
         self._finished = 0
         self._arrived: list[str] = []
-        self._given: list[str] = []
+        self._handed_over: list[str] = []
         self._life: str | None = None
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ class LiveAnnotation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._given_up = kind is not None
+        self._abandoned = kind is not None
         self._over.set()
         # Units under way are finished, as they have been paid for, unless training has failed.
         self._thread.join(timeout=None if kind is None else 10.0)
@@ -139,8 +139,8 @@ class LiveAnnotation:
         before, self._life = self._life, life
         if before in (None, life):
             return False
-        self._ready.extendleft(reversed(self._given))
-        self._given.clear()
+        self._ready.extendleft(reversed(self._handed_over))
+        self._handed_over.clear()
         self._read_before = set(
             count_reads(PromptReadLog(read_log_path(self._session.store)).read())
         )
@@ -157,7 +157,7 @@ class LiveAnnotation:
         while self._arrived:
             await self._offer(self._arrived.pop())
         if self._over.is_set():
-            return None if self._given_up or under_way == 0 else 0
+            return None if self._abandoned or under_way == 0 else 0
         wanted = await self._collector.wanted.remote()
         while wanted > 0 and self._ready:
             wanted = await self._offer(self._ready.popleft())
@@ -196,7 +196,7 @@ class LiveAnnotation:
         train = [prompt for prompt in prompts if prompt.split == "train"]
         heldout = [prompt for prompt in prompts if prompt.split == "heldout"]
         self._offered += len(train)
-        self._given.append(unit)
+        self._handed_over.append(unit)
         wanted: int = await self._collector.offer.remote(unit, train, heldout)
         return wanted
 

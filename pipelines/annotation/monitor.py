@@ -20,9 +20,9 @@ from rich.table import Table
 from actors.engine.engine import EngineStats
 from actors.pool.pool import EnginePool
 from pipelines.monitoring.formatting import MOST_ENGINES, duration, facts_table, known
-from pipelines.monitoring.progress import Tracker
+from pipelines.monitoring.progress import ProgressBar
 from pipelines.monitoring.prometheus import PrometheusMetrics
-from pipelines.monitoring.trackers import BackgroundLogger, MetricsLogger
+from pipelines.monitoring.trackers import BackgroundTracker, make_tracker
 from pipelines.session.session import Session
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.annotation.throughput import (
@@ -54,12 +54,12 @@ class AnnotationMonitor:
         self,
         session: Session,
         pool: EnginePool,
-        tracker: Tracker,
+        bar: ProgressBar,
         log: UnitLog,
         todo: Mapping[str, Sequence[Any]],
         held: float,
     ) -> None:
-        self._session, self._pool, self._tracker, self._log = session, pool, tracker, log
+        self._session, self._pool, self._bar, self._log = session, pool, bar, log
         self._held = held
         self._lock = threading.Lock()
         own = set(planned_units(log.store, log.shard))
@@ -73,8 +73,8 @@ class AnnotationMonitor:
         )
         self._began = next(read_log(log.path))["time"]
         name = "annotate" if log.shard.count == 1 else f"annotate-{log.path.stem[4:]}"
-        self._curve = BackgroundLogger(
-            MetricsLogger(config, session.store, name, axis="problems"), session.console
+        self._curve = BackgroundTracker(
+            make_tracker(config, session.store, name, axis="problems"), session.console
         )
         self._metrics = PrometheusMetrics(config.name, str(log.shard))
         self._logged: CounterSnapshot = {}
@@ -89,7 +89,7 @@ class AnnotationMonitor:
         )
         self._exits.enter_context(self._curve)
         self._exits.callback(self._metrics.close)
-        self._exits.callback(self._tracker.show)
+        self._exits.callback(self._bar.show)
         self._exits.callback(self._look, last=True)
         self._exits.enter_context(repeating(self._look, POLL_S, "annotation-monitor"))
         return self
@@ -128,10 +128,10 @@ class AnnotationMonitor:
         with self._lock:
             figures = self._throughput.look(now, self._counters, held)
         self._metrics.update(figures)
-        if self._tracker.is_live:
-            self._tracker.show(under=table(figures))
+        if self._bar.is_live:
+            self._bar.show(under=table(figures))
         else:
-            self._tracker.show(note=note(figures))
+            self._bar.show(note=note(figures))
         if last or now >= self._due_curve:
             self._due_curve = now + CURVE_S
             # Seconds since the shard's very first start: they grow over all of its starts.

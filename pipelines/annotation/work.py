@@ -34,12 +34,12 @@ def write_metrics(session: Session, units: Iterable[str]) -> dict[str, Any]:
 
 
 def problems_of(session: Session) -> list[Problem]:
-    """Those of the data set, or those whose trajectories were given."""
+    """Those of the data set, or those of a file with trajectories."""
     source = session.config.annotate.source
     if source is None:
         return session.problems("train", session.config.data.limit)
-    given = load_imported(source, session.config.data, session.checker)
-    return session.usable(given, "given", source)
+    imported = load_imported(source, session.config.data, session.checker)
+    return session.usable(imported, "imported", source)
 
 
 def units_of(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:

@@ -15,17 +15,19 @@ import typer
 if TYPE_CHECKING:
     from stepwiser.config import RunConfig
 
-STAGES = (
-    "segment",
-    "annotate",
-    "label",
-    "train",
-    "evaluate",
-    "solve",
-    "select",
-    "finetune",
-    "report",
-)
+STAGE_HELP = {
+    "segment": "Cut the policy's solutions into chunks and teach the policy to do it.",
+    "annotate": "Value every chunk by Monte-Carlo rollouts.",
+    "label": "Turn values into balanced, labelled judge prompts.",
+    "train": "Train the judge as train.method says, and the discriminative baseline by SFT.",
+    "evaluate": "Score the judges: ProcessBench, Maj@k, calibration.",
+    "solve": "Solve problems with chunk-reset beside plain sampling and majority vote.",
+    "select": "Pick training answers by mean chunk score.",
+    "finetune": "Fine-tune the policy on each pick and compare.",
+    "report": "Write report.html from what has run so far.",
+}
+"""The stages of the quickstart, in its order; each is a module of `pipelines.stages`."""
+STAGES = tuple(STAGE_HELP)
 EPILOG = "Overrides are key=value, e.g. `train.steps=20 run_dir=runs/mine`."
 
 _python_shows = warnings.showwarning
@@ -89,20 +91,16 @@ def explained() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _add_stage(name: str, summary: str) -> None:
+def _add_stage(name: str) -> None:
     def command(
         config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
     ) -> None:
         _run((name,), config, overrides, plan)
 
-    app.command(name, help=summary, epilog=EPILOG)(command)
+    app.command(name, help=STAGE_HELP[name], epilog=EPILOG)(command)
 
 
-_add_stage("segment", "Cut the policy's solutions into chunks and teach the policy to do it.")
-
-
-@app.command(epilog=EPILOG)
-def annotate(
+def _annotate(
     config: ConfigOption = None,
     overrides: Overrides = None,
     plan: PlanOption = False,
@@ -110,21 +108,16 @@ def annotate(
         str | None, typer.Option(help="i/n: only every n-th unit, from the i-th (from 0).")
     ] = None,
 ) -> None:
-    """Value every chunk by Monte-Carlo rollouts."""
+    """A stage with a share of its own."""
     part = [f"cluster.shard={shard}"] if shard is not None else []
     _run(("annotate",), config, [*(overrides or []), *part], plan)
 
 
-for _name, _summary in (
-    ("label", "Turn values into balanced, labelled judge prompts."),
-    ("train", "Train the judge as train.method says, and the discriminative baseline by SFT."),
-    ("evaluate", "Score the judges: ProcessBench, Maj@k, calibration."),
-    ("solve", "Solve problems with chunk-reset beside plain sampling and majority vote."),
-    ("select", "Pick training answers by mean chunk score."),
-    ("finetune", "Fine-tune the policy on each pick and compare."),
-    ("report", "Write report.html from what has run so far."),
-):
-    _add_stage(_name, _summary)
+for _name in STAGES:
+    if _name == "annotate":
+        app.command(_name, help=STAGE_HELP[_name], epilog=EPILOG)(_annotate)
+    else:
+        _add_stage(_name)
 
 
 @app.command(epilog=EPILOG)
@@ -240,7 +233,7 @@ def plan(
     rollout_tokens: Annotated[float | None, typer.Option(help="Tokens of a rollout.")] = None,
 ) -> None:
     """Estimate tokens, GPU-hours and dollars of an annotation, and say what was assumed."""
-    given = {
+    options = {
         "problems": problems,
         "responses": responses,
         "kept_share": kept_share,
@@ -254,7 +247,7 @@ def plan(
     with explained():
         from pipelines.cli.cost_command import print_cost
 
-        known = {name: value for name, value in given.items() if value is not None}
+        known = {name: value for name, value in options.items() if value is not None}
         print_cost(stage, model, gpus, run, rate, price, known)
 
 

@@ -38,7 +38,7 @@ def print_cost(
     run: Path | None,
     tokens_per_s: float | None,
     price: float | None,
-    given: Mapping[str, float],
+    overrides: Mapping[str, float],
 ) -> None:
     """Print the work, and its cost at every rate that is known.
 
@@ -58,7 +58,7 @@ def print_cost(
                 raise ValueError(f"--rate must be above 0, got {tokens_per_s:g}")
             rates = [Rate("given", tokens_per_s, None, None, "--rate"), *rates]
         parameters = parse_parameters(model) if model else own or PARAMETERS[DEFAULT_MODEL]
-        work = with_values(work, given)
+        work = with_values(work, overrides)
     except ValueError as error:
         raise UserError(str(error)) from error
     dollars = DOLLARS_PER_GPU_HOUR if price is None else Figure(price, "given")

@@ -12,7 +12,7 @@ from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
 from actors.rollout.evaluator import EVALUATION, Evaluator, EvaluatorOptions, fitting_items
 from pipelines.evaluation.items import evaluation_items
-from pipelines.monitoring.trackers import MetricsLogger
+from pipelines.monitoring.trackers import Tracker
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.errors import UserError
@@ -130,10 +130,10 @@ def is_evaluation(row: Metrics) -> bool:
     return row.get("kind") == EVALUATION
 
 
-def log_evaluation(logger: MetricsLogger, row: Metrics) -> None:
+def log_evaluation(tracker: Tracker, row: Metrics) -> None:
     """To W&B, at the step whose weights these are: training has gone on meanwhile."""
     for prefix in ("heldout_", "processbench_"):
-        logger.log_late(row, prefix, axis="evaluated_step")
+        tracker.log_late(row, prefix, axis="evaluated_step")
 
 
 def write_card(
@@ -158,6 +158,6 @@ def write_card(
 def _base(session: Session) -> str:
     """The start's name; of a directory only the last part."""
     config = session.config
-    given = config.judge_model or config.policy_model
-    name = Path(given).name if Path(given).is_absolute() else given
+    start = config.judge_model or config.policy_model
+    name = Path(start).name if Path(start).is_absolute() else start
     return name if config.judge_model else f"{name} (chunk-tuned)"

@@ -91,8 +91,8 @@ class JudgementCache:
         if votes not in self._judges:
             self._judges[votes] = self.judge(votes)
         title = f"{self.name}: {Path(table).name}" if table != "judgements" else unit
-        with self.session.track(title, total, "judged") as tracker:
-            rows = self.session.run(work(self._judges[votes], lambda: tracker.update(advance=1)))
+        with self.session.progress(title, total, "judged") as bar:
+            rows = self.session.run(work(self._judges[votes], lambda: bar.update(advance=1)))
         made = Judgement.to_table(rows).replace_schema_metadata({ASKED: asked})
         self.session.store.write_table(table, unit, made)
         return rows

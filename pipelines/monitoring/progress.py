@@ -43,7 +43,7 @@ class _Bar(Progress):
             yield self.under
 
 
-class Tracker:
+class ProgressBar:
     """Counts what is done; `note` is whatever the stage wants seen beside the bar."""
 
     def __init__(self, console: Console, title: str, total: int, unit: str, done: int = 0) -> None:

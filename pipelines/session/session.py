@@ -17,7 +17,7 @@ from rich.console import Console
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
-from pipelines.monitoring.progress import Tracker, make_console
+from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options
 from pipelines.session.plan_table import local_cpus, plan_table, shortfalls
@@ -261,8 +261,8 @@ class Session:
         """Run async work to its end; Ctrl-C cancels it."""
         return asyncio.run(work)
 
-    def track(self, title: str, total: int, unit: str, done: int = 0) -> Tracker:
-        return Tracker(self.console, title, total, unit, done)
+    def progress(self, title: str, total: int, unit: str, done: int = 0) -> ProgressBar:
+        return ProgressBar(self.console, title, total, unit, done)
 
     def solutions(
         self,
@@ -273,7 +273,7 @@ class Session:
         sampling: Sampling,
     ) -> list[Solutions]:
         """Checked samples of every problem, with a bar of that title meanwhile."""
-        with self.track(title, len(problems), "problems") as tracker:
+        with self.progress(title, len(problems), "problems") as bar:
             return self.run(
                 sample_solutions(
                     pool,
@@ -281,7 +281,7 @@ class Session:
                     problems,
                     sampling,
                     self.checker,
-                    lambda: tracker.update(advance=1),
+                    lambda: bar.update(advance=1),
                 )
             )
 

@@ -187,8 +187,8 @@ def _score(session: Session, spec: JudgeSpec, items: list[StepItem]) -> dict[str
     settings = session.config.evaluate
     pool = session.pool(spec.model)
     judge = make_judge(session, spec, pool, votes=settings.votes, temperature=settings.temperature)
-    with session.track(f"score {spec.name}", len(items), "solutions") as tracker:
-        done = lambda: tracker.update(advance=1)  # noqa: E731
+    with session.progress(f"score {spec.name}", len(items), "solutions") as bar:
+        done = lambda: bar.update(advance=1)  # noqa: E731
         rows = session.run(judge_items(judge, spec.name, items, done))
     session.store.write_table("judgements", spec.name, Judgement.to_table(rows))
     scores = score_judge(items, rows, settings.bins)

@@ -80,14 +80,14 @@ def _annotate(
     options, root = labeler_options(config, model), str(session.store.root)
     try:
         with (
-            session.track("annotate", total, "units", done=total - len(todo)) as tracker,
-            AnnotationMonitor(session, pool, tracker, log, todo, held) as watch,
+            session.progress("annotate", total, "units", done=total - len(todo)) as bar,
+            AnnotationMonitor(session, pool, bar, log, todo, held) as watch,
         ):
 
             def finished(unit: str, counts: dict[str, int]) -> None:
                 log.finished(unit, counts)
                 watch.finished(counts)
-                tracker.update(advance=1)
+                bar.update(advance=1)
 
             try:
                 session.run(annotate_units(pool, options, root, todo, finished))

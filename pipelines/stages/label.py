@@ -148,8 +148,8 @@ def _compare_rules(session: Session, units: list[str]) -> list[dict[str, Any]]:
     """Class shares of all three rules on the chunks that get labels, and agreement with the oracle
     where there is one; None for a rule that early-stopped values leave open somewhere.
     """
-    given = session.config.annotate.source
-    embedded = session.config.data.source == "embedded" and given is None
+    source = session.config.annotate.source
+    embedded = session.config.data.source == "embedded" and source is None
     used = Question.of(session.config.label)
     questions = {rule: replace(used, rule=rule) for rule in LabelRule}
     counts: dict[LabelRule, Counter[str]] = {rule: Counter() for rule in LabelRule}

@@ -56,10 +56,8 @@ def run(session: Session) -> dict[str, Any]:
             votes=config.votes,
             temperature=config.judge_temperature,
         )
-        with session.track("scoring candidates", len(usable), "problems") as tracker:
-            scored = session.run(
-                _score_all(judge, prompts, usable, lambda: tracker.update(advance=1))
-            )
+        with session.progress("scoring candidates", len(usable), "problems") as bar:
+            scored = session.run(_score_all(judge, prompts, usable, lambda: bar.update(advance=1)))
         rows, metrics = _pick(session, usable, scored)
         session.store.write_table("selections", "picks", rows)
     session.store.write_metrics("select", metrics)
@@ -158,7 +156,7 @@ def _fully_right(session: Session, question: str, response: str) -> bool:
     from stepwiser.tasks import first_error
 
     parsed = parse_chunks(response)
-    return parsed is not None and first_error(question, list(parsed.judged)) == -1
+    return parsed is not None and first_error(question, list(parsed.steps)) == -1
 
 
 def _print(session: Session, metrics: dict[str, Any]) -> None:

@@ -74,14 +74,14 @@ def _search(
         make_judge(session, spec, judge_pool, votes=1, temperature=config.judge_temperature)
     )
     gate = asyncio.Semaphore(config.concurrent_problems)
-    with session.track(f"chunk-reset, {spec.name}", len(problems), "problems") as tracker:
+    with session.progress(f"chunk-reset, {spec.name}", len(problems), "problems") as bar:
 
         async def one(problem: Problem) -> SearchResult:
             async with gate:
                 found = await chunk_reset(
                     problem, sampler, judge, config.samples_per_chunk, max_chunks=config.max_chunks
                 )
-            tracker.update(advance=1)
+            bar.update(advance=1)
             return found
 
         async def all_of_them() -> list[SearchResult]:

@@ -26,7 +26,7 @@ from pipelines.evaluation.inline_evaluation import (
     write_card,
 )
 from pipelines.monitoring.formatting import facts_table
-from pipelines.monitoring.trackers import MetricsLogger
+from pipelines.monitoring.trackers import make_tracker
 from pipelines.session.session import Session
 from pipelines.stages import label
 from pipelines.training.baselines import (
@@ -160,8 +160,8 @@ def _run_grpo(
 ) -> TrainResult:
     """Train to the end, and describe the judges that came of it."""
     with (
-        session.track("train judge", session.config.train.steps, "steps") as tracker,
-        MetricsLogger(session.config, session.store, JUDGE) as logger,
+        session.progress("train judge", session.config.train.steps, "steps") as bar,
+        make_tracker(session.config, session.store, JUDGE) as logger,
     ):
 
         def on_metrics(row: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ def _run_grpo(
                     f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
                     f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
                 )
-            tracker.update(row["step"] + 1, note=note)
+            bar.update(row["step"] + 1, note=note)
             logger.log(row)
 
         options = replace(

@@ -154,11 +154,11 @@ def _right_judgements(session: Session, model: str, number: int) -> tuple[str, d
         n=settings.samples,
         temperature=config.train.temperature,
     )
-    with session.track(f"sample, round {number + 1}", len(rows), "prompts") as tracker:
+    with session.progress(f"sample, round {number + 1}", len(rows), "prompts") as bar:
 
         async def judge(row: JudgePrompt) -> list[Sample]:
             samples = await pool.generate(_ask(prompts, row), sampling, affinity=row.question)
-            tracker.update(advance=1)
+            bar.update(advance=1)
             return samples
 
         async def judge_all() -> list[list[Sample]]:

@@ -93,13 +93,13 @@ def run_sft_jobs(session: Session, jobs: Sequence[SFTJob]) -> list[SFTResult]:
     options = SFTOptions(group=worker_group(session, name), metrics_path=str(session.store.curve))
     finished = 0
     title = f"sft, {jobs[0].name}" if len(jobs) == 1 else "sft"  # a note names each of several
-    with session.track(title, len(jobs), "models") as tracker:
+    with session.progress(title, len(jobs), "models") as bar:
 
         def on_metrics(row: dict[str, Any]) -> None:
             nonlocal finished
             if row["step"] + 1 == row["steps"]:
                 finished += 1
             note = f"{row['name']}: step {row['step'] + 1}/{row['steps']}, loss {row['loss']:.3f}"
-            tracker.update(finished, note=note)
+            bar.update(finished, note=note)
 
         return run_sft(jobs, options, on_metrics)

@@ -284,6 +284,6 @@ def parameters_of(model: Path) -> float | None:
     return float(total) or None
 
 
-def with_values(work: Work, given: Mapping[str, float]) -> Work:
+def with_values(work: Work, figures: Mapping[str, float]) -> Work:
     """The same work with some figures given by the user."""
-    return replace(work, **{name: Figure(value, "given") for name, value in given.items()})
+    return replace(work, **{name: Figure(value, "given") for name, value in figures.items()})

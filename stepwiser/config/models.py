@@ -265,6 +265,11 @@ class RunConfig(Section):
     judge_model: str | None = Field(
         None, description="Where the judge starts; the chunk-tuned policy if unset (as the paper)."
     )
+    tracker: Literal["wandb", "none"] = Field(
+        "wandb",
+        description="Where curves go while a stage runs: Weights & Biases (offline without a key), "
+        "or nowhere besides the run directory.",
+    )
     answer_checker: Literal["exact", "math_verify"] = "math_verify"
     check_timeout_s: float = Field(5.0, gt=0, description="Longest check of one answer.")
     judge_max_tokens: Positive = Field(3096, description="Longest analysis and verdict.")
@@ -366,6 +371,7 @@ OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_
 
 OPERATIONAL_KEYS = frozenset(
     {
+        "tracker",
         "annotate.min_engines",
         "annotate.max_engines",
         "train.weight_transfer",

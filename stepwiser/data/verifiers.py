@@ -171,12 +171,12 @@ def _verify(answer: str, reference: str, timeout_s: float) -> bool | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     seconds = max(1, round(timeout_s))
     gold = parse(f"\\boxed{{{reference}}}", parsing_timeout=seconds)
-    given = parse(f"\\boxed{{{answer}}}", parsing_timeout=seconds)
+    parsed = parse(f"\\boxed{{{answer}}}", parsing_timeout=seconds)
     if not gold:
         return None
-    if not given:
+    if not parsed:
         return False
-    return bool(verify(gold, given, timeout_seconds=seconds))
+    return bool(verify(gold, parsed, timeout_seconds=seconds))
 
 
 CHECKERS: dict[str, Callable[[float], AnswerChecker]] = {

@@ -33,7 +33,7 @@ class ParsedChunks:
     """What follows the last ``</chunk>``: whitespace, or the answer part."""
 
     @property
-    def judged(self) -> tuple[str, ...]:
+    def steps(self) -> tuple[str, ...]:
         """Chunk texts as a judge reads them: a tail that says something belongs to the last."""
         if not self.tail.strip():
             return self.texts

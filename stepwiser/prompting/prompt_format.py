@@ -151,7 +151,7 @@ class PromptFormat:
             parsed = parse_chunks(sample.text)
             if parsed is None:
                 raise ValueError(explain_malformed(sample.text).partition(":")[0])
-            texts, ends = list(parsed.judged), list(parsed.ends)
+            texts, ends = list(parsed.steps), list(parsed.ends)
         return texts, ends
 
     def token_ends(self, sample: Sample, ends: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ import yaml
 
 from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, Row, StepItem, Trajectory
 from stepwiser.data.sources import load_step_items
-from stepwiser.report.blocks import mapping, pick
 from stepwiser.run.store import RunStore
 
 R = TypeVar("R", bound=Row)
@@ -24,6 +24,35 @@ VALUED = "-valued"
 
 PUBLISHED = "publish_"
 """What the trainer puts before the figures that come back with a new weight version."""
+
+
+def pick(data: Any, *path: str) -> Any:
+    """`data[path[0]][path[1]]…`, None where a part is absent."""
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return data
+
+
+def number(data: Any, *path: str) -> float | None:
+    """The finite number at `path`; None for anything else."""
+    value = pick(data, *path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(data: Any, *path: str) -> dict[str, Any]:
+    """The object at `path`; empty where there is none."""
+    value = pick(data, *path)
+    return value if isinstance(value, dict) else {}
+
+
+def rows_of(data: Any, *path: str) -> list[dict[str, Any]]:
+    """The list of objects at `path`; empty where there is none."""
+    value = pick(data, *path)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 @dataclass
@@ -117,8 +146,8 @@ class RunData:
     @property
     def embedded(self) -> bool:
         """Problems come from the embedded task, whose oracle knows every step."""
-        given = pick(self.config, "annotate", "source")
-        return pick(self.config, "data", "source") == "embedded" and given is None
+        source = pick(self.config, "annotate", "source")
+        return pick(self.config, "data", "source") == "embedded" and source is None
 
     def base_model(self) -> dict[str, Any]:
         """How the packaged base model was made, if this run started from it."""

@@ -163,7 +163,7 @@ def _extend(chunks: Sequence[str], candidate: ChunkCandidate) -> list[str]:
     parsed = parse_chunks(candidate.text)
     if parsed is None:  # cut off by the length limit, or a policy that lost the format
         return [*chunks, strip_tags(candidate.text)]
-    return [*chunks, "".join(parsed.judged)]
+    return [*chunks, "".join(parsed.steps)]
 
 
 def majority_vote(

@@ -46,17 +46,22 @@ def command(stage: str, *overrides: str, module: str = "pipelines.cli") -> list[
     return [sys.executable, "-m", module, stage, *SMALL, *overrides]
 
 
-def start(stage: str, *overrides: str, module: str = "pipelines.cli") -> subprocess.Popen[str]:
-    """Start a stage in a process group of its own."""
+def command_environment() -> dict[str, str]:
+    """Variables of a command under test: nothing of a Ray or a W&B of this process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     environment.pop("RAY_ADDRESS", None)
     # Of a run in this process: its W&B service would outlive a command that is killed, and hold on
     # to the run that the next start continues.
     environment.pop("WANDB_SERVICE", None)
+    return environment
+
+
+def start(stage: str, *overrides: str, module: str = "pipelines.cli") -> subprocess.Popen[str]:
+    """Start a stage in a process group of its own."""
     return subprocess.Popen(
         command(stage, *overrides, module=module),
         cwd=ROOT,
-        env=environment,
+        env=command_environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

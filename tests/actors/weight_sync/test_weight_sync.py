@@ -1,4 +1,5 @@
-"""Weights sent straight into a real engine: buckets, the rendezvous, and transfers that break off."""
+"""Weights sent straight into a real engine: buckets, the rendezvous, and transfers that break
+off."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ import asyncio
 import io
 import json
 import re
-import shutil
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -19,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from rich.console import Console
 
 from actors.engine.engine import EngineOptions, EngineStats
@@ -27,14 +24,15 @@ from actors.pool.pool import EnginePool
 from pipelines.annotation import monitor
 from pipelines.annotation.monitor import AnnotationMonitor
 from pipelines.monitoring import trackers
-from pipelines.monitoring.progress import Tracker
-from pipelines.monitoring.trackers import BackgroundLogger, MetricsLogger
+from pipelines.monitoring.progress import ProgressBar
+from pipelines.monitoring.trackers import BackgroundTracker, WandbTracker
 from pipelines.session.session import Session
 from stepwiser.annotation.throughput import EngineFigures, Figures
 from stepwiser.config import RunConfig
 from stepwiser.config.shard import Shard
 from stepwiser.run.status import read_status
 from stepwiser.run.units import UnitLog, read_log, write_plan
+from tests.support.clusters import local_cluster
 from tests.support.scripted_engine import SLOTS, ScriptedEngine, work
 
 FIGURES = Figures(
@@ -77,24 +75,24 @@ def test_the_table_holds_all_of_it() -> None:
 
 def test_a_terminal_shows_the_table_under_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
-    with Tracker(console, "annotate", 16, "units") as tracker:
-        tracker.update(advance=3)
-        assert "ETA" in _text(tracker._bar)
-        tracker.show(under=monitor.table(FIGURES))
-        assert tracker.is_live
-        shown = [_text(part) for part in tracker._bar.get_renderables()]  # type: ignore[union-attr]
+    with ProgressBar(console, "annotate", 16, "units") as bar:
+        bar.update(advance=3)
+        assert "ETA" in _text(bar._bar)
+        bar.show(under=monitor.table(FIGURES))
+        assert bar.is_live
+        shown = [_text(part) for part in bar._bar.get_renderables()]  # type: ignore[union-attr]
         assert "3/16" in shown[0] and "ETA" not in shown[0], "there is one time to go"
         assert "time to go" in shown[1]
-        tracker.show()
-        assert len(list(tracker._bar.get_renderables())) == 1  # type: ignore[union-attr]
+        bar.show()
+        assert len(list(bar._bar.get_renderables())) == 1  # type: ignore[union-attr]
 
 
 def test_a_log_keeps_the_note_of_another_thread() -> None:
     console = Console(file=io.StringIO(), width=120)
-    tracker = Tracker(console, "annotate", 16, "units")
-    tracker.show(note="1,234 chunks")
-    tracker.update(advance=3)
-    tracker._say()
+    bar = ProgressBar(console, "annotate", 16, "units")
+    bar.show(note="1,234 chunks")
+    bar.update(advance=3)
+    bar._say()
     line = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.fullmatch(r"annotate: 3/16 units, \d+ s, \S+/s, ETA \d+ s  1,234 chunks\n", line), (
         line
@@ -120,8 +118,8 @@ def test_a_second_start_continues_the_curve_and_shards_have_their_own(tmp_path: 
     session = _session(tmp_path / "run")
     for name, first in (("annotate", 0), ("annotate-1-of-2", 0), ("annotate", 10)):
         time.sleep(1.0)  # W&B names the folders of offline runs by the second
-        with BackgroundLogger(
-            MetricsLogger(session.config, session.store, name, axis="problems"), session.console
+        with BackgroundTracker(
+            WandbTracker(session.config, session.store, name, axis="problems"), session.console
         ) as curve:
             for step in range(first, first + 3):
                 curve.log({"step": step, "problems": 4 * step, "gpu_hours": 0.1})
@@ -160,10 +158,10 @@ class _Broken:
 @pytest.mark.parametrize("fails", ["start", "log"])
 def test_wandb_that_fails_is_a_warning(tmp_path: Path, fails: str) -> None:
     session = _session(tmp_path / "run")
-    with BackgroundLogger(_Broken(fails), session.console) as curve:  # type: ignore[arg-type]
+    with BackgroundTracker(_Broken(fails), session.console) as curve:  # type: ignore[arg-type]
         for step in range(100):
             curve.log({"step": step})
-    assert _said(session).count("W&B has no curve of annotate") == 1
+    assert _said(session).count("the tracker has no curve of annotate") == 1
 
 
 def test_nobody_waits_for_wandb_to_start_and_little_for_its_end(
@@ -172,19 +170,19 @@ def test_nobody_waits_for_wandb_to_start_and_little_for_its_end(
     session = _session(tmp_path / "run")
     slow = _Broken("slow start")
     started = time.monotonic()
-    with BackgroundLogger(slow, session.console) as curve:  # type: ignore[arg-type]
+    with BackgroundTracker(slow, session.console) as curve:  # type: ignore[arg-type]
         curve.log({"step": 1})
         assert time.monotonic() - started < 0.5 and slow.rows == []
     assert slow.rows == [{"step": 1}] and slow.ended == [None]
     monkeypatch.setattr(trackers, "FINISH_S", 0.1)
-    with BackgroundLogger(_Broken("slow start"), session.console):  # type: ignore[arg-type]
+    with BackgroundTracker(_Broken("slow start"), session.console):  # type: ignore[arg-type]
         pass
     assert "still sending" in _said(session)
 
 
 def test_wandb_learns_that_the_work_failed(tmp_path: Path) -> None:
     session, logger = _session(tmp_path / "run"), _Broken("")
-    curve = BackgroundLogger(logger, session.console)  # type: ignore[arg-type]
+    curve = BackgroundTracker(logger, session.console)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt), curve:
         raise KeyboardInterrupt
     assert len(logger.ended) == 1 and logger.ended[0] is not None
@@ -221,7 +219,7 @@ def test_a_look_that_fails_does_not_end_the_work(
 ) -> None:
     session = _session(tmp_path / "run", engine={"gpus": 0.5})
     monkeypatch.setattr(
-        monitor, "BackgroundLogger", lambda logger, console: BackgroundLogger(_Broken(""), console)
+        monitor, "BackgroundTracker", lambda _, console: BackgroundTracker(_Broken(""), console)
     )
     monkeypatch.setattr(
         monitor,
@@ -231,9 +229,9 @@ def test_a_look_that_fails_does_not_end_the_work(
     log = UnitLog(session.store, Shard())
     write_plan(session.store, ["a", "b"], 4)
     log.start(1.0, 2)
-    tracker = session.track("annotate", 2, "units")
+    bar = session.progress("annotate", 2, "units")
     pool: Any = _Pool([1.0, 2.0, 3.0])
-    with AnnotationMonitor(session, pool, tracker, log, {"a": [1, 2], "b": [3, 4]}, 0.0) as watch:
+    with AnnotationMonitor(session, pool, bar, log, {"a": [1, 2], "b": [3, 4]}, 0.0) as watch:
         watch.finished(UNIT)
         time.sleep(0.5)
         watch.finished(UNIT)
@@ -246,23 +244,9 @@ def test_a_look_that_fails_does_not_end_the_work(
 @pytest.fixture
 def ray_that_exports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A Ray as the program starts one, but it exports metrics every second."""
-    assert not ray.is_initialized()
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
-    folder = tempfile.mkdtemp(prefix="sw-", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=256 * 2**20,
-        _temp_dir=folder,
-    )
-    try:
+    with local_cluster(4):
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _scrape(url: str) -> dict[str, float]:
@@ -306,8 +290,8 @@ def test_prometheus_log_and_curve_say_the_same(
     log.start(0.0, 3)
     todo = {f"u{i}": ["problem", "problem"] for i in (1, 4, 7)}
     try:
-        tracker = session.track("annotate", 3, "units")
-        with AnnotationMonitor(session, pool, tracker, log, todo, 0.0) as watch:
+        bar = session.progress("annotate", 3, "units")
+        with AnnotationMonitor(session, pool, bar, log, todo, 0.0) as watch:
             asyncio.run(work(pool, range(40)))
             for _ in range(2):
                 watch.finished(UNIT)

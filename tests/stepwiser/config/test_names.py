@@ -36,11 +36,13 @@ def _choices(model: Any, field: str) -> set[str]:
 
 
 def test_every_choice_of_the_configuration_is_made_by_somebody() -> None:
+    from pipelines.monitoring.trackers import TRACKERS
     from stepwiser.training.rewards import REWARDS
 
     assert _choices(RuleConfig, "rule") == {str(rule) for rule in LabelRule} == set(DEFINITIONS)
     assert _choices(AnnotateConfig, "stopping") == {str(rule) for rule in StoppingRule}
     assert _choices(TrainConfig, "reward") == set(REWARDS)
+    assert _choices(RunConfig, "tracker") == set(TRACKERS)
     assert _choices(RunConfig, "answer_checker") == set(CHECKERS)
 
 

@@ -27,13 +27,13 @@ def test_parse_gives_texts_ends_and_tail() -> None:
     assert parsed.texts == ("first\nline", "second ½")
     assert [GOOD[:end].endswith("</chunk>") for end in parsed.ends] == [True, True]
     assert GOOD[parsed.ends[-1] :] == parsed.tail == "\nso \\boxed{3}"
-    assert parsed.judged == ("first\nline", "second ½\nso \\boxed{3}")
+    assert parsed.steps == ("first\nline", "second ½\nso \\boxed{3}")
 
 
 def test_whitespace_tail_is_not_judged() -> None:
     parsed = parse_chunks("<chunk>a</chunk> \n")
     assert parsed is not None
-    assert parsed.judged == ("a",)
+    assert parsed.steps == ("a",)
     assert parsed.tail == " \n"
 
 
