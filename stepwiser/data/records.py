@@ -1,7 +1,8 @@
-"""What the stages hand each other: one frozen dataclass and one Arrow schema each.
+"""What the stages hand each other: one frozen dataclass each.
 
 A list of rows becomes an Arrow table with `to_table` and comes back with `from_table`; the schema
-is written down here and not inferred, so that an empty unit has the same columns as a full one.
+is that of the fields and not inferred from rows, so that an empty unit has the same columns as a
+full one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self, get_type_hints
 
 from stepwiser.errors import UserError
 
@@ -24,27 +26,32 @@ def content_id(*parts: object) -> str:
 
 
 class Row:
-    """A record that goes to Parquet; `types` gives the Arrow type of each field by name."""
+    """A dataclass that goes to Parquet; each field's annotation says the Arrow type of its column.
 
-    types: ClassVar[dict[str, str]]
+    Ints have 64 bits, those in lists, which are token ids and votes, 32.
+    """
 
     @classmethod
+    @cache
     def schema(cls) -> pa.Schema:
         """Arrow schema, fields in declaration order."""
         import pyarrow as pa
 
-        kinds = {
-            "string": pa.string(),
-            "int": pa.int64(),
-            "float": pa.float64(),
-            "bool": pa.bool_(),
-            "ints": pa.list_(pa.int32()),
-            "counts": pa.list_(pa.int64()),
-            "floats": pa.list_(pa.float64()),
-            "strings": pa.list_(pa.string()),
-            "bools": pa.list_(pa.bool_()),
+        kinds: dict[Any, pa.DataType] = {
+            str: pa.string(),
+            bool: pa.bool_(),
+            int: pa.int64(),
+            float: pa.float64(),
+            list[int]: pa.list_(pa.int32()),
+            list[str]: pa.list_(pa.string()),
         }
-        return pa.schema([(name, kinds[kind]) for name, kind in cls.types.items()])
+        kinds |= {kind | None: arrow for kind, arrow in kinds.items()}
+        hints = get_type_hints(cls)
+        return pa.schema([(name, kinds[hints[name]]) for name in cls._names()])
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]  # type: ignore[arg-type]
 
     @classmethod
     def to_table(cls, rows: Iterable[Self]) -> pa.Table:
@@ -52,13 +59,13 @@ class Row:
 
         rows = list(rows)
         # By column: a dict of every row, its lists copied, costs three times as much.
-        columns = {name: [getattr(row, name) for row in rows] for name in cls.types}
+        columns = {name: [getattr(row, name) for row in rows] for name in cls._names()}
         return pa.Table.from_pydict(columns, schema=cls.schema())
 
     @classmethod
     def from_table(cls, table: pa.Table) -> list[Self]:
         """Rows of a table. Raises UserError where an older version wrote it with fewer columns."""
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        names = cls._names()
         if missing := [name for name in names if name not in table.column_names]:
             raise UserError(
                 f"a table of {cls.__name__} lacks the columns {', '.join(missing)}: an older "
@@ -80,20 +87,6 @@ class Problem:
 class Trajectory(Row):
     """One response of the policy in chunks (paper section 3.1)."""
 
-    types: ClassVar[dict[str, str]] = {
-        "trajectory_id": "string",
-        "problem_id": "string",
-        "question": "string",
-        "answer": "string",
-        "response_ids": "ints",
-        "chunks": "strings",
-        "chunk_ends": "ints",
-        "final_answer": "string",
-        "correct": "bool",
-        "problem_successes": "int",
-        "problem_trials": "int",
-    }
-
     trajectory_id: str
     problem_id: str
     question: str
@@ -114,24 +107,6 @@ class Trajectory(Row):
 @dataclass(frozen=True)
 class ChunkValue(Row):
     """Monte-Carlo value of the prefix that ends in one chunk (paper section 3.2)."""
-
-    types: ClassVar[dict[str, str]] = {
-        "trajectory_id": "string",
-        "problem_id": "string",
-        "chunk_index": "int",
-        "successes": "int",
-        "trials": "int",
-        "truncated": "int",
-        "unverifiable": "int",
-        "generated_tokens": "int",
-        "is_outcome": "bool",
-        "planned": "int",
-        "error_bound": "float",
-        "first_successes": "int",
-        "first_trials": "int",
-        "q_low": "float",
-        "q_high": "float",
-    }
 
     trajectory_id: str
     problem_id: str
@@ -175,22 +150,6 @@ class ChunkValue(Row):
 class JudgePrompt(Row):
     """One labelled chunk, ready for training (paper section 3.3)."""
 
-    types: ClassVar[dict[str, str]] = {
-        "prompt_id": "string",
-        "trajectory_id": "string",
-        "problem_id": "string",
-        "question": "string",
-        "history": "strings",
-        "chunk": "string",
-        "chunk_index": "int",
-        "label": "bool",
-        "rule": "string",
-        "value": "float",
-        "previous_value": "float",
-        "trials": "int",
-        "split": "string",
-    }
-
     prompt_id: str
     trajectory_id: str
     problem_id: str
@@ -211,15 +170,6 @@ class JudgePrompt(Row):
 class StepItem(Row):
     """A solution in ProcessBench's own format."""
 
-    types: ClassVar[dict[str, str]] = {
-        "id": "string",
-        "problem": "string",
-        "steps": "strings",
-        "label": "int",
-        "final_answer_correct": "bool",
-        "generator": "string",
-    }
-
     id: str
     problem: str
     steps: list[str]
@@ -232,18 +182,6 @@ class StepItem(Row):
 @dataclass(frozen=True)
 class Judgement(Row):
     """What a judge said of one step of one item, all votes."""
-
-    types: ClassVar[dict[str, str]] = {
-        "item_id": "string",
-        "judge": "string",
-        "step_index": "int",
-        "votes": "ints",
-        "verdict": "bool",
-        "score": "float",
-        "analysis": "string",
-        "tokens": "int",
-        "truncated": "int",
-    }
 
     item_id: str
     judge: str

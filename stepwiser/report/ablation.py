@@ -11,9 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stepwiser.report.blocks import ABSENT, Figure, Figures, Note, Section, Table
+from stepwiser.report.blocks import ABSENT, Note, Section, Table
 from stepwiser.report.build import page
 from stepwiser.report.charts import marker, nice_ticks, reach, tick_texts
+from stepwiser.report.figures import Figure, Figures
 from stepwiser.run.store import writing
 from stepwiser.training.ablation import START, Difference, Results, as_dict, difference, summarize
 

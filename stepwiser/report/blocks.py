@@ -1,4 +1,4 @@
-"""What a page is made of: numbers that may be absent, tables, figures, bars, sections.
+"""What a page is made of: numbers that may be absent, tables, notes, sections.
 
 A metric that a stage did not write is `None` all the way to the page, where it is a dash: nothing
 here replaces a missing number by another one.
@@ -6,12 +6,9 @@ here replaces a missing number by another one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from markupsafe import Markup
 
 from stepwiser.annotation.values import ValueEstimate
 
@@ -25,35 +22,6 @@ JUDGES = {
     "start, forced": ("start, made to reason", 2),
 }
 """Title and colour of the judges that the stages name; others are shown under their own name."""
-
-
-def pick(data: Any, *path: str) -> Any:
-    """`data[path[0]][path[1]]…`, None where a part is absent."""
-    for key in path:
-        if not isinstance(data, dict) or key not in data:
-            return None
-        data = data[key]
-    return data
-
-
-def number(data: Any, *path: str) -> float | None:
-    """The finite number at `path`; None for anything else."""
-    value = pick(data, *path)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def mapping(data: Any, *path: str) -> dict[str, Any]:
-    """The object at `path`; empty where there is none."""
-    value = pick(data, *path)
-    return value if isinstance(value, dict) else {}
-
-
-def rows_of(data: Any, *path: str) -> list[dict[str, Any]]:
-    """The list of objects at `path`; empty where there is none."""
-    value = pick(data, *path)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
@@ -181,85 +149,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Legend:
-    """One entry below a figure's title."""
-
-    text: str
-    colour: int
-    line: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    title: str
-    svg: Markup
-    legend: Sequence[Legend] = ()
-    note: str = ""
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures side by side, as many as the window has room for."""
-
-    items: Sequence[Figure]
-    kind: str = "figures"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """One line of `Bars`: positions are percent of the track."""
-
-    name: str
-    colour: int
-    estimate: Estimate
-    low: float = 0.0
-    high: float = 1.0
-    signed: bool = False
-    note: str = ""
-
-    def place(self, value: float | None) -> float:
-        if value is None:
-            return 0.0
-        part = (value - self.low) / (self.high - self.low)
-        return round(100 * min(1.0, max(0.0, part)), 2)
-
-    @property
-    def start(self) -> float:
-        return self.place(min(0.0, self.estimate.mean))
-
-    @property
-    def end(self) -> float:
-        return self.place(max(0.0, self.estimate.mean))
-
-    @property
-    def text(self) -> str:
-        return f"{self.estimate.mean:+.3f}" if self.signed else f"{self.estimate.mean:.3f}"
-
-    @property
-    def interval(self) -> str:
-        return self.estimate.signed_interval if self.signed else self.estimate.interval
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Horizontal bars with their 95% intervals."""
-
-    title: str
-    rows: Sequence[Interval]
-    note: str = ""
-    kind: str = "bars"
-
-
-@dataclass(frozen=True)
-class BarGroups:
-    """Several `Bars` side by side."""
-
-    items: Sequence[Bars]
-    kind: str = "groups"
-
-
-@dataclass(frozen=True)
 class Facts:
     """Names and values."""
 
@@ -292,16 +181,3 @@ class Section:
             items = getattr(block, "items", None)
             if block is not None and (rows is None or rows) and (items is None or items):
                 self.blocks.append(block)
-
-
-def signed_rows(rows: Sequence[tuple[str, Estimate | None, str]]) -> list[Interval]:
-    """Differences on one track that is symmetric around 0."""
-    known = [(name, estimate, note) for name, estimate, note in rows if estimate is not None]
-    reach = max(
-        (abs(v) for _, e, _ in known for v in (e.mean, e.low, e.high) if v is not None), default=0.0
-    )
-    limit = max(0.05, 1.15 * reach)
-    return [
-        Interval(name, 0, estimate, -limit, limit, signed=True, note=note)
-        for name, estimate, note in known
-    ]

@@ -11,11 +11,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from stepwiser.report.blocks import ABSENT, Bar, Bars, Estimate, Section, mapping
+from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section
 from stepwiser.report.charts import swatch
 from stepwiser.report.curves import training
+from stepwiser.report.figures import Bars
 from stepwiser.report.judges import calibration, processbench
-from stepwiser.report.reading import RunData
+from stepwiser.report.reading import RunData, mapping
 from stepwiser.report.solutions import examples
 from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
 from stepwiser.report.trust import trust

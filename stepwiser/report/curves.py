@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepwiser.report.blocks import (
-    Facts,
-    Figure,
-    Figures,
-    Legend,
-    Note,
-    Section,
-    brief,
-    decimal,
-    number,
-    whole,
-)
+from stepwiser.report.blocks import Facts, Note, Section, brief, decimal, whole
 from stepwiser.report.charts import Axis, Mark, Plot, reach, smooth
-from stepwiser.report.reading import RunData
+from stepwiser.report.figures import Figure, Figures, Legend
+from stepwiser.report.reading import RunData, number
 
 
 @dataclass(frozen=True)

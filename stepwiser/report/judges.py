@@ -7,28 +7,19 @@ from typing import Any
 from stepwiser.report.blocks import (
     ABSENT,
     Z95,
-    BarGroups,
-    Bars,
     Estimate,
-    Figure,
-    Figures,
-    Interval,
-    Legend,
     Note,
     Section,
     Table,
     decimal,
     judge_colour,
     judge_title,
-    mapping,
-    number,
     percent,
-    pick,
-    rows_of,
     whole,
 )
 from stepwiser.report.charts import Axis, Mark, Plot
-from stepwiser.report.reading import RunData
+from stepwiser.report.figures import BarGroups, Bars, Figure, Figures, Interval, Legend
+from stepwiser.report.reading import RunData, mapping, number, pick, rows_of
 
 PROTOCOLS = (
     ("official", "official: by label"),

@@ -12,24 +12,18 @@ from stepwiser.report.blocks import (
     Bar,
     Estimate,
     Facts,
-    Figure,
-    Figures,
-    Legend,
     Note,
     Section,
     Table,
     brief,
     decimal,
     duration,
-    mapping,
-    number,
     percent,
-    pick,
-    rows_of,
     whole,
 )
 from stepwiser.report.charts import Axis, Mark, Plot
-from stepwiser.report.reading import RunData
+from stepwiser.report.figures import Figure, Figures, Legend
+from stepwiser.report.reading import RunData, mapping, number, pick, rows_of
 
 MOST_EXACT_BINS = 33
 """Up to so many rollouts a histogram has one column for each possible share."""

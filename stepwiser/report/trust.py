@@ -13,15 +13,11 @@ from stepwiser.report.blocks import (
     Table,
     decimal,
     judge_title,
-    mapping,
-    number,
     percent,
-    pick,
-    rows_of,
     whole,
 )
 from stepwiser.report.judges import PROTOCOLS, f1
-from stepwiser.report.reading import RunData
+from stepwiser.report.reading import RunData, mapping, number, pick, rows_of
 
 SHOWN = 10
 """Problems with an overlap that are listed; all are in the file."""

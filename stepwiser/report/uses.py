@@ -5,27 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from stepwiser.report.blocks import (
-    BarGroups,
-    Bars,
     Estimate,
-    Figure,
-    Figures,
-    Interval,
-    Legend,
     Section,
     Table,
     decimal,
     judge_colour,
     judge_title,
-    mapping,
-    number,
-    rows_of,
-    signed_rows,
     whole,
 )
 from stepwiser.report.charts import Axis, Mark, Plot, reach
+from stepwiser.report.figures import BarGroups, Bars, Figure, Figures, Interval, Legend, signed_rows
 from stepwiser.report.judges import f1
-from stepwiser.report.reading import RunData
+from stepwiser.report.reading import RunData, mapping, number, rows_of
 
 PICKS = {
     "policy": "policy before",

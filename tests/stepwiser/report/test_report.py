@@ -15,10 +15,10 @@ import pytest
 from stepwiser.data.records import ChunkValue, Judgement
 from stepwiser.evaluation.processbench import first_negative
 from stepwiser.report import build_report
-from stepwiser.report.blocks import Estimate, brief, duration, number
+from stepwiser.report.blocks import Estimate, brief, duration
 from stepwiser.report.build import SECTIONS
 from stepwiser.report.charts import Axis, log_ticks, nice_ticks, smooth, tick_texts
-from stepwiser.report.reading import RunData
+from stepwiser.report.reading import RunData, number
 from stepwiser.report.uses import headline
 from stepwiser.run.store import RunStore
 from tests.stepwiser.report.report_run import (
