@@ -16,6 +16,7 @@ import ray
 import torch
 from torch import Tensor
 
+from actors.learner.answers import answer
 from actors.learner.batches import ResponseBatch, response_batch
 from actors.learner.deepspeed_worker import DeepSpeedWorker
 from actors.learner.inline_evaluation import InlineEvaluation, InlineEvaluationOptions
@@ -134,13 +135,12 @@ def grpo_worker(config: dict[str, Any]) -> None:
 def make_room(collector: Any, timeout_s: float) -> None:
     """Put the engines to sleep; returns on every rank when they are."""
     if torch.distributed.get_rank() == 0:
-        try:
-            ray.get(collector.sleep.remote(), timeout=timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(
-                f"the engines did not free their memory within {timeout_s:.0f} s; look at their "
-                "logs, or raise publish_timeout_s"
-            ) from error
+        answer(
+            collector.sleep.remote(),
+            timeout_s,
+            f"the engines did not free their memory within {timeout_s:.0f} s; look at their logs, "
+            "or raise publish_timeout_s",
+        )
     torch.distributed.barrier()
 
 
@@ -244,16 +244,12 @@ class GRPOLoop:
 
     def _ask(self, step: int) -> ExperienceBatch | None:
         timeout = self._options.batch_timeout_s
-        try:
-            batch = ray.get(self._collector.next_batch.remote(step), timeout=timeout)
-            if isinstance(batch, ray.ObjectRef):
-                batch = ray.get(batch, timeout=timeout)
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(
-                f"the collector gave no batch for step {step} within {timeout:.0f} s; look at its "
-                "engines, or raise batch_timeout_s"
-            ) from error
-        return batch
+        late = (
+            f"the collector gave no batch for step {step} within {timeout:.0f} s; look at its "
+            "engines, or raise batch_timeout_s"
+        )
+        batch = answer(self._collector.next_batch.remote(step), timeout, late)
+        return answer(batch, timeout, late) if isinstance(batch, ray.ObjectRef) else batch
 
     def _same(self, batch: ExperienceBatch | None) -> bool:
         """Whether every rank was given this batch."""
@@ -273,14 +269,12 @@ class GRPOLoop:
 
     def _hand_over(self, version: int, source: Any, timeout: float) -> Metrics:
         """``source``: references to blobs, or the description of a transfer."""
-        try:
-            call = self._collector.publish.remote(version, source, timeout)
-            figures = ray.get(call, timeout=timeout)
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(
-                f"the engines did not take weight version {version} within {timeout:.0f} s; look "
-                "at their logs, or raise publish_timeout_s"
-            ) from error
+        figures = answer(
+            self._collector.publish.remote(version, source, timeout),
+            timeout,
+            f"the engines did not take weight version {version} within {timeout:.0f} s; look at "
+            "their logs, or raise publish_timeout_s",
+        )
         return figures or {}
 
     def _train(self, step: int, batch: ExperienceBatch) -> Metrics:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import torch
 
+from actors.learner.answers import answer
 from actors.learner.deepspeed_worker import DeepSpeedWorker
 from actors.rollout.evaluator import EvaluationStatus
 
@@ -117,13 +118,11 @@ class InlineEvaluation:
             return
         assert self._options is not None
         began = time.monotonic()
-        try:
-            self._stop = ray.get(self._call, timeout=self._options.timeout_s).stop
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(
-                f"an evaluation took over {self._options.timeout_s:.0f} s; look at its engines, or "
-                "lower train.evaluate_processbench"
-            ) from error
+        late = (
+            f"an evaluation took over {self._options.timeout_s:.0f} s; look at its engines, or "
+            "lower train.evaluate_processbench"
+        )
+        self._stop = answer(self._call, self._options.timeout_s, late).stop
         self._call = None
         self.waited_s += time.monotonic() - began
 
