@@ -26,6 +26,7 @@ from stepwiser import __version__
 from stepwiser.config import PromptConfig
 from stepwiser.config.models import ServeConfig
 from stepwiser.errors import UserError
+from stepwiser.generation import Sampling
 from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.prompt_format import PromptFormat
 
@@ -110,8 +111,7 @@ class JudgeServer:
             judge=GenerativeJudge(
                 generator=self._engine,
                 prompts=PromptFormat.from_model_dir(model, options.prompts),
-                max_tokens=options.max_tokens,
-                votes=options.serve.votes,
+                sampling=Sampling(options.max_tokens, n=options.serve.votes),
             ),
             max_model_len=options.engine.max_model_len,
             model=ModelInfo(name=name, weight_version=self._engine.weight_version),
@@ -151,7 +151,7 @@ class JudgeServer:
         limits = {
             "weight_version": model.weight_version,
             "max_prompt_tokens": self._service.max_prompt_tokens,
-            "max_judge_tokens": self._service.judge.max_tokens,
+            "max_judge_tokens": self._service.judge.sampling.max_tokens,
         }
         return {"object": "list", "data": [entry | limits]}
 

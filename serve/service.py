@@ -31,7 +31,7 @@ class JudgeService:
 
     @property
     def max_prompt_tokens(self) -> int:
-        return self.max_model_len - self.judge.max_tokens
+        return self.max_model_len - self.judge.sampling.max_tokens
 
     async def answer(self, request: JudgeRequest) -> JudgeResponse:
         """Judge every step after the steps before it.
@@ -42,7 +42,8 @@ class JudgeService:
         """
         steps = steps_of(request)
         lengths = self._prompt_lengths(request.problem, steps)
-        judge = replace(self.judge, votes=request.votes or self.judge.votes)
+        sampling = self.judge.sampling
+        judge = replace(self.judge, sampling=replace(sampling, n=request.votes or sampling.n))
         if request.stop_at_first_negative:
             results = []
             for i in range(len(steps)):
@@ -69,7 +70,7 @@ class JudgeService:
         prompts, limit = self.judge.prompts, self.max_prompt_tokens
         why = (
             f"the limit is {limit} (engine.max_model_len {self.max_model_len} less "
-            f"{self.judge.max_tokens} for the analysis)"
+            f"{self.judge.sampling.max_tokens} for the analysis)"
         )
         problem_tokens = len(prompts.encode(problem))
         if problem_tokens > limit:

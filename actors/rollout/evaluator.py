@@ -226,12 +226,9 @@ class Evaluator:
         return {name: value for name, value in figures.items() if value is not None}
 
     def _judge(self, generator: OneVersion) -> GenerativeJudge:
-        return GenerativeJudge(
-            generator,
-            self._format,
-            max_tokens=self._options.max_tokens,
-            temperature=self._options.temperature,
-        )
+        options = self._options
+        sampling = Sampling(options.max_tokens, temperature=options.temperature)
+        return GenerativeJudge(generator, self._format, sampling)
 
 
 def _stored_weights(directory: str) -> list[Any]:

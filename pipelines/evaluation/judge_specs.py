@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from actors.pool.pool import EnginePool
 from pipelines.session.session import Session
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
+from stepwiser.generation import Sampling
 from stepwiser.judging.judges import DiscriminativeJudge, GenerativeJudge, Judge
 
 
@@ -45,11 +46,5 @@ def make_judge(
     prompts = session.prompts(spec.model)
     if spec.kind == "discriminative":
         return DiscriminativeJudge(pool, prompts)
-    return GenerativeJudge(
-        pool,
-        prompts,
-        max_tokens=session.config.judge_max_tokens,
-        votes=votes,
-        temperature=temperature,
-        force=spec.force,
-    )
+    sampling = Sampling(session.config.judge_max_tokens, n=votes, temperature=temperature)
+    return GenerativeJudge(pool, prompts, sampling, spec.force)

@@ -14,6 +14,8 @@ import psutil
 from stepwiser.run.periodic import repeating
 
 SECONDS_BETWEEN_SAMPLES = 2.0
+SUMMED = ("seconds", "generated_tokens", "prompt_tokens", "trained_tokens", "gpu_hours")
+"""Fields of `Usage` that add up over the starts of a stage."""
 
 
 @dataclass
@@ -36,15 +38,9 @@ class Usage:
         """Together with the cost of an earlier start of the same stage, if there was one."""
         if not earlier:
             return self
-        return replace(
-            self,
-            seconds=self.seconds + earlier["seconds"],
-            generated_tokens=self.generated_tokens + earlier["generated_tokens"],
-            prompt_tokens=self.prompt_tokens + earlier["prompt_tokens"],
-            trained_tokens=self.trained_tokens + earlier["trained_tokens"],
-            peak_memory_gb=max(self.peak_memory_gb, earlier["peak_memory_gb"]),
-            gpu_hours=self.gpu_hours + earlier["gpu_hours"],
-        )
+        sums = {name: getattr(self, name) + earlier[name] for name in SUMMED}
+        peak = max(self.peak_memory_gb, earlier["peak_memory_gb"])
+        return replace(self, **sums, peak_memory_gb=peak)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

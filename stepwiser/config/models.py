@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stepwiser.config.base import Fraction, Positive, Section
+from stepwiser.config.base import Fraction, Positive, Section, require_at_least, require_at_most
 from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.config.shard import Shard
@@ -152,30 +152,23 @@ class AnnotateConfig(Section):
 
     @model_validator(mode="after")
     def _engines_fit(self) -> AnnotateConfig:
-        if self.min_engines and self.max_engines and self.max_engines < self.min_engines:
-            raise ValueError(
-                f"annotate.max_engines={self.max_engines} is below "
-                f"annotate.min_engines={self.min_engines}: raise the former"
-            )
+        fewest, most = self.min_engines, self.max_engines
+        if fewest is not None and most is not None:
+            require_at_least("annotate.max_engines", most, "annotate.min_engines", fewest)
         return self
 
     @model_validator(mode="after")
     def _waves_fit(self) -> AnnotateConfig:
-        if self.stopping != "fixed" and self.wave > self.rollouts:
-            raise ValueError(
-                f"annotate.wave={self.wave} is above annotate.rollouts={self.rollouts}: "
-                "lower the former"
-            )
+        planned = ("annotate.rollouts", self.rollouts)
+        if self.stopping != "fixed":
+            require_at_most("annotate.wave", self.wave, *planned)
         if self.max_rollouts is not None and self.stopping != "sequential":
             raise ValueError(
                 f"annotate.max_rollouts={self.max_rollouts} needs annotate.stopping=sequential, "
                 f"not {self.stopping}: leave it out and set annotate.rollouts"
             )
-        if self.max_rollouts is not None and self.max_rollouts < self.rollouts:
-            raise ValueError(
-                f"annotate.max_rollouts={self.max_rollouts} is below "
-                f"annotate.rollouts={self.rollouts}: raise the former"
-            )
+        if self.max_rollouts is not None:
+            require_at_least("annotate.max_rollouts", self.max_rollouts, *planned)
         return self
 
 
@@ -294,11 +287,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> RunConfig:
-        if self.train.minibatch_prompts > self.train.prompts_per_step:
-            raise ValueError(
-                f"train.minibatch_prompts={self.train.minibatch_prompts} is above "
-                f"train.prompts_per_step={self.train.prompts_per_step}: lower the former"
-            )
+        part, whole = self.train.minibatch_prompts, self.train.prompts_per_step
+        require_at_most("train.minibatch_prompts", part, "train.prompts_per_step", whole)
         return self
 
     @model_validator(mode="after")
@@ -331,10 +321,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _workers_fit(self) -> RunConfig:
         fewest, most = self.learner.min_workers, self.learner.workers
-        if fewest is not None and fewest > most:
-            raise ValueError(
-                f"learner.min_workers={fewest} is above learner.workers={most}: lower the former"
-            )
+        if fewest is not None:
+            require_at_most("learner.min_workers", fewest, "learner.workers", most)
         return self
 
     @model_validator(mode="after")

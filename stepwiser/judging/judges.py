@@ -42,11 +42,8 @@ class GenerativeJudge:
 
     generator: Generator
     prompts: PromptFormat
-    max_tokens: int
-    votes: int = 1
-    temperature: float = 1.0
-    top_logprobs: int = 0
-    """Alternatives asked for at every token: a lone vote then has a score between 0 and 1."""
+    sampling: Sampling
+    """Of the votes; with `top_logprobs` a lone one has a score between 0 and 1."""
     force: str = ""
     """Text the answer is made to begin with: shows what a style alone is worth."""
 
@@ -54,17 +51,7 @@ class GenerativeJudge:
         prompt = self.prompts.judge_ids(problem, history, chunk)
         if self.force:
             prompt = prompt + self.prompts.encode(self.force)
-        samples = await self.generator.generate(
-            prompt,
-            Sampling(
-                max_tokens=self.max_tokens,
-                n=self.votes,
-                temperature=self.temperature,
-                top_logprobs=self.top_logprobs,
-            ),
-            affinity=problem,
-        )
-        return self.read(samples)
+        return self.read(await self.generator.generate(prompt, self.sampling, affinity=problem))
 
     def read(self, samples: Sequence[Sample]) -> JudgeVerdict:
         """Samples of one judge prompt into a verdict."""

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from stepwiser.report.blocks import ABSENT, Note, Section, Table
-from stepwiser.report.build import page
+from stepwiser.report.build import Page
 from stepwiser.report.charts import marker, nice_ticks, reach, tick_texts
 from stepwiser.report.figures import Figure, Figures
 from stepwiser.run.store import writing
@@ -217,7 +217,7 @@ def html(ablation: Ablation) -> str:
         Note("All arms of a seed read the same values and are scored on the same solutions."),
     )
     seeds = ", ".join(map(str, ablation.seeds))
-    return page(f"Ablation: {ablation.name}", [("seeds", seeds)], [section])
+    return Page(f"Ablation: {ablation.name}", [("seeds", seeds)], [section]).html()
 
 
 def write_reports(ablation: Ablation, folder: Path) -> Path:

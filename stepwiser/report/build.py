@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def build_report(store: RunStore) -> Path:
     """
     data = RunData(store)
     sections: list[Section] = [made for make in SECTIONS if (made := make(data)) is not None]
-    text = page(
+    page = Page(
         str(data.config.get("name") or store.root.name),
         _facts(data.config, data.environment),
         sections,
@@ -60,33 +61,27 @@ def build_report(store: RunStore) -> Path:
     path = store.root / "reports" / "report.html"
     with writing(path) as temporary:
         # Text of a model may hold half a surrogate pair, which UTF-8 has no bytes for.
-        temporary.write_text(text, "utf-8", errors="replace")
+        temporary.write_text(page.html(), "utf-8", errors="replace")
     return path
 
 
-def page(
-    name: str,
-    facts: Sequence[tuple[str, str]],
-    sections: Sequence[Section],
-    *,
-    versions: Sequence[tuple[str, str]] = (),
-    config: str = "",
-    headline: Sequence[Bars] = (),
-    notices: Sequence[str] = (),
-) -> str:
-    """A page that loads nothing from anywhere."""
-    package = resources.files("stepwiser.report")
-    template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
-    return template.render(
-        name=name,
-        facts=facts,
-        versions=versions,
-        config=config,
-        headline=headline,
-        sections=sections,
-        notices=notices,
-        style=Markup((package / "style.css").read_text("utf-8")),
-    )
+@dataclass(frozen=True)
+class Page:
+    """What a page shows; it loads nothing from anywhere."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
+    versions: Sequence[tuple[str, str]] = ()
+    config: str = ""
+    headline: Sequence[Bars] = ()
+    notices: Sequence[str] = ()
+
+    def html(self) -> str:
+        package = resources.files("stepwiser.report")
+        template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
+        style = Markup((package / "style.css").read_text("utf-8"))
+        return template.render(vars(self), style=style)
 
 
 def _facts(config: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, str]]:

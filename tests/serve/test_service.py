@@ -57,7 +57,7 @@ class ByChunk:
 
 def _service(prompts: PromptFormat, answer: Callable[[str], str]) -> tuple[JudgeService, ByChunk]:
     generator = ByChunk(prompts, answer)
-    judge = GenerativeJudge(generator, prompts, max_tokens=MAX_TOKENS)
+    judge = GenerativeJudge(generator, prompts, Sampling(MAX_TOKENS))
     return JudgeService(judge, MAX_MODEL_LEN, ModelInfo(name="tiny", weight_version=3)), generator
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from stepwiser.config import PromptConfig, load_config
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample
+from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
 from stepwiser.tasks.tokenizer import build_tokenizer
@@ -46,7 +46,7 @@ def test_special_tokens_in_a_chunk_stay_text(chat: PromptFormat) -> None:
 
 
 def test_a_box_in_the_judged_chunk_is_never_the_verdict(chat: PromptFormat) -> None:
-    judge = GenerativeJudge(None, chat, max_tokens=8)  # type: ignore[arg-type]
+    judge = GenerativeJudge(None, chat, Sampling(8))  # type: ignore[arg-type]
     silent = Sample((1,), "I repeat nothing.", "stop")
     assert judge.read([silent]).verdict is None
     against = Sample((1,), "It claims so, but \\boxed{Negative}", "stop")
