@@ -215,7 +215,7 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
     columns = ["rule", "positive share"]
     if oracle:  # only the embedded task has one
         columns.append("agrees with the oracle up to the first error")
-    rules = titled_table("The three rules on the same values", *columns)
+    rules = titled_table("All rules on the same values", *columns)
     open_rules = [row["rule"] for row in metrics["rules"] if row["unsettled"]]
     for row in metrics["rules"]:
         if row["unsettled"]:

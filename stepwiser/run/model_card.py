@@ -10,6 +10,7 @@ from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig
 from stepwiser.config.models import RuleConfig
 from stepwiser.run.model_exports import is_score
+from stepwiser.training.rewards import REWARDS
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,6 @@ class Training:
     evaluation: Mapping[str, Any] | None = None
     """Scores of these weights; None where they were not evaluated."""
     packages: Mapping[str, str] = field(default_factory=dict)
-
-
-_REWARDS = {
-    "verdict": "1 for a verdict that equals the step's label, else 0",
-    "verdict_only": "1 for a verdict that equals the step's label, else 0; -1 for any other word",
-    "outcome": "1 where the verdicts on all steps of a solution tell together whether its final "
-    "answer is right, else 0; labels of steps are not used",
-}
 
 
 def model_card(config: RunConfig, training: Training) -> str:
@@ -71,7 +64,7 @@ def model_card(config: RunConfig, training: Training) -> str:
         _list(
             [
                 ("base model", training.base_model),
-                ("reward", _REWARDS[train.reward]),
+                ("reward", REWARDS[train.reward].words),
                 ("steps", f"{training.version:,} of {train.steps:,}"),
                 (
                     "a step",

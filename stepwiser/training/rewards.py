@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from stepwiser.data.records import JudgePrompt, Trajectory, content_id
 from stepwiser.prompting.verdicts import is_bare_verdict, parse_verdict
@@ -91,10 +92,29 @@ def _one_by_one(reward: Callable[[str, bool], float]) -> GroupReward:
 GroupReward = Callable[[Sequence[JudgePrompt], Sequence[Sequence[str]]], list[list[float]]]
 """From prompts and the answers to each to the reward of every answer."""
 
-REWARDS: dict[str, GroupReward] = {
-    "verdict": _one_by_one(lambda text, label: verdict_reward(parse_verdict(text), label)),
-    "verdict_only": _one_by_one(verdict_only_reward),
-    OUTCOME: _outcomes,
+
+@dataclass(frozen=True)
+class RewardDefinition:
+    """A reward, for the collector and for the readers of a model card."""
+
+    score: GroupReward
+    words: str
+
+
+REWARDS: dict[str, RewardDefinition] = {
+    "verdict": RewardDefinition(
+        _one_by_one(lambda text, label: verdict_reward(parse_verdict(text), label)),
+        "1 for a verdict that equals the step's label, else 0",
+    ),
+    "verdict_only": RewardDefinition(
+        _one_by_one(verdict_only_reward),
+        "1 for a verdict that equals the step's label, else 0; -1 for any other word",
+    ),
+    OUTCOME: RewardDefinition(
+        _outcomes,
+        "1 where the verdicts on all steps of a solution tell together whether its final answer "
+        "is right, else 0; labels of steps are not used",
+    ),
 }
 """By the names of `train.reward`; a further one needs an entry here and its name there."""
 
@@ -110,4 +130,4 @@ def score_groups(
             whether its final answer is right (`outcome_prompts`).
         texts: the answers to each prompt, equally many to all of one solution.
     """
-    return REWARDS[reward](prompts, texts)
+    return REWARDS[reward].score(prompts, texts)
