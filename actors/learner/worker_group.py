@@ -207,7 +207,7 @@ def _settling(train_fn: Callable[[dict[str, Any]], None], config: dict[str, Any]
     """
     try:
         train_fn(config)
-    except Exception:
+    except Exception:  # raised again below, only later
         deadline = time.monotonic() + _SETTLE_S
         while any(folder.exists() for folder in _UNDER_WAY) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -227,7 +227,7 @@ def _fit(trainer: Any) -> None:
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:
+        except BaseException as error:  # raised again where the outcome is waited for
             outcome.set_exception(error)
         else:
             outcome.set_result(None)

@@ -281,7 +281,8 @@ class EngineSupervisor:
             try:
                 self.tick()
             except Exception as error:
-                # The head may be busy or away for a moment; what is not done now is done next.
+                # The head may be busy or away for a moment, which Ray has many errors for; what is
+                # not done now is done next.
                 if self._end.is_set():
                     return
                 logger.warning("looking after the engines failed, again in a moment: %r", error)

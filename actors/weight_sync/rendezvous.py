@@ -151,7 +151,7 @@ def run_watched(work: Callable[[], T], check: Callable[[], None], device: torch.
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             future.set_result(work())
-        except BaseException as error:
+        except BaseException as error:  # raised again where the future is waited for
             future.set_exception(error)
 
     threading.Thread(target=run, name="weight-transfer", daemon=True).start()

@@ -172,7 +172,8 @@ class StreamSender(WeightSender):
                 pairs = zip(heads, copies, strict=True)
                 self._keep(version, [ray.put(buckets.blob(head, flat)) for head, flat in pairs])
             except Exception as error:
-                # Only an engine that joins before the next version would have needed it.
+                # Whatever it is: a thread cannot raise it to anybody, and only an engine that
+                # joins before the next version would have needed the copy.
                 logger.warning("weight version %d has no copy: %r", version, error)
 
         self._copying = threading.Thread(target=copy, name="weight-copy", daemon=True)

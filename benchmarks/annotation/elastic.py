@@ -89,7 +89,7 @@ class Annotation(threading.Thread):
     def run(self) -> None:
         try:
             annotate.run(self._session)
-        except Exception as error:
+        except Exception as error:  # raised in the main thread, by `check`
             self.failure = error
 
     def check(self) -> None:

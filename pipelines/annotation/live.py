@@ -102,12 +102,14 @@ class LiveAnnotation:
         try:
             asyncio.run(self._annotate())
             failure = None
-        except Exception as error:
+        except Exception as error:  # whatever it is, the training is to end by it
             failure = str(work.readable(error) if isinstance(error, RayTaskError) else error)
         try:
             self._collector.end_of_prompts.remote(failure)
-        except RayError:
-            return  # the collector has gone first
+        except RayError:  # the collector has gone first, and the training fails of that
+            if failure is not None:
+                words = f"annotation failed: {failure}"
+                self._session.console.print(words, style="yellow", markup=False, soft_wrap=True)
 
     async def _annotate(self) -> None:
         options = work.labeler_options(self._session.config, self._model)

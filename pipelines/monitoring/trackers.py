@@ -190,7 +190,7 @@ class BackgroundTracker:
                     raise _Ended
         except _Ended:
             pass
-        except Exception as error:
+        except Exception as error:  # of the network, the disk, the service: the work goes on
             self._warn(f"{type(error).__name__}: {error}")
 
     def _warn(self, reason: str) -> None:

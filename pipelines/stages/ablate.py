@@ -107,7 +107,7 @@ def _run_seed(config: RunConfig, seed: int, arms: Sequence[Arm], console: Consol
                 console.rule(f"[bold]{words}", align="left")
                 try:
                     _run_arm(session, common, arm, arm_config(config, arm, seed), items)
-                except Exception as error:
+                except Exception as error:  # of one arm, which its neighbours need not end by
                     why = _reason(error)
                     if not isinstance(error, UserError):
                         console.print(traceback.format_exc(), markup=False, highlight=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from actors.pool.pool import EnginePool
@@ -15,19 +14,14 @@ from pipelines.training.baselines import JUDGE
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer
 from stepwiser.generation import Sampling
-from stepwiser.judging.judges import Judge
 from stepwiser.search.chunk_reset import (
-    ChunkVerdict,
     SearchResult,
     chunk_reset,
     majority_vote,
     samples_for_budget,
 )
-from stepwiser.search.policy import ChunkSampler, Solutions, accuracy
+from stepwiser.search.policy import ChunkSampler, SearchJudge, Solutions, accuracy
 from stepwiser.statistics import mean_and_error
-
-UNDECIDED = 0.5
-"""Score of a chunk whose judge gave no verdict: it is neither passed nor refused for that."""
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -46,19 +40,6 @@ def run(session: Session) -> dict[str, Any]:
     session.store.write_metrics("solve", metrics)
     _print(session, metrics)
     return metrics
-
-
-@dataclass(frozen=True)
-class SearchJudge:
-    """A judge of steps as `search.ChunkJudge`."""
-
-    judge_steps: Judge
-
-    async def judge(self, problem: Problem, history: Sequence[str], chunk: str) -> ChunkVerdict:
-        verdict = await self.judge_steps.judge(problem.question, history, chunk)
-        if verdict.verdict is None or verdict.score is None:
-            return ChunkVerdict(True, UNDECIDED, verdict.tokens)
-        return ChunkVerdict(verdict.verdict, verdict.score, verdict.tokens)
 
 
 def _search(

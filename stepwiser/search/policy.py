@@ -1,4 +1,4 @@
-"""Sampling a policy's solutions and measuring how often they are right."""
+"""Sampling a policy's solutions, how often they are right, and both models of a search."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
 from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.judging.judges import Judge
 from stepwiser.prompting.prompt_format import PromptFormat
-from stepwiser.search.chunk_reset import ChunkCandidate
+from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict
 from stepwiser.statistics import mean_and_error
+
+UNDECIDED = 0.5
+"""Score of a chunk whose judge gave no verdict: it is neither passed nor refused for that."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,16 @@ class ChunkSampler:
         # A chunk that holds the final answer ends the solution; what might follow is not needed.
         answered = boxed_answer(sample.text) is not None
         return ChunkCandidate(sample.token_ids, sample.text, finished=answered or not closed)
+
+
+@dataclass(frozen=True)
+class SearchJudge:
+    """A judge of steps as `search.ChunkJudge`."""
+
+    judge_steps: Judge
+
+    async def judge(self, problem: Problem, history: Sequence[str], chunk: str) -> ChunkVerdict:
+        verdict = await self.judge_steps.judge(problem.question, history, chunk)
+        if verdict.verdict is None or verdict.score is None:
+            return ChunkVerdict(True, UNDECIDED, verdict.tokens)
+        return ChunkVerdict(verdict.verdict, verdict.score, verdict.tokens)
