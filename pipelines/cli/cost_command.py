@@ -8,23 +8,7 @@ from pathlib import Path
 
 from pipelines.monitoring.formatting import titled_table
 from pipelines.monitoring.progress import make_console
-from stepwiser.annotation.cost import (
-    DOLLARS_PER_GPU_HOUR,
-    H100_RATE,
-    PAPER_RATE,
-    PAPER_WORK,
-    PARAMETERS,
-    Figure,
-    Rate,
-    Work,
-    estimate,
-    parameters_of,
-    parse_gpus,
-    parse_parameters,
-    rate_of_run,
-    with_values,
-    work_of_run,
-)
+from stepwiser.annotation import cost
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore
 
@@ -48,25 +32,27 @@ def print_cost(
     if stage != "annotate":
         raise UserError(f"plan knows the stage annotate only, not {stage}")
     try:
-        count, gpu = parse_gpus(gpus)
-        work, rates, own = PAPER_WORK, [PAPER_RATE, H100_RATE], None
+        count, gpu = cost.parse_gpus(gpus)
+        work, rates, own = cost.PAPER_WORK, [cost.PAPER_RATE, cost.H100_RATE], None
         if run is not None:
             work, rate, own = _of_run(run, gpu)
             rates = [*([rate] if rate else []), *rates]
         if tokens_per_s is not None:
             if tokens_per_s <= 0:
                 raise ValueError(f"--rate must be above 0, got {tokens_per_s:g}")
-            rates = [Rate("given", tokens_per_s, None, None, "--rate"), *rates]
-        parameters = parse_parameters(model) if model else own or PARAMETERS[DEFAULT_MODEL]
-        work = with_values(work, overrides)
+            rates = [cost.Rate("given", tokens_per_s, None, None, "--rate"), *rates]
+        parameters = (
+            cost.parse_parameters(model) if model else own or cost.PARAMETERS[DEFAULT_MODEL]
+        )
+        work = cost.with_values(work, overrides)
     except ValueError as error:
         raise UserError(str(error)) from error
-    dollars = DOLLARS_PER_GPU_HOUR if price is None else Figure(price, "given")
+    dollars = cost.DOLLARS_PER_GPU_HOUR if price is None else cost.Figure(price, "given")
     _print_work(work)
     _print_rates(work, rates, parameters, count, gpu, dollars)
 
 
-def _of_run(run: Path, gpu: str) -> tuple[Work, Rate | None, float | None]:
+def _of_run(run: Path, gpu: str) -> tuple[cost.Work, cost.Rate | None, float | None]:
     """Work and rate of a run, and the parameters of its policy where they can be counted."""
     store = RunStore(run)
     config = store.config()
@@ -74,14 +60,14 @@ def _of_run(run: Path, gpu: str) -> tuple[Work, Rate | None, float | None]:
     if metrics is None:
         raise UserError(f"{run} has no metrics/annotate.json yet: run `stepwiser annotate` first")
     folder = Path(config.policy_model).expanduser()
-    parameters = parameters_of(store.model_dir("policy")) or parameters_of(folder)
-    cost = store.read_metrics("cost-annotate") or {}
+    parameters = cost.parameters_of(store.model_dir("policy")) or cost.parameters_of(folder)
+    measured = store.read_metrics("cost-annotate") or {}
     name = run.name
-    work = work_of_run(metrics["counts"], metrics["rollouts_per_prefix"], name)
-    return work, rate_of_run(metrics["counts"], cost, parameters, gpu, name), parameters
+    work = cost.work_of_run(metrics["counts"], metrics["rollouts_per_prefix"], name)
+    return work, cost.rate_of_run(metrics["counts"], measured, parameters, gpu, name), parameters
 
 
-def _print_work(work: Work) -> None:
+def _print_work(work: cost.Work) -> None:
     table = titled_table("Work", "figure", "value", "from", left=("figure", "from"))
     for field in fields(work):
         figure = getattr(work, field.name)
@@ -103,19 +89,26 @@ def _print_work(work: Work) -> None:
 
 
 def _print_rates(
-    work: Work, rates: list[Rate], parameters: float, count: int, gpu: str, dollars: Figure
+    work: cost.Work,
+    rates: list[cost.Rate],
+    parameters: float,
+    count: int,
+    gpu: str,
+    dollars: cost.Figure,
 ) -> None:
     title = f"Cost with a model of {parameters / 1e9:.3g}B on {count} x {gpu}"
     columns = ("rate", "tokens/s a GPU", "GPU-hours", "days", "dollars", "from")
     table = titled_table(title, *columns, left=("rate", "from"))
     for rate in rates:
-        cost = estimate(work, rate, parameters, count, gpu, dollars.value)
+        expected = cost.estimate(work, rate, parameters, count, gpu, dollars.value)
         table.add_row(
             rate.name,
-            f"{cost.tokens_per_s_per_gpu:,.0f}",
-            f"{cost.gpu_hours:,.4g}" if cost.gpu_hours < 1000 else f"{cost.gpu_hours:,.0f}",
-            f"{cost.days:,.3g}",
-            f"{cost.dollars:,.0f}",
+            f"{expected.tokens_per_s_per_gpu:,.0f}",
+            f"{expected.gpu_hours:,.4g}"
+            if expected.gpu_hours < 1000
+            else f"{expected.gpu_hours:,.0f}",
+            f"{expected.days:,.3g}",
+            f"{expected.dollars:,.0f}",
             rate.source,
         )
     console = make_console()
