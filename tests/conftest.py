@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import SHARED_DATA
+from tests.support.paths import ROOT, SHARED_DATA
+from tests.support.scratch import Leftovers, isolate
 
+SCRATCH = isolate()
 # Set before anything imports Ray, vLLM or tokenizers, which read these once; processes they start
 # inherit them. OMP_NUM_THREADS is forced: several engines share two cores in many of the tests.
 os.environ.update(
@@ -29,14 +28,12 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
 )
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-# Ray asks for a token by default; one of our own leaves the user's ~/.ray alone and is the same for
-# the clusters tests start and the clients that talk to them.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every command
 # that they start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# What is told to end cleans up as after Ctrl-C.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,24 +65,22 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Fails the run where processes, shared memory or folders outlive its tests."""
+    leftovers = Leftovers(SCRATCH)
+    yield
+    left = leftovers.find()
+    assert not left, "the tests have left:\n" + "\n".join(left)
+
+
 @pytest.fixture(scope="module")
 def ray_local() -> Iterator[None]:
     """A Ray of the module's own with four logical CPUs, whatever the machine has."""
-    import ray
+    from tests.support.clusters import local_cluster
 
-    assert not ray.is_initialized(), "an earlier test left its Ray running: it lacks ray.shutdown()"
-    # Ray puts its sockets some 70 characters below this folder, and their paths may have 107.
-    folder = tempfile.mkdtemp(prefix="sw-", dir="/tmp")
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=256 * 2**20,
-        _temp_dir=folder,
-    )
-    try:
+    # Ray Train starts its workers elsewhere.
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    head = {"object_store_memory": 256 * 2**20}
+    with local_cluster(4, head, runtime_env={"env_vars": environment}):
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.support.clusters import local_cluster
 from tests.support.paths import ROOT
+from tests.support.ports import reserved_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -42,63 +39,19 @@ class Head:
 
 def _environment(token: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return kept | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    gcs, dashboard, agent_grpc, agent_http, client, metrics = _free_ports(6)
-    token = uuid.uuid4().hex
-    log = tmp_path_factory.mktemp("head") / "log.txt"
-    # A short path: Ray's sockets live below it and may not exceed 107 characters.
-    temp = Path("/tmp") / f"sw{uuid.uuid4().hex[:8]}"
-    command = [
-        RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
-        f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-agent-grpc-port={agent_grpc}",
-        f"--dashboard-agent-listen-port={agent_http}", f"--ray-client-server-port={client}",
-        f"--metrics-export-port={metrics}", "--object-store-memory=100000000",
-        f"--temp-dir={temp}", "--disable-usage-stats",
-    ]  # fmt: skip
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=_environment(token), stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        _wait_for(dashboard, process, log)
-        yield Head(f"http://127.0.0.1:{dashboard}", token)
-    finally:
-        # `ray stop` would end every Ray on the machine; this ends the group that was started here.
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    pytest.fail(f"the head node did not come up:\n{log.read_text()}")
+def head() -> Iterator[Head]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        reserved_ports(1) as (port,),
+    ):
+        # As with the environment activated: a job's `python` is found on the head's path.
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        with local_cluster(2, {"include_dashboard": True, "dashboard_port": port}) as cluster:
+            yield Head(cluster.dashboard, os.environ["RAY_AUTH_TOKEN"])
 
 
 LIST = """

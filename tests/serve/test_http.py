@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.ports import reserved_ports
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +25,13 @@ STEPS = ["buys 64+21=85\n", "doubles 2*85=170\n\\boxed{170}"]
 PROBLEM = "ana has 64 coins. buys 21. doubles them. how many?"
 
 
-def _options(**fields: Any):
+def _options(port: int = 8000, **fields: Any):
     from pipelines.session.engine_options import engine_options
     from serve.app import ServeOptions
     from stepwiser.config import load_config
     from stepwiser.prompting.prompt_format import resolve_model
 
-    overrides = [f"serve.port={_free_port()}", "serve.votes=2", "engine.kv_cache_mb=64"]
+    overrides = [f"serve.port={port}", "serve.votes=2", "engine.kv_cache_mb=64"]
     config = load_config(ROOT / "configs" / "embedded.yaml", overrides)
     engine = engine_options(config, resolve_model("embedded"))
     return ServeOptions(
@@ -39,28 +39,20 @@ def _options(**fields: Any):
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx.Client]:
-    import ray
+def client(ray_local: None) -> Iterator[httpx.Client]:
     from ray import serve
 
     from serve.app import run
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        url = run(_options(api_token=TOKEN), blocking=False)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=url, timeout=120, headers=headers) as client:
-            yield client
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with reserved_ports(1) as (port,):
+        try:
+            url = run(_options(port, api_token=TOKEN), blocking=False)
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            with httpx.Client(base_url=url, timeout=120, headers=headers) as client:
+                yield client
+        finally:
+            serve.shutdown()
 
 
 def test_health_and_models_name_the_model(client: httpx.Client) -> None:
@@ -193,18 +185,25 @@ def test_a_failed_engine_is_an_error_and_is_replaced(client: httpx.Client) -> No
 
 
 SCRIPT = """
-import ray
+import sys
 from serve.app import run
 from tests.serve.test_http import _options
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-run(_options())
+from tests.support.clusters import local_cluster
+with local_cluster(2):
+    run(_options(int(sys.argv[1])))
 print("BACK", flush=True)
 """
 
 
-def test_ctrl_c_takes_the_service_down() -> None:
+@pytest.fixture
+def port() -> Iterator[int]:
+    with reserved_ports(1) as (port,):
+        yield port
+
+
+def test_ctrl_c_takes_the_service_down(port: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, str(port)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,28 +11,9 @@ import ray
 from stepwiser.data.records import JudgePrompt
 from stepwiser.errors import UserError
 from stepwiser.training.experience import Experience, ExperienceBatch
-from tests.support.paths import ROOT
 
 GOOD_TOKENS = range(10, 60)
 """The reward of a response is its share of these."""
-
-
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """A Ray of this test's own, with logical CPUs for two learner ranks."""
-    root = str(ROOT)
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}},
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @ray.remote(num_cpus=0)

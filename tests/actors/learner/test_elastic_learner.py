@@ -14,7 +14,7 @@ import ray
 import ray.train
 
 from actors.learner.train import train_grpo
-from tests.support.clusters import add_node, local_cluster
+from tests.support.clusters import local_cluster
 from tests.support.paths import ROOT
 from tests.support.scripted_collector import scripted_batch
 from tests.support.tiny import make_tiny_model
@@ -69,7 +69,7 @@ def test_learners_come_and_go_with_their_nodes(
     monkeypatch.setattr(ray.train, "ScalingConfig", quick)
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with local_cluster(runtime_env={"env_vars": environment}) as cluster:
-        add_node(cluster, 1)
+        cluster.add_node(1)
         gate = Gate.remote()
         failures: list[BaseException] = []
 
@@ -77,7 +77,7 @@ def test_learners_come_and_go_with_their_nodes(
             try:
                 ray.get(gate.open.remote(2))
                 _wait_for_ranks(gate, 2, 1)  # alone
-                second = add_node(cluster, 1)
+                second = cluster.add_node(1)
                 _wait_for_ranks(gate, 2, 3)  # again, by two
                 ray.get(gate.open.remote(4))
                 _wait_for_ranks(gate, 4, 2)

@@ -15,14 +15,7 @@ from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import read_metrics
 from stepwiser.training.experience import TokenExamples
 from stepwiser.training.schedule import LearningRate
-from tests.support.scripted_collector import local_ray
 from tests.support.tiny import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with local_ray():
-        yield
 
 
 def test_epochs_are_shuffled_whole_and_repeatable():
@@ -61,7 +54,7 @@ def _losses(directory: str, examples: TokenExamples) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-def test_two_jobs_in_one_group_of_bfloat16_zero_3_ranks(cluster, tmp_path):
+def test_two_jobs_in_one_group_of_bfloat16_zero_3_ranks(ray_local, tmp_path):
     base = str(make_tiny_model(tmp_path / "base", hidden_size=256))
     path = tmp_path / "examples.parquet"
     _examples(0).write_parquet(path)

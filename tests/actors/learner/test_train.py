@@ -11,19 +11,13 @@ import ray
 from actors.learner.train import GRPOTrainOptions, train_grpo
 from stepwiser.errors import UserError
 from stepwiser.training.schedule import LearningRate
-from tests.support.scripted_collector import ScriptedCollector, local_ray
+from tests.support.scripted_collector import ScriptedCollector
 from tests.support.tiny import make_tiny_model
 from tests.support.train_options import train_options
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with local_ray():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from actors.engine.engine import EngineFailure, EngineOptions
@@ -21,7 +20,7 @@ from stepwiser.config import PromptConfig
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import load_base_model_dir, make_problems
-from tests.support.clusters import add_node, local_cluster
+from tests.support.clusters import LocalCluster, local_cluster
 from tests.support.scripted_engine import SLOTS, Elsewhere, ScriptedEngine, work
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ WAIT_S = 120.0
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[LocalCluster]:
     """A head without engines' resources, to which the driver is connected; nodes are added."""
     with local_cluster() as cluster:
         yield cluster
@@ -73,7 +72,7 @@ def _numbers(answers: list[list[Sample]]) -> list[int]:
     return [samples[0].token_ids[0] for samples in answers]
 
 
-def _drain(cluster: Cluster, node, seconds: float) -> None:
+def _drain(cluster: LocalCluster, node, seconds: float) -> None:
     """What a preempted machine does (Ray's own SIGTERM handler): announce its end."""
     from ray.core.generated import autoscaler_pb2
 
@@ -87,7 +86,7 @@ def _drain(cluster: Cluster, node, seconds: float) -> None:
 
 
 def test_engines_come_with_a_node_and_every_client_sees_them(cluster, make_pool):
-    add_node(cluster, 1)
+    cluster.add_node(1)
     pool = make_pool(1, maximum=3)
 
     async def scenario():
@@ -97,7 +96,7 @@ def test_engines_come_with_a_node_and_every_client_sees_them(cluster, make_pool)
         await asyncio.sleep(2.0)
         assert pool.serving == pool.placed == 1
         held, then = pool.held_seconds, time.monotonic()
-        add_node(cluster, 2)
+        cluster.add_node(2)
         await _until(lambda: pool.serving == 3, "two more engines")
         assert pool.placed == 3
         waited = time.monotonic() - then
@@ -120,7 +119,7 @@ async def _as_future(ref: ray.ObjectRef) -> list[list[Sample]]:
 
 
 def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
-    nodes = [add_node(cluster, 1) for _ in range(3)]
+    nodes = [cluster.add_node(1) for _ in range(3)]
     pool = make_pool(3)
 
     async def scenario():
@@ -131,7 +130,7 @@ def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
         answers = await asked
         assert _numbers(answers) == list(range(240))
         # Where there is room again, it is replaced.
-        add_node(cluster, 1)
+        cluster.add_node(1)
         await _until(lambda: pool.serving == 3, "a replacement")
         assert len(_pids(await work(pool, range(60)))) == 3
 
@@ -140,7 +139,7 @@ def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
 
 
 def test_a_node_that_announces_its_end_answers_what_it_has(cluster, make_pool, tmp_path):
-    nodes = [add_node(cluster, 1) for _ in range(2)]
+    nodes = [cluster.add_node(1) for _ in range(2)]
     pool = make_pool(2)
 
     async def scenario():
@@ -166,18 +165,18 @@ def test_a_node_that_announces_its_end_answers_what_it_has(cluster, make_pool, t
 
 
 def test_weights_reach_engines_that_come_before_and_after(cluster, make_pool, tmp_path):
-    add_node(cluster, 1)
+    cluster.add_node(1)
     pool = make_pool(1, maximum=3)
 
     async def scenario():
         await pool.update_weights(str(tmp_path), 7, 30.0)
-        add_node(cluster, 1)
+        cluster.add_node(1)
         await _until(lambda: pool.serving == 2, "one more engine")
         answers = await work(pool, range(40))
         assert {s.weight_version for samples in answers for s in samples} == {7}
         assert len(_pids(answers)) == 2
         # A publication in the very moment of a join.
-        add_node(cluster, 1)
+        cluster.add_node(1)
         version = 8
         while pool.serving < 3:
             await pool.update_weights(str(tmp_path), version, 30.0)
@@ -192,7 +191,7 @@ def test_weights_reach_engines_that_come_before_and_after(cluster, make_pool, tm
 
 
 def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_pool, tmp_path):
-    add_node(cluster, 1)
+    cluster.add_node(1)
     pool = make_pool(1, maximum=2)
 
     async def scenario():
@@ -204,7 +203,7 @@ def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_po
         )
         for held in pool._supervisor.engines[1:]:
             pool._supervisor._remove(held.index)
-        add_node(cluster, 1)
+        cluster.add_node(1)
         await _until(lambda: pool._supervisor._failures >= 5, "it gives up")
         assert len(await work(pool, range(8))) == 8
         assert cluster_log.read_text().count("\n") == 8
@@ -213,7 +212,7 @@ def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_po
 
 
 def test_a_pool_that_is_shut_down_leaves_nothing_and_says_so(cluster, make_pool):
-    add_node(cluster, 2)
+    cluster.add_node(2)
     pool = make_pool(2, maximum=4)
     client = pool.client()
 
@@ -242,7 +241,7 @@ def _ends_clean(pool: EnginePool) -> None:
 
 
 def test_a_vllm_engine_joins_while_another_works(cluster):
-    add_node(cluster, 1)
+    cluster.add_node(1)
     problems, model = make_problems(40, seed=3), str(load_base_model_dir())
     prompts = PromptFormat.from_model_dir(model, PromptConfig())
     pool = EnginePool(
@@ -268,7 +267,7 @@ def test_a_vllm_engine_joins_while_another_works(cluster):
 
         first = asyncio.gather(*(solve(p.question) for p in problems))
         await asyncio.sleep(0.1)
-        add_node(cluster, 1)
+        cluster.add_node(1)
         answers = await first
         asked += len(problems)
         deadline = time.monotonic() + 400.0

@@ -21,20 +21,14 @@ from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.generation import Sampling
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.schedule import LearningRate
-from tests.support.scripted_collector import local_ray, scripted_batch
+from tests.support.scripted_collector import scripted_batch
 from tests.support.tiny import make_tiny_model
 from tests.support.train_options import train_options
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 PROMPT = list(range(5, 40))
 STEPS = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with local_ray():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,7 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def pool(model) -> Iterator[EnginePool]:
+def pool(ray_local, model) -> Iterator[EnginePool]:
     options = EngineOptions(
         model=model,
         dtype="float32",
