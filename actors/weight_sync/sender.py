@@ -56,6 +56,11 @@ class WeightSource(Protocol):
 class WeightSender(ABC):
     """How the weights of a learner reach the engines. All ranks call `send` in lockstep."""
 
+    def __init__(self, worker: WeightSource, bucket_bytes: int, hand_over: PublishWeights) -> None:
+        self._worker = worker
+        self._bucket_bytes = bucket_bytes
+        self._hand_over = hand_over
+
     @abstractmethod
     def send(self, version: int, timeout_s: float) -> dict[str, float]:
         """Returns when the engines have this version; figures come back on rank 0.
@@ -73,19 +78,13 @@ def make_sender(
     keep: KeepWeightCopy,
 ) -> WeightSender:
     """The sender for a way, on every rank."""
-    store = ObjectStoreSender(worker, bucket_bytes, hand_over)
     if backend == "object_store":
-        return store
-    return StreamSender(backend, worker, bucket_bytes, hand_over, keep, store)
+        return ObjectStoreSender(worker, bucket_bytes, hand_over)
+    return StreamSender(backend, worker, bucket_bytes, hand_over, keep)
 
 
 class ObjectStoreSender(WeightSender):
     """Safetensors bytes in Ray's object store."""
-
-    def __init__(self, worker: WeightSource, bucket_bytes: int, hand_over: PublishWeights) -> None:
-        self._worker = worker
-        self._bucket_bytes = bucket_bytes
-        self._hand_over = hand_over
 
     def send(self, version: int, timeout_s: float) -> dict[str, float]:
         refs = [ray.put(blob) for blob in self._worker.state_bytes(self._bucket_bytes)]
@@ -106,14 +105,11 @@ class StreamSender(WeightSender):
         bucket_bytes: int,
         hand_over: PublishWeights,
         keep: KeepWeightCopy,
-        fallback: WeightSender,
     ) -> None:
+        super().__init__(worker, bucket_bytes, hand_over)
         self._backend = backend
-        self._worker = worker
-        self._bucket_bytes = bucket_bytes
-        self._hand_over = hand_over
         self._keep = keep
-        self._fallback = fallback
+        self._fallback = ObjectStoreSender(worker, bucket_bytes, hand_over)
         self._copying: threading.Thread | None = None
 
     def send(self, version: int, timeout_s: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.session.session import Session
 from stepwiser.data.records import Judgement, StepItem, content_id
@@ -20,7 +20,8 @@ from stepwiser.run.units import weights_id
 ASKED = b"asked"
 """Key of the file's metadata that says what the judgements are of."""
 
-Work = Callable[[Judge, Callable[[], None]], Coroutine[Any, Any, list[Judgement]]]
+Judging = Coroutine[Any, Any, list[Judgement]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -45,30 +46,23 @@ class JudgementCache:
         self, table: str, unit: str, items: Sequence[StepItem], votes: int
     ) -> list[Judgement]:
         """Every step of every solution, judged."""
-        return self._rows(
-            table,
-            unit,
-            votes,
-            content_id(*((i.id, i.problem, *i.steps) for i in items)),
-            len(items),
-            lambda judge, done: judge_items(judge, self.name, items, done),
-        )
+        content = content_id(*((i.id, i.problem, *i.steps) for i in items))
+        return self._rows(table, unit, votes, content, items, judge_items)
 
     def questions(
         self, table: str, unit: str, questions: Sequence[Question], votes: int
     ) -> list[Judgement]:
         """Single steps, judged; rows carry the question's id as item."""
-        return self._rows(
-            table,
-            unit,
-            votes,
-            content_id(*questions),
-            len(questions),
-            lambda judge, done: ask(judge, self.name, questions, done),
-        )
+        return self._rows(table, unit, votes, content_id(*questions), questions, ask)
 
     def _rows(
-        self, table: str, unit: str, votes: int, content: str, total: int, work: Work
+        self,
+        table: str,
+        unit: str,
+        votes: int,
+        content: str,
+        items: Sequence[T],
+        work: Callable[[Judge, str, Sequence[T], Callable[[], None]], Judging],
     ) -> list[Judgement]:
         import pyarrow.parquet as pq
 
@@ -91,8 +85,9 @@ class JudgementCache:
         if votes not in self._judges:
             self._judges[votes] = self.judge(votes)
         title = f"{self.name}: {Path(table).name}" if table != "judgements" else unit
-        with self.session.progress(title, total, "judged") as bar:
-            rows = self.session.run(work(self._judges[votes], lambda: bar.update(advance=1)))
+        with self.session.progress(title, len(items), "judged") as bar:
+            done = lambda: bar.update(advance=1)  # noqa: E731
+            rows = self.session.run(work(self._judges[votes], self.name, items, done))
         made = Judgement.to_table(rows).replace_schema_metadata({ASKED: asked})
         self.session.store.write_table(table, unit, made)
         return rows

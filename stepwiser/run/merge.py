@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stepwiser.annotation.stopping import stopping_plan
-from stepwiser.config import RunConfig, difference
+from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
-from stepwiser.run.store import RunStore, writing
+from stepwiser.run.store import RunStore, changes_between, writing
 from stepwiser.run.units import (
     PLAN,
     finished_units,
@@ -102,11 +102,9 @@ def _same_config(sources: Sequence[RunStore], out: RunStore) -> RunConfig:
     config = sources[0].config()
     others = [*sources[1:], *([out] if (out.root / "config.yaml").is_file() else [])]
     for other in others:
-        changed = difference(config, other.config())
-        if changed:
-            lines = "\n".join(f"  {k}: {a!r} and {b!r}" for k, (a, b) in changed.items())
+        if changes := changes_between(config, other.config(), "and"):
             raise UserError(
-                f"{sources[0].root} and {other.root} are runs of different configs:\n{lines}\n"
+                f"{sources[0].root} and {other.root} are runs of different configs:\n{changes}\n"
                 "only runs of the same config can be merged"
             )
     return config

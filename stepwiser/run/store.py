@@ -55,6 +55,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
+def changes_between(old: RunConfig, new: RunConfig, word: str) -> str:
+    """A line for each key that decides what a run computes and differs: both values, the word
+    between them."""
+    changed = difference(old, new)
+    return "\n".join(f"  {key}: {a!r} {word} {b!r}" for key, (a, b) in changed.items())
+
+
 class RunStore:
     """One run directory."""
 
@@ -70,11 +77,9 @@ class RunStore:
         """
         file = self.root / "config.yaml"
         if file.is_file():
-            changed = difference(self.config(), config)
-            if changed:
-                lines = "\n".join(f"  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
+            if changes := changes_between(self.config(), config, "->"):
                 raise UserError(
-                    f"run directory {self.root} was made by another config:\n{lines}\n"
+                    f"run directory {self.root} was made by another config:\n{changes}\n"
                     "choose another run_dir=, or take these values back"
                 )
             return self
