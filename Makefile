@@ -12,9 +12,9 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make setup       install everything into .venv (about 2 minutes, again: at once)"
 	@echo "make quickstart  train and use a judge on the embedded task, end with a report"
-	@echo "make test        the whole test suite"
-	@echo "make test-fast   the tests that take less than 20 seconds each"
-	@echo "make lint        ruff and mypy"
+	@echo "make test        the whole test suite; ARGS='-k grpo' goes to pytest"
+	@echo "make test-fast   three minutes of it: what to run before each commit"
+	@echo "make lint        ruff, mypy and the order of imports"
 	@echo "make clean       remove caches and build output, keep .venv and runs/"
 	@echo "make clean-all   the same and .venv"
 
@@ -25,14 +25,15 @@ quickstart: setup
 	.venv/bin/stepwiser quickstart
 
 test: setup
-	.venv/bin/pytest
+	.venv/bin/pytest $(ARGS)
 
 test-fast: setup
-	.venv/bin/pytest -m "not slow"
+	.venv/bin/pytest -m "not slow" $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -42,6 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
             "Ray cannot start workers with an interpreter whose path has a space"
             f" ({sys.executable}); run .venv/bin/pytest, which `make setup` gave a path without one"
         )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # pytest leaves the folder in which it would keep the files of failed tests.
+    base = getattr(config._tmp_path_factory, "_basetemp", None)  # type: ignore[attr-defined]
+    if base is not None and base.parent.name.startswith("pytest-of-"):
+        with contextlib.suppress(OSError):  # there are such files
+            base.parent.rmdir()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
