@@ -24,6 +24,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 6
 WAIT_S = 300.0
+SOON = {
+    "_system_config": {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 2000,
+        "health_check_failure_threshold": 3,
+    }
+}
+"""A head that looks after its nodes so often that it knows of a loss within seconds."""
 
 
 @ray.remote(num_cpus=0, max_concurrency=16)
@@ -67,8 +76,11 @@ def test_learners_come_and_go_with_their_nodes(
     # Ray Train looks for room once a minute.
     quick = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=2.0)
     monkeypatch.setattr(ray.train, "ScalingConfig", quick)
+    # It waits a minute for the node that has gone before it goes on without, and the head waits
+    # half as long before it calls a silent node dead.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with local_cluster(runtime_env={"env_vars": environment}) as cluster:
+    with local_cluster(head=SOON, runtime_env={"env_vars": environment}) as cluster:
         cluster.add_node(1)
         gate = Gate.remote()
         failures: list[BaseException] = []
