@@ -6,13 +6,15 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.paths import ROOT, SHARED_DATA
 from tests.support.scratch import Leftovers, isolate
+from tests.support.timeouts import tell_before_the_end
 
 SCRATCH = isolate()
 # Set before anything imports Ray, vLLM or tokenizers, which read these once; processes they start
@@ -43,6 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
             "Ray cannot start workers with an interpreter whose path has a space"
             f" ({sys.executable}); run .venv/bin/pytest, which `make setup` gave a path without one"
         )
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer() -> Generator[None, Any, Any]:
+    done = yield
+    tell_before_the_end(SCRATCH)
+    return done
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
