@@ -91,6 +91,7 @@ inside() {
             ARGS="$([ $# = 0 ] || printf '%q ' "$@" | sed 's/\$/$$/g')"
     fi
     # Not through a pipe, which a process that is left would keep open.
+    : > "$base/log"
     env -i "${clean[@]}" "$@" > "$base/log" 2>&1 &
     name=$!
     trap "kill -TERM $name" TERM
@@ -119,44 +120,48 @@ inside() {
     exit $status
 }
 
-[ -z "$base" ] || inside "$@"
-
 # --- outside: the empty folder, and nothing around it ---------------------------------------------
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-[ -z "${FRESH_VENV:-}" ] || FRESH_VENV=$(cd "$FRESH_VENV" && pwd -P)
-base=$(mktemp -d /tmp/swf-XXXXXX)
-copy="$base/check out"
-trap 'rm -rf "$base"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-mkdir -p "$copy" "$base/home" "$base/t"
-cd "$root"
-git ls-files -z | while IFS= read -r -d '' name; do
-    [ ! -e "$name" ] || printf '%s\0' "$name" # deleted, but not yet committed
-done | tar --null -T - -cf - | tar -xf - -C "$copy"
-(cd "$copy" && find . -not -type d | sort) > "$base/tracked"
-# The public data sets are no part of the project; tests that need them skip where there are none.
-[ ! -d "$root/../shared/data" ] || { mkdir "$base/shared" && ln -s "$root/../shared/data" "$base/shared/data"; }
+outside() {
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+    [ -z "${FRESH_VENV:-}" ] || FRESH_VENV=$(cd "$FRESH_VENV" && pwd -P)
+    base=$(mktemp -d /tmp/swf-XXXXXX)
+    copy="$base/check out"
+    trap 'rm -rf "$base"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    mkdir -p "$copy" "$base/home" "$base/t"
+    cd "$root"
+    git ls-files -z | while IFS= read -r -d '' name; do
+        [ ! -e "$name" ] || printf '%s\0' "$name" # deleted, but not yet committed
+    done | tar --null -T - -cf - | tar -xf - -C "$copy"
+    (cd "$copy" && find . -not -type d | sort) > "$base/tracked"
+    # The public data sets are no part of the project; tests that need them skip where there are none.
+    [ ! -d "$root/../shared/data" ] || { mkdir "$base/shared" && ln -s "$root/../shared/data" "$base/shared/data"; }
 
-alone=(unshare --mount --pid --ipc --fork --kill-child --mount-proc)
-[ "$(id -u)" = 0 ] || alone+=(--user --map-root-user)
-export FRESH_INSIDE=$base FRESH_VENV=${FRESH_VENV:-}
-case "${FRESH_VENV}:${PYTHON:-}:${PIP_FIND_LINKS:-}:${UV_FIND_LINKS:-}:$root" in
-    *:/tmp/* | /tmp/* | *file:///tmp/*) hidden=1 ;; # would be out of sight
-    *) hidden= ;;
-esac
-if [ -z "$hidden" ] && "${alone[@]}" mount -t tmpfs tmpfs /dev/shm 2>/dev/null; then
-    export FRESH_ALONE=1
-    echo "fresh: $copy, with a /tmp, a /dev/shm and processes of its own"
-    "${alone[@]}" "$BASH" "$root/tests/fresh.sh" "$@" &
-else
-    echo "fresh: $copy, beside all else on this machine: no namespaces here"
-    "$BASH" "$root/tests/fresh.sh" "$@" &
-fi
-# In the background, for the traps not to wait for its end.
-run=$!
-trap 'kill -TERM $run 2>/dev/null || true; wait $run || true; rm -rf "$base"' EXIT
-status=0
-wait $run || status=$?
-exit $status
+    alone=(unshare --mount --pid --ipc --fork --kill-child --mount-proc)
+    [ "$(id -u)" = 0 ] || alone+=(--user --map-root-user)
+    export FRESH_INSIDE=$base FRESH_VENV=${FRESH_VENV:-}
+    case "${FRESH_VENV}:${PYTHON:-}:${PIP_FIND_LINKS:-}:${UV_FIND_LINKS:-}:$root" in
+        *:/tmp/* | /tmp/* | *file:///tmp/*) hidden=1 ;; # would be out of sight
+        *) hidden= ;;
+    esac
+    if [ -z "$hidden" ] && "${alone[@]}" mount -t tmpfs tmpfs /dev/shm 2>/dev/null; then
+        export FRESH_ALONE=1
+        ending=KILL # unshare takes no other, and takes all along
+        echo "fresh: $copy, with a /tmp, a /dev/shm and processes of its own"
+        "${alone[@]}" "$BASH" "$root/tests/fresh.sh" "$@" &
+    else
+        ending=TERM
+        echo "fresh: $copy, beside all else on this machine: no namespaces here"
+        "$BASH" "$root/tests/fresh.sh" "$@" &
+    fi
+    # In the background, for the traps not to wait for its end.
+    run=$!
+    trap 'kill -$ending $run 2>/dev/null || true; wait $run || true; rm -rf "$base"' EXIT
+    status=0
+    wait $run || status=$?
+    exit $status
+}
+
+if [ -n "$base" ]; then inside "$@"; else outside "$@"; fi
