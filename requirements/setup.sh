@@ -67,6 +67,13 @@ if [ -z "$in_place" ] || ! usable "$venv/bin/python"; then
     "$base" -m venv --clear "$venv"
 fi
 
+# uv leaves a lock among the temporary files, torch a folder.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$constraints" uv
 
 # The CPU build of torch is not on PyPI. Where pip is told of a folder that holds the wheel, that is

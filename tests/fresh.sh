@@ -34,7 +34,7 @@ processes() { # ids and commands of those of the run, into a file: a pipe would 
         [[ ${line##*) } != Z* ]] || continue
         # Titles that programs give themselves overwrite their environment; open files tell too.
         if [ -n "${FRESH_ALONE:-}" ] || grep -qsF "STEPWISER_FRESH=$base" "$entry/environ" ||
-            [ -n "$(find "$entry/fd" "$entry/cwd" -lname "$base/*" -print -quit 2>/dev/null)" ]; then
+            find "$entry/fd" "$entry/cwd" -lname "$base/*" 2>/dev/null | grep -q .; then
             line=$(tr '\0' ' ' < "$entry/cmdline" 2>/dev/null | cut -c1-150) || true
             printf 'process %s %s\n' "${entry#/proc/}" "$line"
         fi
@@ -62,11 +62,10 @@ inside() {
     )
     # What a machine must tell set-up: programs, sources of packages, certificates, the way out.
     for name in $(compgen -e); do
-        case $name in
-            *_CACHE_DIR) ;; # of the machine's own
-            PATH | PYTHON | PIP_* | UV_* | SSL_CERT_* | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE | \
-                [Hh][Tt][Tt][Pp]_[Pp][Rr][Oo][Xx][Yy] | [Hh][Tt][Tt][Pp][Ss]_[Pp][Rr][Oo][Xx][Yy] | \
-                [Nn][Oo]_[Pp][Rr][Oo][Xx][Yy] | [Aa][Ll][Ll]_[Pp][Rr][Oo][Xx][Yy])
+        case ${name,,} in
+            *_cache_dir) ;; # of the machine's own
+            path | python | pip_* | uv_* | ssl_cert_* | requests_ca_bundle | curl_ca_bundle | \
+                http_proxy | https_proxy | no_proxy | all_proxy)
                 clean+=("$name=${!name}")
                 ;;
         esac
@@ -123,6 +122,7 @@ inside() {
 # --- outside: the empty folder, and nothing around it ---------------------------------------------
 
 outside() {
+    local root alone hidden ending run status=0
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
     [ -z "${FRESH_VENV:-}" ] || FRESH_VENV=$(cd "$FRESH_VENV" && pwd -P)
     base=$(mktemp -d /tmp/swf-XXXXXX)
@@ -136,8 +136,11 @@ outside() {
         [ ! -e "$name" ] || printf '%s\0' "$name" # deleted, but not yet committed
     done | tar --null -T - -cf - | tar -xf - -C "$copy"
     (cd "$copy" && find . -not -type d | sort) > "$base/tracked"
-    # The public data sets are no part of the project; tests that need them skip where there are none.
-    [ ! -d "$root/../shared/data" ] || { mkdir "$base/shared" && ln -s "$root/../shared/data" "$base/shared/data"; }
+    # The public data sets are no part of the project, and a machine may have them or not.
+    if [ -d "$root/../shared/data" ]; then
+        mkdir "$base/shared"
+        ln -s "$root/../shared/data" "$base/shared/data"
+    fi
 
     alone=(unshare --mount --pid --ipc --fork --kill-child --mount-proc)
     [ "$(id -u)" = 0 ] || alone+=(--user --map-root-user)
@@ -159,7 +162,6 @@ outside() {
     # In the background, for the traps not to wait for its end.
     run=$!
     trap 'kill -$ending $run 2>/dev/null || true; wait $run || true; rm -rf "$base"' EXIT
-    status=0
     wait $run || status=$?
     exit $status
 }
