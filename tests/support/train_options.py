@@ -32,3 +32,23 @@ def train_options(
         checkpoint_every=1,
     )
     return replace(options, **changes)
+
+
+def lone_worker(
+    directory: str, steps: int, stage: int, precision: str = "float32", kl_coefficient: float = 0.0
+) -> tuple[Any, Any]:
+    """A rank that trains ``directory``/model without Ray, and the loop that it runs."""
+    from actors.learner.deepspeed_worker import DeepSpeedWorker
+    from actors.learner.grpo_loop import GRPOLoop
+    from actors.learner.worker_group import engine_config
+
+    options = train_options(
+        Path(directory),
+        f"{directory}/model",
+        "lone",
+        {"zero_stage": stage, "precision": precision},
+        steps=steps,
+        loss=GRPOLossConfig(kl_coefficient=kl_coefficient),
+    )
+    worker = DeepSpeedWorker(engine_config(options.group, options.model_dir, 1.0, 0.0))
+    return worker, GRPOLoop(options, None, worker)

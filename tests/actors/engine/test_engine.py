@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from actors.engine.engine import Engine, EngineFailure, EngineOptions
+from actors.engine.engine import Engine, EngineFailure
 from stepwiser.errors import UserError
 from stepwiser.generation import Sampling
+from tests.support.engines import engine_options, running_engine
 from tests.support.paths import ROOT
 from tests.support.tiny import make_tiny_model
 
@@ -52,23 +53,10 @@ def prompt(tokenizer) -> list[int]:
     return tokenizer.encode(PROMPT)
 
 
-def _options(model: Path) -> EngineOptions:
-    return EngineOptions(
-        model=str(model),
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=64,
-        kv_cache_bytes=64 * 2**20,
-        enforce_eager=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def loaded(models) -> Iterator[Engine]:
-    engine = Engine(_options(models[0]))
-    engine.wait_ready(120.0)
-    yield engine
-    engine.shutdown()
+    with running_engine(models[0]) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -286,7 +274,7 @@ def test_requests_wait_while_the_engine_sleeps(engine, prompt):
 
 def test_a_failure_inside_vllm_reaches_every_caller(models, prompt, monkeypatch):
     async def scenario():
-        engine = Engine(_options(models[0]))
+        engine = Engine(engine_options(models[0]))
         await engine.start()
         runner = engine._core._llm.engine_core.engine_core.model_executor.driver_worker.worker
 
@@ -334,6 +322,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_core_in_another_process_tells_how_full_its_cache_is(models, tmp_path):
     # vLLM settles how many processes it takes when the first engine of a process is made.
     script = tmp_path / "two_processes.py"
@@ -351,4 +340,4 @@ def test_a_core_in_another_process_tells_how_full_its_cache_is(models, tmp_path)
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        Engine(_options(tmp_path / "nowhere")).wait_ready(60.0)
+        Engine(engine_options(tmp_path / "nowhere")).wait_ready(60.0)

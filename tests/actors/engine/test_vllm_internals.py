@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from actors.engine import vllm_internals
-from actors.engine.engine import Engine, EngineOptions
+from actors.engine.engine import Engine
 from actors.engine.vllm_internals import INTERNALS, Internal
+from tests.support.engines import running_engine
 from tests.support.paths import ROOT
 from tests.support.tiny import make_tiny_model
 
@@ -119,19 +120,9 @@ def test_vllm_has_it_where_it_was_read(internal):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory) -> Iterator[Engine]:
     model = make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-    engine = Engine(
-        EngineOptions(
-            model=str(model),
-            dtype="float32",
-            max_model_len=64,
-            max_num_seqs=4,
-            kv_cache_bytes=16 * 2**20,
-            enforce_eager=True,
-        )
-    )
-    engine.wait_ready(120.0)
-    yield engine
-    engine.shutdown()
+    small = {"max_model_len": 64, "max_num_seqs": 4, "kv_cache_bytes": 16 * 2**20}
+    with running_engine(model, **small) as engine:
+        yield engine
 
 
 def test_a_running_engine_is_made_of_them(engine):

@@ -15,6 +15,7 @@ import torch
 from actors.learner import checkpoints
 from stepwiser.errors import UserError
 from tests.support.tiny import make_tiny_model
+from tests.support.train_options import lone_worker
 
 UPDATES = 4
 """Of the undisturbed run; the checkpoint holds half of them."""
@@ -89,35 +90,6 @@ def test_one_rank_of_each_machine_converts():
     assert checkpoints.first_of_each(["a", "a", "b", "a", "c", "b"]) == [0, 2, 4]
 
 
-def _worker(directory: str, stage: int, precision: str = "float32"):
-    from actors.learner.deepspeed_worker import DeepSpeedWorker
-    from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
-    from actors.learner.worker_group import WorkerGroup, engine_config
-    from stepwiser.training.grpo import GRPOLossConfig
-    from stepwiser.training.schedule import LearningRate
-
-    options = GRPOTrainOptions(
-        group=WorkerGroup(
-            name="elastic",
-            storage_path="",
-            zero_stage=stage,
-            precision=precision,
-            max_tokens_per_microbatch=160,
-        ),
-        model_dir=f"{directory}/model",
-        output_dir="",
-        metrics_path="",
-        steps=UPDATES,
-        minibatches=2,
-        learning_rate=LearningRate(1e-4),
-        temperature=1.0,
-        max_response_length=64,
-        loss=GRPOLossConfig(),
-    )
-    worker = DeepSpeedWorker(engine_config(options.group, options.model_dir, 1.0, 0.0))
-    return worker, GRPOLoop(options, None, worker)
-
-
 def _weights(worker) -> dict[str, torch.Tensor]:
     weights = {}
     for bucket in worker.state_buckets():
@@ -138,7 +110,7 @@ def _rank(rank: int, world_size: int, directory: str, first: bool) -> None:
     )
     results = {}
     for stage in (2, 3):
-        worker, loop = _worker(directory, stage)
+        worker, loop = lone_worker(directory, UPDATES, stage)
         half = UPDATES // 2
         start = 0
         if not first:
@@ -160,7 +132,7 @@ def _rank(rank: int, world_size: int, directory: str, first: bool) -> None:
         worker.close()
     if not first:
         with pytest.raises(UserError, match="written with zero_stage=2, this run has 3"):
-            worker, _ = _worker(directory, 3)
+            worker, _ = lone_worker(directory, UPDATES, 3)
             worker.load_checkpoint(f"{directory}/checkpoint-2")
         worker.close()
     if rank == 0:

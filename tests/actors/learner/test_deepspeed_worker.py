@@ -22,12 +22,8 @@ VARIANTS = [
 
 def _rank(rank: int, world_size: int, directory: str) -> None:
     """Train every variant in turn in one process; rank 0 saves what came out."""
-    from actors.learner.deepspeed_worker import DeepSpeedWorker
-    from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
-    from actors.learner.worker_group import WorkerGroup, engine_config
-    from stepwiser.training.grpo import GRPOLossConfig
-    from stepwiser.training.schedule import LearningRate
     from tests.support.scripted_collector import scripted_batch
+    from tests.support.train_options import lone_worker
 
     os.environ["LOCAL_RANK"] = str(rank)
     torch.distributed.init_process_group(
@@ -35,27 +31,8 @@ def _rank(rank: int, world_size: int, directory: str) -> None:
     )
     results = {}
     for stage, precision, path in VARIANTS:
-        options = GRPOTrainOptions(
-            group=WorkerGroup(
-                name="variant",
-                storage_path="",
-                zero_stage=stage,
-                precision=precision,
-                max_tokens_per_microbatch=160,
-            ),
-            model_dir=f"{directory}/model",
-            output_dir="",
-            metrics_path="",
-            steps=UPDATES,
-            minibatches=2,
-            learning_rate=LearningRate(1e-4),
-            temperature=1.0,
-            max_response_length=64,
-            loss=GRPOLossConfig(kl_coefficient=0.1),
-        )
-        worker = DeepSpeedWorker(engine_config(options.group, options.model_dir, 1.0, 0.0))
+        worker, loop = lone_worker(directory, UPDATES, stage, precision, kl_coefficient=0.1)
         worker._backward_at_once = worker._backward_each = getattr(worker, path)
-        loop = GRPOLoop(options, None, worker)
         metrics = [loop._train(step, scripted_batch(step)) for step in range(UPDATES)]
         weights = {}
         # Small buckets, so that there are several.

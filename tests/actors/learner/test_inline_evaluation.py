@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from actors.engine.engine import EngineOptions
 from actors.learner.inline_evaluation import InlineEvaluationOptions
 from actors.learner.train import GRPOTrainOptions, train_grpo
 from actors.pinned import Pinned
@@ -44,6 +43,7 @@ from stepwiser.run.model_exports import read_evaluation
 from stepwiser.tasks import load_base_model_dir, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks
 from stepwiser.training.schedule import LearningRate
+from tests.support.engines import engine_options, running_pool
 from tests.support.paths import ROOT
 from tests.support.scripted_collector import ScriptedCollector
 from tests.support.train_options import train_options
@@ -190,17 +190,8 @@ def test_ranks_wait_longer_for_each_other_than_one_of_them_may_be_held_up(tmp_pa
 
 @pytest.fixture(scope="module")
 def pool(ray_local: None) -> Iterator[EnginePool]:
-    options = EngineOptions(
-        model=str(MODEL),
-        dtype="float32",
-        max_model_len=CONTEXT,
-        max_num_seqs=64,
-        kv_cache_bytes=64 * 2**20,
-        enforce_eager=True,
-    )
-    pool = EnginePool(options, count=1, start_timeout_s=TIMEOUT_S)
-    yield pool
-    pool.shutdown()
+    with running_pool(engine_options(MODEL, max_model_len=CONTEXT), 1) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import load_base_model_dir, make_problems
 from tests.support.clusters import LocalCluster, local_cluster
+from tests.support.engines import engine_options
 from tests.support.scripted_engine import SLOTS, Elsewhere, ScriptedEngine, work
 
 pytestmark = pytest.mark.slow
@@ -245,14 +246,7 @@ def test_a_vllm_engine_joins_while_another_works(cluster):
     problems, model = make_problems(40, seed=3), str(load_base_model_dir())
     prompts = PromptFormat.from_model_dir(model, PromptConfig())
     pool = EnginePool(
-        EngineOptions(
-            model=model,
-            dtype="float32",
-            max_model_len=256,
-            max_num_seqs=32,
-            kv_cache_bytes=64 * 2**20,
-            enforce_eager=True,
-        ),
+        engine_options(model, max_num_seqs=32),
         count=1,
         maximum=2,
         start_timeout_s=300.0,

@@ -17,6 +17,7 @@ from actors.engine.engine import EngineOptions
 from actors.pool.pool import EnginePool, PoolClient
 from stepwiser.errors import UserError
 from stepwiser.generation import Sampling
+from tests.support.engines import engine_options, forward_logprobs, running_pool
 from tests.support.tiny import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -32,35 +33,18 @@ def models(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def options(models) -> EngineOptions:
-    return EngineOptions(
-        model=str(models[0]),
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=64,
-        kv_cache_bytes=64 * 2**20,
-        enforce_eager=True,
-    )
+    return engine_options(models[0])
 
 
 @pytest.fixture(scope="module")
 def pool(ray_local, options) -> Iterator[EnginePool]:
-    pool = EnginePool(options, count=2, start_timeout_s=300.0)
-    yield pool
-    pool.shutdown()
-
-
-def _expected(model: Path, ids: list[int], start: int) -> torch.Tensor:
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    with torch.no_grad():
-        scores = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return scores[torch.arange(start - 1, len(ids) - 1), torch.tensor(ids[start:])]
+    with running_pool(options, 2) as pool:
+        yield pool
 
 
 async def _check_each_engine(pool: PoolClient, model: Path) -> None:
     """Every engine, asked directly, answers with this model's weights."""
-    expected = _expected(model, PROMPT, 1)
+    expected = forward_logprobs(model, PROMPT, 1)
     for actor in pool.actors:
         _, scores = await actor.score.remote(PROMPT, 1)
         assert (torch.tensor(scores) - expected).abs().max() < 1e-4

@@ -17,6 +17,7 @@ from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
+from tests.support.engines import engine_options, running_pool
 from tests.support.scripted_engine import SleepyEngine
 from tests.support.tiny import make_tiny_model
 
@@ -38,22 +39,13 @@ def models(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def options(models) -> EngineOptions:
-    return EngineOptions(
-        model=models[0],
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=64,
-        kv_cache_bytes=64 * 2**20,
-        enforce_eager=True,
-        enable_sleep=True,
-    )
+    return engine_options(models[0], enable_sleep=True)
 
 
 @pytest.fixture(scope="module")
 def pool(ray_local, options) -> Iterator[EnginePool]:
-    pool = EnginePool(options, count=2, start_timeout_s=300.0)
-    yield pool
-    pool.shutdown()
+    with running_pool(options, 2) as pool:
+        yield pool
 
 
 async def _ask(actor: Any) -> list[Sample]:

@@ -21,6 +21,7 @@ from stepwiser.data.records import JudgePrompt
 from stepwiser.errors import UserError
 from stepwiser.tasks import load_base_model_dir, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks
+from tests.support.engines import engine_options, running_pool
 from tests.support.paths import ROOT
 from tests.support.scripted_engine import TouchyEngine
 
@@ -35,17 +36,8 @@ TOO_LONG = 180
 
 @pytest.fixture(scope="module")
 def pool(ray_local: None) -> Iterator[EnginePool]:
-    options = EngineOptions(
-        model=MODEL,
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=64,
-        kv_cache_bytes=64 * 2**20,
-        enforce_eager=True,
-    )
-    pool = EnginePool(options, count=1, start_timeout_s=TIMEOUT_S)
-    yield pool
-    pool.shutdown()
+    with running_pool(engine_options(MODEL), 1) as pool:
+        yield pool
 
 
 def _prompts(count: int = 48) -> list[JudgePrompt]:

@@ -13,7 +13,6 @@ import ray
 import torch
 from safetensors.torch import load, load_file
 
-from actors.engine.engine import EngineOptions
 from actors.learner.train import GRPOTrainOptions, train_grpo
 from actors.pool.client import PoolClient
 from actors.pool.pool import EnginePool
@@ -21,6 +20,7 @@ from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.generation import Sampling
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.schedule import LearningRate
+from tests.support.engines import engine_options, running_pool
 from tests.support.scripted_collector import scripted_batch
 from tests.support.tiny import make_tiny_model
 from tests.support.train_options import train_options
@@ -39,17 +39,9 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def pool(ray_local, model) -> Iterator[EnginePool]:
-    options = EngineOptions(
-        model=model,
-        dtype="float32",
-        max_model_len=128,
-        max_num_seqs=8,
-        kv_cache_bytes=16 * 2**20,
-        enforce_eager=True,
-    )
-    pool = EnginePool(options, count=2, start_timeout_s=600.0)
-    yield pool
-    pool.shutdown()
+    small = {"max_model_len": 128, "max_num_seqs": 8, "kv_cache_bytes": 16 * 2**20}
+    with running_pool(engine_options(model, **small), 2) as pool:
+        yield pool
 
 
 @ray.remote(num_cpus=0)

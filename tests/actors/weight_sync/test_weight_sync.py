@@ -21,6 +21,7 @@ from actors.weight_sync.sender import Outgoing
 from actors.weight_sync.shared_memory import export_memory, memory_key
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
+from tests.support.engines import forward_logprobs, running_engine
 from tests.support.tiny import make_tiny_model
 
 TOLERANCE = 1e-5
@@ -38,19 +39,8 @@ def models(request, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def loaded(models) -> Iterator[Engine]:
-    engine = Engine(
-        EngineOptions(
-            model=str(models[0]),
-            dtype="float32",
-            max_model_len=256,
-            max_num_seqs=8,
-            kv_cache_bytes=32 * 2**20,
-            enforce_eager=True,
-        )
-    )
-    engine.wait_ready(300.0)
-    yield engine
-    engine.shutdown()
+    with running_engine(models[0], max_num_seqs=8, kv_cache_bytes=32 * 2**20) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -61,19 +51,10 @@ def engine(loaded, models) -> Engine:
     return loaded
 
 
-def _expected(model: Path) -> torch.Tensor:
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    with torch.no_grad():
-        scores = reference(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
-    return scores[torch.arange(len(PROMPT) - 1), torch.tensor(PROMPT[1:])]
-
-
 def _gap(engine: Engine, model: Path) -> float:
     """Mean over tokens, as training reports it (`logprob_gap`)."""
     scores = torch.tensor(asyncio.run(engine.score(PROMPT, 1)))
-    return (scores - _expected(model)).abs().mean().item()
+    return (scores - forward_logprobs(model, PROMPT, 1)).abs().mean().item()
 
 
 Bucket = list[tuple[str, torch.Tensor]]
@@ -154,7 +135,8 @@ def test_weights_that_were_sent_answer_exactly(engine, models, backend):
     assert learner.out.finish() == {"reward": 0.5}
     assert learner.out.failure is None and engine.weight_version == 3
     assert _gap(engine, models[1]) < TOLERANCE
-    assert (_expected(models[0]) - _expected(models[1])).abs().mean() > 1.0
+    one, other = (forward_logprobs(model, PROMPT, 1) for model in models)
+    assert (one - other).abs().mean() > 1.0
 
 
 def _silence(learner: _Learner) -> None:
