@@ -48,7 +48,7 @@ left() { # writes down what there is to be found; false where that is nothing
         litter_in /dev/shm | sed 's/^/shared memory /'
         { litter_in /tmp; litter_in /tmp/ray; litter_in "$base/t"; } | grep -vxF "$base" |
             sed 's/^/temporary file /'
-        find . \( -name .venv -o -name __pycache__ -o -name '.*_cache' \) -prune -o \
+        find . \( -name .git -o -name .venv -o -name __pycache__ -o -name '.*_cache' \) -prune -o \
             -not -type d -print | sort | comm -13 "$base/tracked" - | sed 's/^/in the checkout: /'
     } > "$base/left"
     [ -s "$base/left" ]
@@ -135,7 +135,8 @@ outside() {
     git ls-files -z | while IFS= read -r -d '' name; do
         [ ! -e "$name" ] || printf '%s\0' "$name" # deleted, but not yet committed
     done | tar --null -T - -cf - | tar -xf - -C "$copy"
-    (cd "$copy" && find . -not -type d | sort) > "$base/tracked"
+    (cd "$copy" && git init -q && git add -fA && find . -not -type d -not -path './.git/*' | sort) \
+        > "$base/tracked"
     # The public data sets are no part of the project, and a machine may have them or not.
     if [ -d "$root/../shared/data" ]; then
         mkdir "$base/shared"
