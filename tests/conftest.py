@@ -95,7 +95,7 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ray_local() -> Iterator[None]:
     """A Ray of the module's own with four logical CPUs, whatever the machine has."""
-    from tests.support.clusters import local_cluster
+    from cluster.local_nodes import local_cluster
 
     # Ray Train starts its workers elsewhere.
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

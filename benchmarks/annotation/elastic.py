@@ -10,19 +10,19 @@ where they stay the same, it is cores that are missing.
 from __future__ import annotations
 
 import contextlib
-import shutil
-import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 import ray
+from ray._private.node import Node
 
 from actors.pool.pool import EnginePool
 from benchmarks.command import CONFIG
+from cluster.local_nodes import LocalCluster, local_cluster
 from pipelines.session.session import Session
 from pipelines.stages import annotate
 from stepwiser.config import load_config
@@ -35,36 +35,7 @@ NOTICE_S = 20.0
 """What a preempted node has to end its work in."""
 
 
-@contextlib.contextmanager
-def local_cluster() -> Iterator[Any]:
-    """A head that holds no engine, with this process as its driver; nodes are added."""
-    from ray.cluster_utils import Cluster
-
-    # Ray puts its sockets some 70 characters below this folder, and their paths may have 107.
-    folder = tempfile.mkdtemp(prefix="sw-", dir="/tmp")
-    cluster = Cluster()
-    try:
-        add_node(cluster, 0, include_dashboard=False, temp_dir=folder)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def add_node(cluster: Any, cpus: int, **options: Any) -> Any:
-    """A node with fixed ports for its agents, which else have 15 seconds to tell theirs."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("", 0))
-        ports = [one.getsockname()[1] for one in sockets]
-    return cluster.add_node(
-        num_cpus=cpus, metrics_agent_port=ports[0], runtime_env_agent_port=ports[1], **options
-    )
-
-
-def announce_end(cluster: Any, node: Any) -> None:
+def announce_end(cluster: LocalCluster, node: Node) -> None:
     """What Ray does on a preempted machine."""
     from ray.core.generated import autoscaler_pb2
 
@@ -104,7 +75,7 @@ class Phases:
     """Adds a node, takes it away, and measures in between, while a thread annotates."""
 
     def __init__(
-        self, cluster: Any, pool: EnginePool, annotation: Annotation, window_s: float
+        self, cluster: LocalCluster, pool: EnginePool, annotation: Annotation, window_s: float
     ) -> None:
         self._cluster, self._pool, self._annotation = cluster, pool, annotation
         self._window_s = window_s
@@ -113,7 +84,7 @@ class Phases:
         """The windows with one engine, with two, and with one again."""
         self._until(lambda: self._tokens() > 0, "the first tokens")
         windows = [self._window()]
-        node = add_node(self._cluster, 1)
+        node = self._cluster.add_node(1)
         self._until(lambda: self._pool.serving == 2, "the second engine")
         windows.append(self._window())
         announce_end(self._cluster, node)
@@ -163,8 +134,12 @@ def measure_elastic(
     again over those of one before), ``elastic_cpu_ratio`` (CPU time of a token with two over that
     with one) and ``elastic_units_missing``; and the windows.
     """
-    with local_cluster() as cluster:
-        add_node(cluster, 1)
+    with (
+        # Ray puts its sockets 64 characters below this folder, and their paths may have 107.
+        tempfile.TemporaryDirectory("", "sw-", "/tmp", ignore_cleanup_errors=True) as folder,
+        local_cluster(head={"temp_dir": folder}) as cluster,
+    ):
+        cluster.add_node(1)
         config = load_config(
             CONFIG,
             [

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clusters import local_cluster
+from cluster.local_nodes import local_cluster
+from cluster.ports import reserved_ports
 from tests.support.paths import ROOT
-from tests.support.ports import reserved_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

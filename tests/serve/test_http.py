@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster.ports import reserved_ports
 from tests.support.paths import ROOT
-from tests.support.ports import reserved_ports
 
 pytestmark = pytest.mark.slow
 
@@ -188,7 +188,7 @@ SCRIPT = """
 import sys
 from serve.app import run
 from tests.serve.test_http import _options
-from tests.support.clusters import local_cluster
+from cluster.local_nodes import local_cluster
 with local_cluster(2):
     run(_options(int(sys.argv[1])))
 print("BACK", flush=True)

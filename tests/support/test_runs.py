@@ -39,7 +39,7 @@ def test_leaves_a_process():
 KILLED = """
 import time
 from tests import conftest
-from tests.support.clusters import local_cluster
+from cluster.local_nodes import local_cluster
 with local_cluster(1) as cluster:
     cluster.add_node(1)
     print(conftest.SCRATCH, flush=True)

@@ -14,7 +14,7 @@ import ray
 import ray.train
 
 from actors.learner.train import train_grpo
-from tests.support.clusters import local_cluster
+from cluster.local_nodes import local_cluster
 from tests.support.paths import ROOT
 from tests.support.scripted_collector import scripted_batch
 from tests.support.tiny import make_tiny_model

@@ -16,11 +16,11 @@ from ray.util.placement_group import placement_group_table
 
 from actors.engine.engine import EngineFailure, EngineOptions
 from actors.pool.pool import EnginePool
+from cluster.local_nodes import LocalCluster, local_cluster
 from stepwiser.config import PromptConfig
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import load_base_model_dir, make_problems
-from tests.support.clusters import LocalCluster, local_cluster
 from tests.support.engines import engine_options
 from tests.support.scripted_engine import SLOTS, Elsewhere, ScriptedEngine, work
 

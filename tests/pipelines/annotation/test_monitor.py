@@ -21,6 +21,7 @@ from rich.console import Console
 
 from actors.engine.engine import EngineOptions, EngineStats
 from actors.pool.pool import EnginePool
+from cluster.local_nodes import local_cluster
 from pipelines.annotation import monitor
 from pipelines.annotation.monitor import AnnotationMonitor
 from pipelines.monitoring import trackers
@@ -32,7 +33,6 @@ from stepwiser.config import RunConfig
 from stepwiser.config.shard import Shard
 from stepwiser.run.status import read_status
 from stepwiser.run.units import UnitLog, read_log, write_plan
-from tests.support.clusters import local_cluster
 from tests.support.scripted_engine import SLOTS, ScriptedEngine, work
 
 FIGURES = Figures(

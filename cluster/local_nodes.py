@@ -1,4 +1,4 @@
-"""Rays for tests: of one node or of several, all of them on this machine.
+"""A Ray of one node or of several, all of them on this machine: for tests and benchmarks.
 
 `ray.cluster_utils.Cluster` would do, but it writes and deletes the file in which a user's own
 `ray.init(address="auto")` looks for a cluster, fails where that file has no folder, and leaves the
@@ -20,7 +20,7 @@ from ray._private.parameter import RayParams
 from ray._private.services import find_gcs_addresses
 from ray.experimental.internal_kv import _internal_kv_reset
 
-from tests.support.ports import reserved_ports
+from cluster.ports import reserved_ports
 
 END_S = 10.0
 """What the processes of a node have to end by themselves."""
