@@ -63,6 +63,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files that may take longest come first: of several workers none begins one when the others are
+    # done (`--no-loadscope-reorder` keeps xdist from another order).
+    longest: dict[Path, float] = {}
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        if item.get_closest_marker("slow"):
+            own = float(timeout.args[0]) if timeout else 1.0
+            longest[item.path] = max(own, longest.get(item.path, 0.0))
+    items.sort(key=lambda item: -longest.get(item.path, 0.0))
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)

@@ -8,16 +8,13 @@ itself, under a deadline that ends the worker.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import multiprocessing
 import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol
+
+from stepwiser.data.spawned import ProcessDied, SpawnedProcess
 
 REMEMBERED = 100_000
 """Verdicts that a checker keeps: those of the problems under way, not of all there ever were."""
@@ -89,7 +86,7 @@ class MathVerifyChecker:
 
     def __init__(self, timeout_s: float = 5.0) -> None:
         self.timeout_s = timeout_s
-        self._pool: ProcessPoolExecutor | None = None
+        self._process: SpawnedProcess | None = None
         self._known: dict[tuple[str, str], bool | None] = {}
         self._one_at_a_time = threading.Lock()  # a queued check must not eat another's deadline
 
@@ -122,47 +119,30 @@ class MathVerifyChecker:
             return self._known[key]
 
     def _ask_worker(self, answer: str, reference: str) -> bool | None:
+        arguments = (_verify, answer, reference, self.timeout_s)
         for _ in range(2):
             try:
-                check = self._worker().submit(_verify, answer, reference, self.timeout_s)
-                with contextlib.suppress(FutureTimeout):
-                    return check.result(self.timeout_s + 5)
+                verdict: bool | None = self._worker().call(self.timeout_s + 5, *arguments)
+                return verdict
+            except TimeoutError:
                 break
-            except BrokenProcessPool:
+            except ProcessDied:
                 # Killed, perhaps not for this answer: only a second death speaks against it.
                 self.close()
         self.close()
         return None
 
-    def _worker(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Spawned, not forked: the caller may hold threads and a Ray worker's sockets.
-            self._pool = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), initializer=_end_with_parent
-            )
-            self._pool.submit(_verify, "1", "1", 30).result(60)  # import cost is not a check's
-        return self._pool
+    def _worker(self) -> SpawnedProcess:
+        if self._process is None:
+            self._process = SpawnedProcess()
+            self._process.call(60, _verify, "1", "1", 30)  # import cost is not a check's
+        return self._process
 
     def close(self) -> None:
         """End the worker, also one that hangs."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            for process in list((pool._processes or {}).values()):
-                process.kill()
-            with contextlib.suppress(OSError):
-                pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its worker, which would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
 
 
 def _verify(answer: str, reference: str, timeout_s: float) -> bool | None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -77,9 +78,15 @@ def test_unverifiable_references_are_found(checker) -> None:
 
 def test_a_killed_worker_does_not_make_an_answer_wrong(checker) -> None:
     assert checker.check("0.25", r"\frac{1}{4}") is True
-    (worker,) = checker._pool._processes.values()
+    worker = checker._process
     os.kill(worker.pid, signal.SIGKILL)
     assert checker.check("0.125", r"\frac{1}{8}") is True
+
+
+def test_nothing_is_kept_that_a_kill_would_leave(checker) -> None:
+    assert checker.check("0.375", r"\frac{3}{8}") is True
+    for process in (os.getpid(), checker._process.pid):
+        assert "/dev/shm/sem." not in Path(f"/proc/{process}/maps").read_text()
 
 
 def test_a_worker_ends_with_its_killed_parent() -> None:
@@ -88,7 +95,7 @@ def test_a_worker_ends_with_its_killed_parent() -> None:
         "if __name__ == '__main__':\n"
         "    checker = MathVerifyChecker()\n"
         "    checker.check('1', '2')\n"
-        "    print(next(iter(checker._pool._processes)), flush=True)\n"
+        "    print(checker._process.pid, flush=True)\n"
         "    input()\n"
     )
     parent = subprocess.Popen(
