@@ -86,7 +86,9 @@ def test_a_killed_worker_does_not_make_an_answer_wrong(checker) -> None:
 def test_nothing_is_kept_that_a_kill_would_leave(checker) -> None:
     assert checker.check("0.375", r"\frac{3}{8}") is True
     for process in (os.getpid(), checker._process.pid):
-        assert "/dev/shm/sem." not in Path(f"/proc/{process}/maps").read_text()
+        maps = Path(f"/proc/{process}/maps").read_text().splitlines()
+        # Other libraries have some that bear no name any more.
+        assert not [m for m in maps if "/dev/shm/sem." in m and not m.endswith("(deleted)")]
 
 
 def test_a_worker_ends_with_its_killed_parent() -> None:
