@@ -292,7 +292,7 @@ class ExperienceCollector:
 
         async def sample(prompt: JudgePrompt, ids: list[int]) -> list[Sample]:
             nonlocal unanswered
-            samples = await self._sample(prompt, ids, n)
+            samples = self.format.heard(await self._sample(prompt, ids, n))
             unanswered -= 1
             if unanswered == len(prompts) // 2:
                 self._advance(step, Phase.DRAINING)

@@ -13,6 +13,7 @@ from stepwiser.errors import UserError
 from stepwiser.generation import Generator, Sampling
 from stepwiser.prompting.chunks import is_exact_segmentation
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.prompting.thinking import answer_start
 
 
 class Segmenter(Protocol):
@@ -103,11 +104,17 @@ def first_exact(response: str, candidates: list[str]) -> str | None:
 
 
 async def segment_all(segmenter: Segmenter, responses: list[str]) -> list[str | None]:
-    """Segment many responses at once; the engine or the server queues them."""
+    """Segment many responses at once; the engine or the server queues them.
+
+    What a response thinks first is left as it is: only its answer gets tags.
+    """
     gate = asyncio.Semaphore(256)
 
     async def one(response: str) -> str | None:
+        start = answer_start(response) or 0
+        answer = response[start:].lstrip() if start else response
         async with gate:
-            return await segmenter.segment(response)
+            segmented = await segmenter.segment(answer)
+        return None if segmented is None else response.removesuffix(answer) + segmented
 
     return list(await asyncio.gather(*(one(r) for r in responses)))
