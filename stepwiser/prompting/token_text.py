@@ -30,11 +30,15 @@ class TokenText:
             for i, token in tokenizer.added_tokens_decoder.items()
             if token.special and token.content in names
         }
-        word = list(tokenizer.encode(" a a", add_special_tokens=False))[-1:]
-        once, twice = self._plain([word, word * 2])
-        self.context: list[int] = [] if twice == once + once else word
+        self.context: list[int] = []
         """Ids of the word that is put in front where the decoder needs one."""
-        self._skip = len(once) if self.context else 0
+        self._skip = 0
+        words = list(tokenizer.encode(" a a", add_special_tokens=False))
+        for word in (words[-1:], words):  # one token where a vocabulary has the word as one
+            once, twice = self._plain([word, word * 2])
+            if twice != once + once:
+                self.context, self._skip = word, len(once)
+                break
 
     def _plain(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return list(
