@@ -57,6 +57,8 @@ class ChatTemplate:
         self._text = own or _template_of(tokenizer)
         self._variables = _checked_variables(self._name, self._text, config.template_variables)
         self._in_parts = False
+        # A template may move the system message to the last turn: in the first prompt it was said.
+        self._follow_with_system = False
         self._find_form()
         if config.system is not None:
             self._check_system()
@@ -74,8 +76,7 @@ class ChatTemplate:
         Args:
             contents: the user messages, at least two, each but the last answered.
         """
-        # A template may move the system message to the last turn: in the first prompt it was said.
-        messages: list[Message] = []
+        messages = self._head() if self._follow_with_system else []
         for content in contents[:-1]:
             messages += [self._message("user", content), self._message("assistant", "+")]
         answer = ANSWER
@@ -100,14 +101,24 @@ class ChatTemplate:
         problems = []
         for self._in_parts in (False, True):
             try:
-                text = self._render([self._message("user", PROBE)])
+                self._write_probe([])
+                return
             except UserError as error:
                 problems.append(error)
+        for self._in_parts in (False, True):
+            try:
+                self._write_probe([self._message("system", SYSTEM)])
+            except UserError:
                 continue
-            if PROBE in text:
-                return
-            problems.append(self._refusal("does not write the user's message as it is"))
+            if self._system is None:
+                raise UserError(f"{problems[0]}, or set prompts.system, which it asks for")
+            self._follow_with_system = True
+            return
         raise problems[0]
+
+    def _write_probe(self, head: list[Message]) -> None:
+        if PROBE not in self._render([*head, self._message("user", PROBE)]):
+            raise self._refusal("does not write the user's message as it is")
 
     def _check_system(self) -> None:
         advice = "leave prompts.system out and say it in the other prompts"

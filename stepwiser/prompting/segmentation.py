@@ -13,7 +13,7 @@ from stepwiser.errors import UserError
 from stepwiser.generation import Generator, Sampling
 from stepwiser.prompting.chunks import is_exact_segmentation
 from stepwiser.prompting.prompt_format import PromptFormat
-from stepwiser.prompting.thinking import answer_start
+from stepwiser.prompting.thinking import answer_of, answer_start
 
 
 class Segmenter(Protocol):
@@ -49,7 +49,8 @@ class PromptedSegmenter:
         samples = await self.generator.generate(
             prompt, Sampling(max_tokens=self.max_tokens, n=self.samples, temperature=0.7)
         )
-        return first_exact(response, [sample.text for sample in samples])
+        said = [answer_of(sample.text) for sample in self.prompts.heard(samples)]
+        return first_exact(response, said)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class OpenAISegmenter:
                 max_tokens=self.max_tokens,
                 temperature=0.7,
             )
-            exact = first_exact(response, [answer.choices[0].message.content or ""])
+            exact = first_exact(response, [answer_of(answer.choices[0].message.content or "")])
             if exact is not None:
                 return exact
         return None

@@ -27,7 +27,7 @@ class TokenText:
         names = {*MARKERS, *MARKERS.values()}
         self._markers = {
             int(i): token.content
-            for i, token in tokenizer.added_tokens_decoder.items()
+            for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
             if token.special and token.content in names
         }
         self.context: list[int] = []
@@ -51,11 +51,14 @@ class TokenText:
 
     def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each continuation, without special tokens."""
-        if self._markers and any(token in self._markers for row in ids for token in row):
-            return ["".join(self._pieces(row)) for row in ids]
-        if not self.context:
-            return self._plain(ids)
-        return [text[self._skip :] for text in self._plain([[*self.context, *row] for row in ids])]
+        texts = self._plain([[*self.context, *row] for row in ids] if self.context else ids)
+        if self._skip:
+            texts = [text[self._skip :] for text in texts]
+        if self._markers:
+            for i, row in enumerate(ids):
+                if any(token in self._markers for token in row):
+                    texts[i] = "".join(self._pieces(row))
+        return texts
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of one continuation, without special tokens."""

@@ -134,6 +134,18 @@ def test_a_template_that_cannot_ask_is_refused_by_name(
         PromptFormat.from_model_dir(str(tmp_path), PromptConfig())
 
 
+def test_a_template_that_wants_a_system_message(tokenizer) -> None:
+    template = (
+        "{%- if messages[0]['role'] != 'system' %}{{- raise_exception('No system') }}{%- endif %}"
+        + headed.CHATML
+    )
+    with pytest.raises(UserError, match="No system.*set prompts.system, which it asks for"):
+        chat(tokenizer, template)
+    prompts = chat(tokenizer, template, system="Be strict.")
+    ids, _ = prompts.discriminative_example(QUESTION, CHUNKS, [True, True, False])
+    assert whole(prompts, ids).count("Be strict.") == 1
+
+
 @pytest.mark.parametrize(("name", "marker"), reasoning.OPENED.items())
 def test_a_verdict_is_no_thought(tokenizer, name: str, marker: str) -> None:
     prompts = chat(tokenizer, CORPUS[name])
