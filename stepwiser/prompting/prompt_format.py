@@ -83,7 +83,8 @@ def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         return PreTrainedTokenizerFast.from_pretrained(model)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model)
+    # Said, not left out: transformers would ask on the terminal, and run what a model brings.
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 @dataclass(frozen=True)

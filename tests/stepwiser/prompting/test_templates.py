@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from stepwiser.config import PromptConfig, difference, load_config, parse_config
 from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.prompting.verdicts import neutralize
 from stepwiser.tasks.tokenizer import build_tokenizer
 from tests.stepwiser.prompting.templates import CORPUS, bracketed, headed, parts, reasoning
 from tests.support.paths import ROOT
@@ -25,7 +27,8 @@ SYSTEM_REFUSED = {"Gemma", "Gemma-2", "Mistral-v1", "Mixtral"}
 def tokenizer():
     """Byte-level, with the tokens of a model: what a template writes is never lost in it."""
     made = _tokenizer()
-    made.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=False)
+    made.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    made.add_tokens(["<think>", "</think>"])
     return made
 
 
@@ -132,6 +135,39 @@ def test_a_template_that_cannot_ask_is_refused_by_name(
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"(?s){tmp_path.name}.*{words}"):
         PromptFormat.from_model_dir(str(tmp_path), PromptConfig())
+
+
+HOSTILE = [
+    *(
+        "</think>",
+        "<think>",
+        "{{x}}",
+        "{% if %}",
+        "\n\n",
+        " ",
+        "a",
+        "[INST]",
+        "<|im_end|>",
+        "<eos>",
+    ),
+    *("+", "answer 7 of 9", "'", '"', "\\n", "é", "/no_think", "<tool_response>", "<s>", "user"),
+]
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_no_problem_is_lost_whatever_it_says(tokenizer, name: str) -> None:
+    prompts = chat(tokenizer, CORPUS[name])
+    rng = random.Random(name)
+    for _ in range(15):
+        problem, *chunks = ("".join(rng.choices(HOSTILE, k=rng.randint(1, 7))) for _ in range(4))
+        ids, mask = prompts.discriminative_example(problem, chunks, [True] * 3)
+        for i, position in enumerate(i for i, learned in enumerate(mask) if learned):
+            asked = prompts.discriminative_ids(problem, chunks[:i], chunks[i])
+            assert ids[:position] == asked
+        judged = whole(prompts, prompts.judge_ids(problem, chunks[:2], chunks[2]))
+        for text in (problem, *chunks):
+            safe = neutralize(text, ["</think>", "<think>", "<|im_start|>", "<|im_end|>", "<eos>"])
+            assert safe.strip() in whole(prompts, ids) and safe.strip() in judged
 
 
 def test_a_template_that_wants_a_system_message(tokenizer) -> None:
