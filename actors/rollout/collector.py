@@ -100,8 +100,8 @@ def _remedy(silent: float) -> str:
     if silent > 0.5:
         return (
             "the judge does not end with \\boxed{Positive} or \\boxed{Negative}; change "
-            "prompts.judge, raise judge_max_tokens (thinking counts), lower train.temperature or use "
-            "a stronger model"
+            "prompts.judge, raise judge_max_tokens (thinking counts), lower train.temperature or "
+            "use a stronger model"
         )
     return "raise train.group_size or train.temperature, or start from an earlier checkpoint"
 
