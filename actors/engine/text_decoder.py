@@ -11,31 +11,20 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from stepwiser.prompting.token_text import TokenText
+
 
 class TextDecoder:
     """Decodes continuations of a prompt with a Hugging Face tokenizer."""
 
     def __init__(self, tokenizer: Any, model_vocab_size: int) -> None:
-        self._tokenizer = tokenizer
         self._size = min(len(tokenizer), model_vocab_size)
         self._stop_tokens: dict[str, tuple[int, ...] | None] = {}
-        # SentencePiece decoders drop the space in front of the first word. One token before the
-        # continuation keeps it.
-        word = tokenizer.encode(" a a", add_special_tokens=False)[-1:]
-        once, twice = self._decode([word, word * 2])
-        self._context = [] if twice == once + once else word
-        self._skip = len(once) if self._context else 0
-
-    def _decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        return self._tokenizer.batch_decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        self._text = TokenText(tokenizer)  # as whoever reads the samples decodes their prefixes
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each continuation, without special tokens."""
-        if not self._context:
-            return self._decode(ids)
-        return [text[self._skip :] for text in self._decode([[*self._context, *i] for i in ids])]
+        return self._text.decode_all(ids)
 
     @cached_property
     def _pieces(self) -> list[str]:

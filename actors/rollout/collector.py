@@ -100,7 +100,8 @@ def _remedy(silent: float) -> str:
     if silent > 0.5:
         return (
             "the judge does not end with \\boxed{Positive} or \\boxed{Negative}; change "
-            "prompts.judge, raise judge_max_tokens, lower train.temperature or use a stronger model"
+            "prompts.judge, raise judge_max_tokens (thinking counts), lower train.temperature or "
+            "use a stronger model"
         )
     return "raise train.group_size or train.temperature, or start from an earlier checkpoint"
 
@@ -292,7 +293,7 @@ class ExperienceCollector:
 
         async def sample(prompt: JudgePrompt, ids: list[int]) -> list[Sample]:
             nonlocal unanswered
-            samples = await self._sample(prompt, ids, n)
+            samples = self.format.heard(await self._sample(prompt, ids, n))
             unanswered -= 1
             if unanswered == len(prompts) // 2:
                 self._advance(step, Phase.DRAINING)

@@ -50,6 +50,7 @@ def _embedded_items(session: Session) -> list[StepItem]:
                 problems,
                 Sampling(max_tokens=session.config.solve.max_tokens),
                 session.checker,
+                heard=prompts.heard,
             )
         )
         for solution in solutions:

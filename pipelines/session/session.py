@@ -26,7 +26,7 @@ from stepwiser.data.records import Problem
 from stepwiser.data.sources import ProblemSet, load_problems
 from stepwiser.data.verifiers import AnswerChecker, make_checker
 from stepwiser.errors import UserError
-from stepwiser.generation import Sampling
+from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
 from stepwiser.run.store import RunStore
@@ -271,6 +271,7 @@ class Session:
         prompt_ids: Callable[[str], list[int]],
         problems: Sequence[Problem],
         sampling: Sampling,
+        heard: Callable[[Sequence[Sample]], list[Sample]] = list,
     ) -> list[Solutions]:
         """Checked samples of every problem, with a bar of that title meanwhile."""
         with self.progress(title, len(problems), "problems") as bar:
@@ -282,6 +283,7 @@ class Session:
                     sampling,
                     self.checker,
                     lambda: bar.update(advance=1),
+                    heard,
                 )
             )
 

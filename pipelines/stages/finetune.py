@@ -76,7 +76,7 @@ def _solve(session: Session, model: str, problems: list[Problem]) -> list[Soluti
         temperature=config.evaluation_temperature,
     )
     title = f"accuracy of {model.rsplit('/', 1)[-1]}"
-    return session.solutions(title, pool, prompts.policy_ids, problems, sampling)
+    return session.solutions(title, pool, prompts.policy_ids, problems, sampling, prompts.heard)
 
 
 def _summary(solutions: list[Solutions]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from stepwiser.prompting.segmentation import (
     openai_segmenter,
     segment_all,
 )
+from stepwiser.prompting.thinking import answer_of
 from stepwiser.search.policy import Solutions, accuracy, sample_solutions
 
 EVALUATION_SAMPLES = 4
@@ -52,7 +53,7 @@ def run(session: Session) -> dict[str, Any]:
             )
         examples = []
         for question, text in pairs:
-            response = [*prompts.encode(text), prompts.eos_token_id]
+            response = prompts.response_ids(text)
             examples.append(response_example(prompts.policy_ids(question), response))
         path = write_examples(session, "segment", examples)
         output = session.store.model_dir("policy")
@@ -83,7 +84,9 @@ def _responses(session: Session) -> tuple[list[tuple[str, str]], dict[str, int]]
     pool = session.pool(session.config.policy_model)
     prompts = session.prompts(session.config.policy_model)
     sampling = Sampling(max_tokens=config.max_tokens, n=config.responses)
-    solutions = session.solutions("base responses", pool, prompts.plain_ids, problems, sampling)
+    solutions = session.solutions(
+        "base responses", pool, prompts.plain_ids, problems, sampling, prompts.heard
+    )
     rng = random.Random(session.config.seed)
     kept = []
     for solution in solutions:
@@ -153,6 +156,7 @@ def _evaluate(session: Session, model: str, *, tuned: bool) -> dict[str, float]:
             problems,
             Sampling(max_tokens=config.max_tokens, n=EVALUATION_SAMPLES),
             session.checker,
+            heard=prompts.heard,
         )
     )
     result = accuracy(solutions)
@@ -173,7 +177,7 @@ def _mean_steps(solutions: list[Solutions], tuned: bool) -> float:
                 parsed = parse_chunks(sample.text)
                 counts += [len(parsed.texts)] if parsed else []
             else:
-                counts.append(len(_plain_steps(sample.text)))
+                counts.append(len(_plain_steps(answer_of(sample.text))))
     return sum(counts) / max(1, len(counts))
 
 

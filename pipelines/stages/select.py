@@ -42,7 +42,9 @@ def run(session: Session) -> dict[str, Any]:
             n=config.responses,
             temperature=session.config.annotate.temperature,
         )
-        solutions = session.solutions("candidates", pool, prompts.policy_ids, problems, sampling)
+        solutions = session.solutions(
+            "candidates", pool, prompts.policy_ids, problems, sampling, prompts.heard
+        )
         usable = [s for s in solutions if any(outcome is True for outcome in s.outcomes)]
         if not usable:
             raise UserError(

@@ -14,6 +14,7 @@ from pipelines.training.baselines import JUDGE
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer
 from stepwiser.generation import Sampling
+from stepwiser.prompting.thinking import answer_of
 from stepwiser.search.chunk_reset import (
     SearchResult,
     chunk_reset,
@@ -89,7 +90,9 @@ def _plain(
     ]
     count = max([config.plain_samples, *(2 * budget for budget in budgets)])
     sampling = Sampling(max_tokens=config.max_tokens, n=count, temperature=config.temperature)
-    return session.solutions("plain sampling", pool, prompts.policy_ids, problems, sampling)
+    return session.solutions(
+        "plain sampling", pool, prompts.policy_ids, problems, sampling, prompts.heard
+    )
 
 
 def _mean(results: Sequence[SearchResult], field: str) -> float:
@@ -155,7 +158,7 @@ def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, flo
 
 
 def _right(checker: AnswerChecker, text: str, problem: Problem) -> bool:
-    return checker.check(boxed_answer(text), problem.answer) is True
+    return checker.check(boxed_answer(answer_of(text)), problem.answer) is True
 
 
 def _vote_counts(samples: int) -> list[int]:
@@ -167,7 +170,7 @@ def _majority(plain: Sequence[Solutions], votes: int, checker: AnswerChecker) ->
     """For each problem the share of right majorities among its disjoint groups of samples."""
     shares = []
     for solution in plain:
-        answers = [boxed_answer(sample.text) for sample in solution.samples]
+        answers = [boxed_answer(answer_of(sample.text)) for sample in solution.samples]
         groups = [answers[i : i + votes] for i in range(0, len(answers) - votes + 1, votes)]
         rights = [
             checker.check(majority_vote(group), solution.problem.answer) is True for group in groups

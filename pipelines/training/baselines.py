@@ -157,7 +157,9 @@ def _right_judgements(session: Session, model: str, number: int) -> tuple[str, d
     with session.progress(f"sample, round {number + 1}", len(rows), "prompts") as bar:
 
         async def judge(row: JudgePrompt) -> list[Sample]:
-            samples = await pool.generate(_ask(prompts, row), sampling, affinity=row.question)
+            samples = prompts.heard(
+                await pool.generate(_ask(prompts, row), sampling, affinity=row.question)
+            )
             bar.update(advance=1)
             return samples
 

@@ -22,6 +22,7 @@ from stepwiser.data.records import ChunkValue, Problem, Trajectory, content_id
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.prompting.thinking import answer_of, is_unfinished
 
 Prefix = tuple[int, ...]
 """Leading ids of a response, up to and with the closing tag of a chunk."""
@@ -124,7 +125,8 @@ class Annotator:
             ),
             affinity=problem.problem_id,
         )
-        answers = [boxed_answer(sample.text) for sample in samples]
+        samples = self.prompts.heard(samples)
+        answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
         outcomes = await check_all(self.checker, answers, problem.answer)
         right = sum(outcome is True for outcome in outcomes)
         counts.update(
@@ -135,6 +137,8 @@ class Annotator:
             truncated_responses=sum(s.truncated for s in samples),
             unverifiable_responses=sum(outcome is None for outcome in outcomes),
         )
+        if unfinished := sum(is_unfinished(sample.text) for sample in samples):
+            counts["unfinished_thinking"] += unfinished
         mixed = 0 < right < len(samples)
         counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
         if isinstance(problem, ImportedProblem):
@@ -208,7 +212,7 @@ class Annotator:
             chunks=response.texts,
             # Only here: the tokens of a step take longer to find than all else about a response.
             chunk_ends=self.prompts.token_ends(sample, response.ends),
-            final_answer=boxed_answer(sample.text),
+            final_answer=boxed_answer(answer_of(sample.text)),
             correct=response.correct,
             problem_successes=right,
             problem_trials=self.config.responses,
@@ -345,8 +349,8 @@ class Annotator:
             affinity=problem.problem_id,
         )
         # The box may straddle the prefix, so the answer is read from the whole response.
-        before = self.prompts.decode(prefix)
-
+        # Thinking is over where a chunk has ended, and what was thought before is no answer.
+        before = self.prompts.answer_of_prefix(prefix)
         answers = [boxed_answer(before + sample.text) for sample in samples]
         checked = await check_all(self.checker, answers, problem.answer)
         successes = sum(outcome is True for outcome in checked)

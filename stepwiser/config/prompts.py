@@ -1,14 +1,18 @@
 """The prompts of the method, as configuration.
 
 The defaults are for instruction-tuned LLMs. Each template is the content of one user message; the
-model's own chat template does the rest.
+model's own chat template does the rest, or `chat_template` in its place.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+TemplateValue = bool | int | float | str | list[Any]
 
 PLAIN = """Solve the problem below. Work through it step by step and put the final answer in \
 \\boxed{{}}.
@@ -78,6 +82,14 @@ _FIELDS = {
 }
 
 
+_OURS = frozenset(
+    {"messages", "add_generation_prompt", "continue_final_message", "conversation", "chat_template"}
+    | {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+    | {"return_assistant_tokens_mask", "tokenizer_kwargs", "bos_token", "eos_token"}
+)
+"""What a chat template is rendered with in any case, or what the rendering itself is told."""
+
+
 class PromptConfig(BaseModel):
     """Templates in `str.format` notation; a literal brace is doubled."""
 
@@ -101,6 +113,60 @@ class PromptConfig(BaseModel):
     discriminative_next: str = Field("{chunk}", description="Every further user turn.")
     empty_history: str = Field("(none)", description="Stands for the history of the first chunk.")
     history_separator: str = Field("\n\n", description="Between the chunks of the history.")
+    system: str | None = Field(
+        None,
+        description="System message before every user message. Null: none of ours; a chat template"
+        " may have one of its own.",
+    )
+    chat_template: str | None = Field(
+        None,
+        description="Jinja file in place of the chat template of every model of the run. Read once:"
+        " the run directory keeps its text, and another text is another run.",
+    )
+    template_variables: dict[str, TemplateValue] = Field(
+        default_factory=dict,
+        description="Variables that chat templates read, such as enable_thinking or date_string."
+        " strftime_now: 2025-07-26 is the day of templates that ask for today.",
+    )
+
+    def __hash__(self) -> int:
+        # Equal prompts are one key of a cache; the mapping in them could not be hashed.
+        return hash(self.model_dump_json())
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("is empty: leave it out, or set null")
+        return text
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_read(cls, value: str | None) -> str | None:
+        """Of a path, the text of the file: on other machines, and tomorrow, it is the same."""
+        if value is None or "{{" in value or "{%" in value:
+            return value
+        path = Path(value).expanduser()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot be read: {error}; give the path of a Jinja file") from error
+        if "{{" not in text and "{%" not in text:
+            raise ValueError("is no Jinja template: it has neither {{ nor {%")
+        return text
+
+    @field_validator("template_variables", mode="before")
+    @classmethod
+    def _are_ours_to_set(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
+            if name in _OURS:
+                raise ValueError(f"{name} is not a variable to set: it is made for every prompt")
+            if value is None or isinstance(value, dict):
+                raise ValueError(f"{name}={value!r}: a value is a text, a number, true, or a list")
+        # YAML reads 2025-07-26 as a day; templates want its text.
+        return {k: v.isoformat() if isinstance(v, date) else v for k, v in values.items()}
 
     @field_validator(*_FIELDS)
     @classmethod

@@ -10,6 +10,7 @@ from typing import Protocol
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.votes import majority, verdict_score
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.prompting.thinking import is_unfinished
 from stepwiser.prompting.verdicts import parse_verdict, positive_probability
 
 
@@ -28,6 +29,8 @@ class JudgeVerdict:
     """Generated tokens of all votes."""
     truncated: int
     """Votes that ran into the token limit."""
+    unfinished: int = 0
+    """Votes whose thinking never ended, which have no verdict for that."""
 
 
 class Judge(Protocol):
@@ -50,15 +53,23 @@ class GenerativeJudge:
     async def judge(self, problem: str, history: Sequence[str], chunk: str) -> JudgeVerdict:
         prompt = self.prompts.judge_ids(problem, history, chunk)
         if self.force:
-            prompt = prompt + self.prompts.encode(self.force)
+            prompt = prompt + self.prompts.encode(self.prompts.closing + self.force)
         return self.read(await self.generator.generate(prompt, self.sampling, affinity=problem))
 
     def read(self, samples: Sequence[Sample]) -> JudgeVerdict:
         """Samples of one judge prompt into a verdict."""
+        if not self.force:  # which comes after the thinking
+            samples = self.prompts.heard(samples)
         votes = tuple(parse_verdict(s.text) for s in samples)
         verdict = majority(votes)
         decode = self.prompts.decode_token
-        score = verdict_score(votes, [positive_probability(sample, decode) for sample in samples])
+        score = verdict_score(
+            votes,
+            [
+                None if vote is None else positive_probability(sample, decode)
+                for sample, vote in zip(samples, votes, strict=True)
+            ],
+        )
         analysis = next(
             (s.text for s, v in zip(samples, votes, strict=True) if v is verdict), samples[0].text
         )
@@ -69,6 +80,7 @@ class GenerativeJudge:
             votes=votes,
             tokens=sum(len(s.token_ids) for s in samples),
             truncated=sum(s.truncated for s in samples),
+            unfinished=sum(is_unfinished(s.text) for s in samples),
         )
 
 

@@ -2,6 +2,7 @@
 
 One grammar serves every reader: :class:`ChunkStream` is the state machine, and the whole-text
 functions feed it once. A tag is exactly ``<chunk>`` or ``</chunk>``; anything else is plain text.
+Before the first chunk a model may think (`thinking`): what stands there is not looked at.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from stepwiser.prompting.thinking import MARKERS, UNFINISHED, may_open, opening_marker
 
 OPEN = "<chunk>"
 CLOSE = "</chunk>"
@@ -56,6 +59,8 @@ class ChunkStream:
         self._region: list[str] = []  # text since the last tag
         self._pending = ""  # may turn out to be the beginning of a tag
         self._offset = 0  # characters before the pending ones
+        self._begun = False  # past the place where thinking may begin
+        self._closing = ""  # marker that will end the thinking
 
     @property
     def inside(self) -> bool:
@@ -72,7 +77,9 @@ class ChunkStream:
         if self.problem:
             return []
         already_closed = len(self.texts)
-        buffer = self._pending + text
+        buffer = self._after_thinking(self._pending + text)
+        if buffer is None:
+            return []
         done = 0
         for tag in _TAG.finditer(buffer):
             self._region.append(buffer[done : tag.start()])
@@ -90,11 +97,38 @@ class ChunkStream:
     def close(self) -> str:
         """Say that the text has ended; return ``problem``."""
         if not self.problem:
-            if self._inside:
+            if self._closing:
+                self.problem = f"{UNFINISHED}: no {self._closing}"
+            elif self._inside:
                 self.problem = f"missing closing tag: chunk {len(self.texts) + 1} never ends"
             elif not self.texts:
                 self.problem = "no chunk: the text has no <chunk> tag"
         return self.problem
+
+    def _after_thinking(self, buffer: str) -> str | None:
+        """What of the buffer is to be parsed; None while that is not known or still thinking."""
+        if not self._begun:
+            opening = opening_marker(buffer)
+            if opening is None and may_open(buffer):
+                self._pending = buffer
+                return None
+            self._begun = True
+            if opening is not None:
+                self._closing = MARKERS[opening[1]]
+                buffer = self._skip(buffer, opening.end())
+        if self._closing:
+            end = buffer.find(self._closing)
+            if end < 0:
+                # The end may be the beginning of the marker.
+                self._pending = self._skip(buffer, max(0, len(buffer) - len(self._closing) + 1))
+                return None
+            buffer = self._skip(buffer, end + len(self._closing))
+            self._closing = ""
+        return buffer
+
+    def _skip(self, buffer: str, count: int) -> str:
+        self._offset += count
+        return buffer[count:]
 
     def _take_tag(self, tag: str, start: int) -> None:
         region = "".join(self._region)
@@ -109,7 +143,7 @@ class ChunkStream:
             number = len(self.texts) + 1
             self.problem = f"nested: <chunk> at character {start} inside chunk {number}"
             return
-        elif region.strip():
+        elif region.strip() and (self.texts or not _ends_thinking(region)):
             where = "between chunks" if self.texts else "before the first chunk"
             self.problem = f"text {where}: {_shorten(region)!r} before character {start}"
             return
@@ -240,6 +274,11 @@ def token_ends(
         counts.append(low)
         previous = end
     return tuple(counts)
+
+
+def _ends_thinking(region: str) -> bool:
+    """Whether what stands before the first chunk is thinking that the prompt had opened."""
+    return region.rstrip().endswith(tuple(MARKERS.values()))
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -13,6 +13,7 @@ from stepwiser.errors import UserError
 from stepwiser.generation import Generator, Sampling
 from stepwiser.prompting.chunks import is_exact_segmentation
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.prompting.thinking import answer_of, answer_start
 
 
 class Segmenter(Protocol):
@@ -48,7 +49,8 @@ class PromptedSegmenter:
         samples = await self.generator.generate(
             prompt, Sampling(max_tokens=self.max_tokens, n=self.samples, temperature=0.7)
         )
-        return first_exact(response, [sample.text for sample in samples])
+        said = [answer_of(sample.text) for sample in self.prompts.heard(samples)]
+        return first_exact(response, said)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class OpenAISegmenter:
                 max_tokens=self.max_tokens,
                 temperature=0.7,
             )
-            exact = first_exact(response, [answer.choices[0].message.content or ""])
+            exact = first_exact(response, [answer_of(answer.choices[0].message.content or "")])
             if exact is not None:
                 return exact
         return None
@@ -103,11 +105,17 @@ def first_exact(response: str, candidates: list[str]) -> str | None:
 
 
 async def segment_all(segmenter: Segmenter, responses: list[str]) -> list[str | None]:
-    """Segment many responses at once; the engine or the server queues them."""
+    """Segment many responses at once; the engine or the server queues them.
+
+    What a response thinks first is left as it is: only its answer gets tags.
+    """
     gate = asyncio.Semaphore(256)
 
     async def one(response: str) -> str | None:
+        start = answer_start(response) or 0
+        answer = response[start:].lstrip() if start else response
         async with gate:
-            return await segmenter.segment(response)
+            segmented = await segmenter.segment(answer)
+        return None if segmented is None else response.removesuffix(answer) + segmented
 
     return list(await asyncio.gather(*(one(r) for r in responses)))

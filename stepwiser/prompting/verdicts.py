@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from stepwiser.generation import Sample
+from stepwiser.prompting.thinking import answer_of, answer_start, thoughts_of
 
 POSITIVE = "Positive"
 NEGATIVE = "Negative"
@@ -29,15 +30,21 @@ def parse_verdict(generated_text: str) -> bool | None:
 
     ``\boxed{Positive}`` and ``\boxed{Negative}`` with whitespace inside the braces, or the word in
     ``\text{}`` or ``\textbf{}``. Other spellings are no verdict: a lenient parser would reward a
-    judge for drifting away from the format.
+    judge for drifting away from the format. What a judge thinks first is no verdict, and one whose
+    thinking never ends has none.
     """
     match = _last_verdict(generated_text)
     return None if match is None else (match["bare"] or match["wrapped"]) == POSITIVE
 
 
 def is_bare_verdict(generated_text: str) -> bool:
-    """Whether the text is one boxed verdict and nothing else."""
-    return _VERDICT.fullmatch(generated_text) is not None
+    """Whether the text is one boxed verdict and nothing else but an empty block of thinking."""
+    if thoughts_of(generated_text):
+        return False
+    answer = answer_of(generated_text)
+    # White space separates a block from the answer; elsewhere it is not wanted.
+    bare = answer if answer == generated_text else answer.lstrip()
+    return _VERDICT.fullmatch(bare) is not None
 
 
 def positive_probability(sample: Sample, decode_token: Callable[[int], str]) -> float | None:
@@ -106,7 +113,8 @@ def neutralize(text: str, special_tokens: Sequence[str]) -> str:
 
 
 def _last_verdict(text: str) -> re.Match[str] | None:
-    matches = list(_VERDICT.finditer(text))
+    start = answer_start(text)
+    matches = [] if start is None else list(_VERDICT.finditer(text, start))
     return matches[-1] if matches else None
 
 

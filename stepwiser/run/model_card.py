@@ -87,10 +87,15 @@ def model_card(config: RunConfig, training: Training) -> str:
         _scores(config, training),
         "## Use",
         "With this project, `stepwiser serve` answers over HTTP, and the stages `solve` and "
-        "`select` use the judge. With any other engine, send one user message through the model's "
-        "own chat template, sample at temperature "
-        f"{train.temperature:g}, and read the last boxed verdict:",
+        "`select` use the judge. With any other engine, send one user message through "
+        f"{_template(config)}, sample at temperature {train.temperature:g}, and read the last "
+        "boxed verdict:",
         f"```text\n{_asked(config)}\n```",
+        *(
+            [f"```jinja\n{config.prompts.chat_template}\n```"]
+            if config.prompts.chat_template
+            else []
+        ),
         f"Earlier steps are joined by `{config.prompts.history_separator!r}`; before the first "
         f"step stands `{config.prompts.empty_history!r}`. Several samples vote.",
         "## Versions",
@@ -160,10 +165,19 @@ def _chunks(config: RunConfig) -> bool:
 
 
 def _asked(config: RunConfig) -> str:
-    """The judge's message with its fields named."""
-    return config.judge_prompts.judge.format(
+    """The judge's message with its fields named, after the system message if there is one."""
+    asked = config.judge_prompts.judge.format(
         problem="{problem}", history="{earlier steps}", chunk="{new step}"
     )
+    return f"(system) {config.prompts.system}\n\n(user) {asked}" if config.prompts.system else asked
+
+
+def _template(config: RunConfig) -> str:
+    """Which chat template an engine has to use, and how."""
+    prompts = config.prompts
+    own = "the chat template below" if prompts.chat_template else "the model's own chat template"
+    variables = ", ".join(f"{name}={value!r}" for name, value in prompts.template_variables.items())
+    return f"{own} with {variables}" if variables else own
 
 
 def _list(rows: Sequence[tuple[str, str]]) -> str:

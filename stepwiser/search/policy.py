@@ -11,6 +11,13 @@ from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.judges import Judge
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.prompting.thinking import (
+    MARKERS,
+    answer_of,
+    answer_start,
+    is_unfinished,
+    opening_marker,
+)
 from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict
 from stepwiser.statistics import mean_and_error
 
@@ -49,14 +56,20 @@ async def sample_solutions(
     sampling: Sampling,
     checker: AnswerChecker,
     done: Callable[[], None] = lambda: None,
+    heard: Callable[[Sequence[Sample]], list[Sample]] = list,
 ) -> list[Solutions]:
-    """`sampling.n` solutions of every problem, checked off the event loop."""
+    """`sampling.n` solutions of every problem, checked off the event loop.
+
+    `heard` of the prompts adds what a prompt writes of the answer (`PromptFormat.heard`).
+    """
 
     async def one(problem: Problem) -> Solutions:
-        samples = await generator.generate(
-            prompt_ids(problem.question), sampling, affinity=problem.problem_id
+        samples = heard(
+            await generator.generate(
+                prompt_ids(problem.question), sampling, affinity=problem.problem_id
+            )
         )
-        answers = [boxed_answer(sample.text) for sample in samples]
+        answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
         outcomes = await check_all(checker, answers, problem.answer)
         done()
         return Solutions(problem, samples, outcomes)
@@ -84,15 +97,36 @@ class ChunkSampler:
         room = self.max_tokens - len(prefix_ids)
         if room < 1:
             return ChunkCandidate((), "", finished=True)
-        (sample,) = await self.generator.generate(
-            [*self.prompts.policy_ids(problem.question), *prefix_ids],
-            Sampling(max_tokens=room, temperature=self.temperature, stop=(self.prompts.stop,)),
-            affinity=problem.problem_id,
-        )
-        closed = sample.text.endswith(self.prompts.stop) and not sample.truncated
+        prompt = [*self.prompts.policy_ids(problem.question), *prefix_ids]
+        ids: list[int] = []
+        text = "" if prefix_ids else self.prompts.opening
+        # What closes a step may stand in what is thought before the first one, or right after it.
+        stop, thought = self.prompts.stop, bool(prefix_ids)
+        while True:
+            thinks = not thought and is_unfinished(text)
+            until = _end_of_thinking(text) if thinks else stop
+            (sample,) = await self.generator.generate(
+                [*prompt, *ids],
+                Sampling(max_tokens=room - len(ids), temperature=self.temperature, stop=(until,)),
+                affinity=problem.problem_id,
+            )
+            ids += sample.token_ids
+            text += sample.text
+            stopped = sample.text.endswith(until) and not sample.truncated
+            said = text if thought else answer_of(text)
+            begun = thought or answer_start(text) == 0 or said.strip()
+            if not stopped or len(ids) >= room or begun:
+                break
+        closed = stopped and said.endswith(stop)
         # A chunk that holds the final answer ends the solution; what might follow is not needed.
-        answered = boxed_answer(sample.text) is not None
-        return ChunkCandidate(sample.token_ids, sample.text, finished=answered or not closed)
+        answered = boxed_answer(said) is not None
+        return ChunkCandidate(tuple(ids), said, finished=answered or not closed)
+
+
+def _end_of_thinking(text: str) -> str:
+    opening = opening_marker(text)
+    assert opening is not None, "only an opening marker begins thinking"
+    return MARKERS[opening[1]]
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,17 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
         PromptFormat(tokenizer, PromptConfig())
 
 
+def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}'
+    )
+    with pytest.raises(UserError, match="tokenizer cannot be loaded.*custom code"):
+        PromptFormat.from_model_dir(str(tmp_path), PromptConfig())
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_packaged_tokenizer_is_the_automatic_one_without_torch() -> None:
     code = """
 import sys
