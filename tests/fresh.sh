@@ -12,8 +12,9 @@
 #
 # Where namespaces may be made (by root, or by users where the kernel lets them), /tmp, /dev/shm and
 # the list of processes are the run's own and empty at its start, so nothing of the machine's is
-# leaned on and all that is there in the end is the run's. Elsewhere what is new on the machine, or
-# bears the mark STEPWISER_FRESH, counts: leave the machine alone meanwhile.
+# leaned on and all that is there in the end is the run's. Elsewhere processes that bear the mark
+# STEPWISER_FRESH count, and of what is new in the shared folders what programs of ours are known to
+# make: start no other tests meanwhile.
 set -euo pipefail
 
 # Ray's sockets lie 64 characters below its folder, and their paths may have 107.
@@ -25,6 +26,20 @@ copy="${base:-none}/check out"
 litter_in() { # names in a folder, but for those that were there
     [ ! -d "$1" ] || find "$1" -mindepth 1 -maxdepth 1 -printf '%p\n' | sort |
         comm -13 "$base/before-${1//\//-}" -
+}
+
+outside_folders() { # of those that all programs share; what anybody may have put there is no proof
+    if [ -n "${FRESH_ALONE:-}" ]; then
+        litter_in /dev/shm
+        litter_in /tmp
+        litter_in /tmp/ray
+        return
+    fi
+    local name
+    litter_in /dev/shm | while read -r name; do
+        grep -qsF "$name" /proc/[0-9]*/maps || echo "$name"
+    done
+    litter_in /tmp | grep -E '^/tmp/(sw-|ray$|torchinductor|pytest-of-|uv-|vllm|wandb)' || true
 }
 
 processes() { # ids and commands of those of the run, into a file: a pipe would be one of them
@@ -45,9 +60,7 @@ left() { # writes down what there is to be found; false where that is nothing
     processes
     {
         cat "$base/processes"
-        litter_in /dev/shm | sed 's/^/shared memory /'
-        { litter_in /tmp; litter_in /tmp/ray; litter_in "$base/t"; } | grep -vxF "$base" |
-            sed 's/^/temporary file /'
+        { outside_folders; litter_in "$base/t"; } | grep -vxF "$base" | sed 's/^/left behind: /'
         find . \( -name .git -o -name .venv -o -name __pycache__ -o -name '.*_cache' \) -prune -o \
             -not -type d -print | sort | comm -13 "$base/tracked" - | sed 's/^/in the checkout: /'
     } > "$base/left"
@@ -132,7 +145,12 @@ outside() {
     trap 'exit 143' TERM
     mkdir -p "$copy" "$base/home" "$base/t"
     cd "$root"
-    git ls-files -z | while IFS= read -r -d '' name; do
+    if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
+        git ls-files -z
+    else # a checkout without its history: all files but what set-up and runs make
+        find . \( -name .venv -o -name runs -o -name __pycache__ -o -name '.*_cache' \) -prune -o \
+            -type f -print0
+    fi | while IFS= read -r -d '' name; do
         [ ! -e "$name" ] || printf '%s\0' "$name" # deleted, but not yet committed
     done | tar --null -T - -cf - | tar -xf - -C "$copy"
     (cd "$copy" && git init -q && git add -fA && find . -not -type d -not -path './.git/*' | sort) \
