@@ -38,6 +38,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:
     """Check a mapping against the schema."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} must be a mapping of keys, not {type(raw).__name__}")
     try:
         return RunConfig.model_validate(rename_keys(raw, where))
     except ValidationError as error:
