@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem, content_id
-from stepwiser.data.sources import load_step_items
+from stepwiser.data.step_items import load_step_items
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat

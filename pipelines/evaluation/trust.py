@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.evaluation.judgements import JudgementCache
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
-from stepwiser.data.sources import load_step_items
+from stepwiser.data.step_items import load_step_items
 from stepwiser.errors import UserError
 from stepwiser.evaluation.agreement import agreement
 from stepwiser.evaluation.contamination import check

@@ -34,6 +34,9 @@ class DataConfig(Section):
     )
     subset: str | None = Field(None, description="Configuration name of a Hub dataset.")
     split: str = Field("train", description="Split of a Hub dataset.")
+    like: Literal["gsm8k", "math", "numina-math", "deepmath", "openr1-math", "aime"] | None = Field(
+        None, description="Known data set whose columns a file of one's own has."
+    )
     problem_column: str = Field(
         "problem",
         description="Column that holds the problem's text, or messages whose one user turn it is.",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, Row, StepItem, Trajectory
-from stepwiser.data.sources import load_step_items
+from stepwiser.data.step_items import load_step_items
 from stepwiser.run.store import RunStore
 
 R = TypeVar("R", bound=Row)
