@@ -285,7 +285,14 @@ def parameters_of(model: Path) -> float | None:
                 (length,) = struct.unpack("<Q", handle.read(8))
                 header = json.loads(handle.read(length))
             shapes = [t["shape"] for name, t in header.items() if name != "__metadata__"]
-        except (struct.error, OSError, OverflowError, MemoryError, ValueError, LookupError) as error:
+        except (
+            struct.error,
+            OSError,
+            OverflowError,
+            MemoryError,
+            ValueError,
+            LookupError,
+        ) as error:
             raise ValueError(f"{file} cannot be read: it is no whole safetensors file") from error
         total += sum(math.prod(shape) for shape in shapes)
     return float(total) or None

@@ -17,13 +17,12 @@ from stepwiser.config.impossible import refuse_impossible
 from stepwiser.config.models import OPERATIONAL_KEYS, OPERATIONAL_SECTIONS, RunConfig
 from stepwiser.errors import UserError
 
-
 # `answer_delimiter: ####`, as people write GSM8K's: nothing, to YAML.
 _HIDDEN_DELIMITER = re.compile(r"(?m)^\s*answer_delimiter:[ \t]+(#[^\s].*?)\s*$")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read one scenario; `overrides` are `section.key=value`.
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read one scenario, or only defaults without one; `overrides` are `section.key=value`.
 
     The value of a key that holds text is that text, `#` and `: ` included; every other value is in
     YAML notation. Either may be put in YAML's quotes, which changes nothing but `null`.
@@ -31,7 +30,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises UserError for a missing file, an unknown key (naming the nearest valid one), a value of
     the wrong type (naming key, value and what was expected), or settings that can never work.
     """
-    file = Path(path)
+    raw, where = (_read(Path(path)), str(path)) if path is not None else ({}, "defaults")
+    for override in overrides:
+        _apply(raw, override)
+    config = parse_config(raw, where)
+    refuse_impossible(config, where)
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         known = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         raise UserError(f"config {file} does not exist; in that folder are: {known or 'none'}")
@@ -48,11 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         )
     if not isinstance(raw, dict):
         raise UserError(f"config {file} must be a mapping of keys, not {type(raw).__name__}")
-    for override in overrides:
-        _apply(raw, override)
-    config = parse_config(raw, where=str(file))
-    refuse_impossible(config, str(file))
-    return config
+    return raw
 
 
 def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -129,9 +129,7 @@ def message(value: Any, column: str) -> tuple[str, str]:
             if name is None:
                 raise BadRow(f"column {column} holds a message of the role {shown(value[role])}")
             return name, _content(value[content], column)
-    raise BadRow(
-        f"column {column} holds a list of {shown(value)}; messages have role and content"
-    )
+    raise BadRow(f"column {column} holds a list of {shown(value)}; messages have role and content")
 
 
 def _content(value: Any, column: str) -> str:
@@ -192,7 +190,7 @@ def steps(value: Any, column: str) -> list[str]:
     """Texts of steps. Raises BadRow for a text, an empty list, and what is no text in it."""
     found = array(value, column, "steps")
     for index, step in enumerate(found):
-        if step is None or isinstance(step, Mapping | Sequence) and not isinstance(step, str):
+        if not isinstance(step, str | int | float):
             raise BadRow(f"column {column}, step {index}: {shown(step)} is not a text")
     return [text(step, column) for step in found]
 

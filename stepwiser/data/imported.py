@@ -205,7 +205,7 @@ def _read(rows: Sequence[FileRow], data: DataConfig) -> list[_Given]:
             if row.problem:
                 raise BadRow(row.problem)
             if form and form.name != "ProcessBench":
-                read.append(_labelled(row, form.read(row.value, rated), data))
+                read.append(_labelled(row, form.solution(row.value, rated), data))
             else:
                 read.append(_own_format(row, in_steps, data))
         except BadRow as error:

@@ -8,6 +8,7 @@ names it, its column and what to do, unless `data.skip_bad_rows` has it listed w
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,16 @@ def load_problems(config: DataConfig, checker: AnswerChecker) -> ProblemSet:
         made = _embedded(config)
         return ProblemSet(made, [], len(made))
     config = with_preset(config)
-    rows = raw_problems(config)
+    return choose_problems(config, raw_problems(config), checker)
+
+
+def choose_problems(
+    config: DataConfig, rows: Sequence[RawProblem], checker: AnswerChecker
+) -> ProblemSet:
+    """The problems that a configuration asks for among the rows of its source, in shuffled order.
+
+    Raises UserError where none is usable.
+    """
     order = list(range(len(rows)))
     random.Random(config.seed).shuffle(order)
     chosen: list[Problem] = []

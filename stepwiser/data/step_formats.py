@@ -5,7 +5,7 @@
 | ProcessBench | `problem`, `steps`, `label` (first wrong step, -1 none), `final_answer_correct` |
 | PRM800K | `question` (`problem` ...) and `label` (`steps` with rated `completions`) |
 | Math-Shepherd | `input` with a tag after each step, `label` with + or - in the tag's place |
-| labelled steps | a problem, a list of steps, and a list of their labels (TRL, Skywork, GenPRM ...) |
+| labelled steps | a problem, steps, and a label of each (TRL, Skywork, GenPRM ...) |
 
 All become a `LabelledSolution`: the label of a solution is its first wrong step. What comes after a
 first wrong step has no label that counts. The format of a file is that of its first row.
@@ -69,6 +69,17 @@ class StepFormat:
     fits: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any], bool], LabelledSolution]
     """``rated``: labels of the file are ratings, -1 wrong, 0 neutral, 1 right."""
+    says_what_is_missing: bool = False
+    """``read`` names the columns that a row of it lacks."""
+
+    def solution(self, row: Mapping[str, Any], rated: bool) -> LabelledSolution:
+        """A row of the file. Raises BadRow where it is of another format or cannot be read."""
+        if not self.says_what_is_missing and not self.fits(row):
+            raise BadRow(
+                f"it is not in the format of the first row, {self.name}; it has "
+                f"{sorted(map(str, row))}"
+            )
+        return self.read(row, rated)
 
 
 def format_of(rows: Sequence[Mapping[str, Any]]) -> StepFormat | None:
@@ -152,9 +163,13 @@ def _prm800k(row: Mapping[str, Any], rated: bool) -> LabelledSolution:
         raise BadRow("column label.finish_reason is found_error, and no step is rated -1")
     # What was labelled ends with the first wrong step, and has no final answer of its own then.
     return LabelledSolution(
-        problem_text(cell(question, "problem"), "question.problem"), steps, wrong, wrong == -1,
-        answer=_optional(question, ("ground_truth_answer",)), generator=text(row.get("generation"), "generation"),
-    )  # fmt: skip
+        problem_text(cell(question, "problem"), "question.problem"),
+        steps,
+        wrong,
+        wrong == -1,
+        answer=_optional(question, ("ground_truth_answer",)),
+        generator=text(row.get("generation"), "generation"),
+    )
 
 
 def _chosen(step: Any, where: str) -> tuple[Mapping[str, Any], bool]:
@@ -326,7 +341,7 @@ def _optional(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 FORMATS = (
     StepFormat("PRM800K", _is_prm800k, _prm800k),
     StepFormat("Math-Shepherd", _is_shepherd, _shepherd),
-    StepFormat("ProcessBench", _is_processbench, _processbench),
+    StepFormat("ProcessBench", _is_processbench, _processbench, says_what_is_missing=True),
     StepFormat("labelled steps", _is_labelled, _labelled),
 )
 """In the order in which they are tried; a further format needs an entry here and nothing else."""

@@ -27,6 +27,17 @@ class StepItemSet:
     form: str
     """Name of the format."""
 
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of the ids."""
+        if not self.twice:
+            return []
+        names = ", ".join(f"{name!r} ({n} items)" for name, n in list(self.twice.items())[:5])
+        more = f" and {len(self.twice) - 5} more" if len(self.twice) > 5 else ""
+        return [
+            f"several items have one id: {names}{more}; each is scored, the second as ID{APART}2"
+        ]
+
 
 def load_step_items(source: str, limit: int | None, skip_bad_rows: bool = False) -> list[StepItem]:
     """The items of `read_step_items`."""
@@ -89,12 +100,7 @@ def labelled_solutions(
         try:
             if row.problem:
                 raise BadRow(row.problem)
-            if not form.fits(row.value) and form.name != "ProcessBench":
-                raise BadRow(
-                    f"it is not in the format of the first row, {form.name}; it has "
-                    f"{sorted(map(str, row.value))}"
-                )
-            solution = form.read(row.value, rated)
+            solution = form.solution(row.value, rated)
             if not solution.problem.strip():
                 raise BadRow("its problem is empty")
             found.append((row, solution, ""))

@@ -135,9 +135,10 @@ class RunData:
         if not files and isinstance(source, str) and Path(source).expanduser().is_file():
             files = [Path(source).expanduser()]
         rows: list[StepItem] = []
+        skip = pick(self.config, "evaluate", "skip_bad_rows") is True
         for file in files:
             try:
-                rows += load_step_items(str(file), None)
+                rows += load_step_items(str(file), None, skip)
             except (ValueError, TypeError, AttributeError) as error:
                 self._unreadable(file, error)
         # A limit leaves items unjudged: those that were judged are the ones to look at.

@@ -31,9 +31,7 @@ def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
     the one whose update is in the weights.
     """
     lines = MetricsTail(path, (kind,)).read()
-    by_step = {
-        line["step"]: line for line in lines if line.get("name") == name and "step" in line
-    }
+    by_step = {line["step"]: line for line in lines if line.get("name") == name and "step" in line}
     return [by_step[step] for step in sorted(by_step)]
 
 

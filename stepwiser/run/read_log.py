@@ -49,7 +49,9 @@ class PromptReadLog:
         rows = json_lines(self._path)
         return [
             # Before 0.2 a round was called a draw.
-            PromptRead(row["step"], row.get("round", row.get("draw")), tuple(row["prompts"]))
+            PromptRead(
+                row["step"], int(row.get("round", row.get("draw", 0))), tuple(row["prompts"])
+            )
             for row in rows
         ]
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from stepwiser.config import RunConfig, difference, parse_config
+from stepwiser.config.addresses import local_path
 from stepwiser.config.aliases import RenamedKeyWarning
 from stepwiser.data.records import Row
 from stepwiser.errors import UserError
@@ -136,7 +137,8 @@ class RunStore:
     """One run directory."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        """Raises UserError for an address (`s3://...`), which is no folder."""
+        self.root = local_path("run_dir", root)
 
     # --- identity ---------------------------------------------------------------------------
 
