@@ -104,7 +104,7 @@ def test_csv_that_is_not_whole_is_named(tmp_path: Path, text: str, words: str) -
 
 def test_fields_of_csv_may_hold_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "AIME.CSV"
-    path.write_bytes('ID,Question,Answer\r\n1,"a, ""b""\nc",025\r\n2,d,0\r\n'.encode())
+    path.write_bytes(b'ID,Question,Answer\r\n1,"a, ""b""\nc",025\r\n2,d,0\r\n')
     assert problems_of(path, like="aime") == [('a, "b"\nc', "025"), ("d", "0")]
     tabs = tmp_path / "a.tsv"
     tabs.write_text("problem\tanswer\np, q\t1\n")
