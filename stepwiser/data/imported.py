@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, Trajectory, content_id
 from stepwiser.data.sources import ProblemSet, reference_answer, reference_answers
 from stepwiser.data.step_formats import LabelledSolution, are_ratings, format_of
+from stepwiser.data.step_items import notice_of, own_names
 from stepwiser.data.verifiers import (
     AnswerChecker,
     boxed_answer,
@@ -94,11 +95,12 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
     groups: dict[tuple[str, str], list[ImportedSolution]] = {}
     rejected = [Rejected(given.row.index, given.problem) for given in read if given.problem]
     seen: set[object] = set()
+    used: list[tuple[tuple[str, str], ImportedSolution]] = []
     verifiable = cache(lambda answer: not unverifiable(checker, [answer]))
     for given in (one for one in read if not one.problem):
         question, solution, own = given.question, given.solution, given.answer
         answer = reference_answer(data, own) if own else known.get(_same(question), "")
-        key = solution.solution_id or (question, solution.steps)
+        key = (solution.solution_id, question, solution.steps)
         reason = ""
         if not question or not solution.steps:
             reason = "its problem or its solution is empty"
@@ -119,7 +121,8 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
             rejected.append(Rejected(given.row.index, reason))
             continue
         seen.add(key)
-        groups.setdefault((question, answer), []).append(solution)
+        used.append(((question, answer), solution))
+    notices = _tell_apart(used, groups)
     if not groups:
         reasons = Counter(r.reason for r in rejected).most_common(3)
         raise UserError(f"{where}: none of {len(rows)} rows is usable: {reasons}")
@@ -127,7 +130,22 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
         ImportedProblem(content_id(question, answer), question, answer, tuple(solutions))
         for (question, answer), solutions in groups.items()
     ]
-    return ProblemSet(problems, rejected, len(rows))
+    return ProblemSet(problems, rejected, len(rows), notices)
+
+
+def _tell_apart(
+    used: Sequence[tuple[tuple[str, str], ImportedSolution]],
+    groups: dict[tuple[str, str], list[ImportedSolution]],
+) -> tuple[str, ...]:
+    """Fill the groups by problem; solutions of one id get ids of their own. Returns what to say."""
+    named = [solution.solution_id for _, solution in used if solution.solution_id is not None]
+    own, twice = own_names(named)
+    ids = iter(own)
+    for problem, solution in used:
+        if solution.solution_id is not None:
+            solution = replace(solution, solution_id=next(ids))
+        groups.setdefault(problem, []).append(solution)
+    return (notice_of(twice, "solutions"),) if twice else ()
 
 
 def imported_trajectories(

@@ -38,6 +38,8 @@ class ProblemSet:
     rejected: list[Rejected]
     rows: int = 0
     """Of the source, usable or not, looked at or not."""
+    notices: tuple[str, ...] = ()
+    """What else a person should know of the source."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,13 +30,14 @@ class StepItemSet:
     @property
     def notices(self) -> list[str]:
         """What a person should know of the ids."""
-        if not self.twice:
-            return []
-        names = ", ".join(f"{name!r} ({n} items)" for name, n in list(self.twice.items())[:5])
-        more = f" and {len(self.twice) - 5} more" if len(self.twice) > 5 else ""
-        return [
-            f"several items have one id: {names}{more}; each is scored, the second as ID{APART}2"
-        ]
+        return [notice_of(self.twice, "items")] if self.twice else []
+
+
+def notice_of(twice: Mapping[str, int], what: str) -> str:
+    """Names ids that several have."""
+    names = ", ".join(f"{name!r} ({count} {what})" for name, count in list(twice.items())[:5])
+    more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+    return f"several {what} have one id: {names}{more}; all are used, the second as ID{APART}2"
 
 
 def load_step_items(source: str, limit: int | None, skip_bad_rows: bool = False) -> list[StepItem]:
@@ -116,17 +117,21 @@ def with_own_ids(items: Iterable[StepItem]) -> tuple[list[StepItem], dict[str, i
     `id~2`; the same file gives the same ids.
     """
     items = list(items)
-    counts = Counter(item.id for item in items)
+    names, twice = own_names([item.id for item in items])
+    return [replace(item, id=name) for item, name in zip(items, names, strict=True)], twice
+
+
+def own_names(names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Names that differ, in the same order, and those that were there several times."""
+    counts = Counter(names)
     taken, met = set(counts), Counter[str]()
     found = []
-    for item in items:
-        met[item.id] += 1
-        if met[item.id] > 1:
-            number = met[item.id]
-            while (name := f"{item.id}{APART}{number}") in taken:
-                number += 1
-            taken.add(name)
-            met[item.id] = number
-            item = replace(item, id=name)
-        found.append(item)
+    for name in names:
+        met[name] += 1
+        own = name
+        if met[name] > 1:
+            while (own := f"{name}{APART}{met[name]}") in taken:
+                met[name] += 1
+            taken.add(own)
+        found.append(own)
     return found, {name: count for name, count in counts.items() if count > 1}

@@ -97,7 +97,7 @@ def test_what_can_never_work_is_refused(overrides: list[str], words: list[str]) 
         ["annotate.responses=1", "annotate.source=a.jsonl"],
         ["annotate.responses=2", "annotate.rollouts=1", "annotate.trajectories_per_problem=9"],
         ["segment.segmenter=openai", "prompts.steps=paragraphs"],
-        ["segment.segmenter=openai", "segment.segmenter_url=http://a/v1", "segment.segmenter_model=m"],
+        ["segment={segmenter: openai, segmenter_url: 'http://a/v1', segmenter_model: m}"],
         ["engine.gpus=4", "engine.tensor_parallel_size=4"],
         ["engine.gpus=0.6", "learner.gpus=0.4"],
         ["engine.gpus=0.6", "learner.gpus=0.6", "train.weight_transfer=object_store"],
@@ -212,9 +212,10 @@ def test_urls_that_are_asked_stay(tmp_path: Path) -> None:
 # --- overrides ------------------------------------------------------------------------------------
 
 TEXTS = (
-    "####", "#", "# x", "a # b", "/data/my #1/set", ": ", "Answer: ", "a: b", "- a", "[a", "{problem}",
-    "*a", "&a", "!x", "%a", "@a", "`a", "yes", "on", "12", "1e3", "0x10", "2024-01-01", "1:30", "|", ">",
-    "a\tb", "\u2028", " lead", "trail ", "\\n", "?", "'", '"', "a'b", "...", "---", "=", "a=b", "true",
+    "####", "#", "# x", "a # b", "/data/my #1/set", ": ", "Answer: ", "a: b", "- a", "[a", "*a",
+    "{problem}", "&a", "!x", "%a", "@a", "`a", "yes", "on", "12", "1e3", "0x10", "2024-01-01", "?",
+    "1:30", "|", ">", "a\tb", "\u2028", " lead", "trail ", "\\n", "'", '"', "a'b", "...", "---",
+    "=", "a=b", "true",
 )  # fmt: skip
 
 

@@ -13,11 +13,12 @@ from stepwiser.data.cells import truth, whole
 from stepwiser.data.files import BadRow
 from stepwiser.data.imported import ImportedProblem, load_imported
 from stepwiser.data.presets import PRESETS, with_preset
-from stepwiser.data.records import StepItem
+from stepwiser.data.records import Judgement, StepItem
 from stepwiser.data.sources import load_problems, reference_answers
 from stepwiser.data.step_items import load_step_items, read_step_items, with_own_ids
 from stepwiser.data.verifiers import ExactChecker
 from stepwiser.errors import UserError
+from stepwiser.evaluation.scoring import score_judge
 
 CHECKER = ExactChecker()
 BENCH = {
@@ -194,6 +195,31 @@ def test_items_of_one_id_are_all_scored_and_named(tmp_path: Path) -> None:
     assert found.twice == {"a": 3} and "'a' (3 items)" in found.notices[0]
     limited = load_step_items(write(tmp_path, *rows), 2)
     assert [item.id for item in limited] == ["a", "a~3"], "the same ids whatever the limit"
+
+
+def test_given_solutions_of_one_id_are_all_valued(tmp_path: Path) -> None:
+    row = BENCH | {"answer": "42"}
+    other = row | {"steps": ["y", "is \\boxed{42}"], "final_answer_correct": True}
+    loaded = load_imported(write(tmp_path, row, other, row), DataConfig(), CHECKER)
+    (problem,) = loaded.problems
+    assert isinstance(problem, ImportedProblem)
+    assert [s.solution_id for s in problem.solutions] == ["a", "a~2"]
+    assert [(r.row, r.reason) for r in loaded.rejected] == [(2, "the same id came before")]
+    assert loaded.notices and "'a' (2 solutions)" in loaded.notices[0]
+
+
+def test_a_perfect_judge_is_perfect_where_items_share_an_id(tmp_path: Path) -> None:
+    right = BENCH | {"label": -1, "final_answer_correct": True, "steps": ["r"]}
+    items = load_step_items(write(tmp_path, BENCH, right, BENCH, right), None)
+    rows = [
+        Judgement(item.id, "j", i, [int(i != item.label)], i != item.label, 1.0, "", 1, 0)
+        for item in items
+        for i in range(len(item.steps))
+    ]
+    score = score_judge(items, rows, 10)["majority"]
+    assert score["official"]["f1"] == score["by_final_answer"]["f1"] == 1.0
+    with pytest.raises(ValueError, match="several items, 'a'"):
+        score_judge([*items, items[0]], rows, 10)
 
 
 def test_own_ids_are_kept() -> None:
