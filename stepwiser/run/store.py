@@ -99,6 +99,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 def unreadable(path: Path, why: object) -> UserError:
     """The error for a file of a run that is not whole."""
     words = getattr(why, "strerror", None) or str(why).split("\n")[0]
+    if isinstance(why, FileNotFoundError):
+        words = "it is not there"
     return UserError(
         f"{path} cannot be read: {words}; bring it back, or delete what is left of it and run the "
         "stage that makes it again"
