@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from stepwiser.config.addresses import address_problem
-from stepwiser.config.models import RunConfig
+from stepwiser.config.models import RuleConfig, RunConfig
 from stepwiser.errors import UserError
 
 
@@ -129,6 +129,21 @@ def _difficulty(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _live_labels(config: RunConfig) -> Iterator[str]:
+    annotate, label = config.annotate, config.label
+    if not config.train.live or annotate.stopping == "fixed" or not annotate.rules:
+        return
+    asked = RuleConfig.model_validate(
+        {name: getattr(label, name) for name in RuleConfig.model_fields}
+    )
+    if asked not in annotate.rules:
+        yield (
+            f"train.live=true trains on label.rule={label.rule}, and annotate.stopping="
+            f"{annotate.stopping} ends rollouts for annotate.rules, which lack it with its "
+            "parameters: add it there, or set annotate.stopping=fixed"
+        )
+
+
 def _segmenter(config: RunConfig) -> Iterator[str]:
     segment = config.segment
     if config.prompts.steps == "paragraphs" or segment.segmenter != "openai":
@@ -193,6 +208,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _lengths,
     _one_greedy_answer,
     _difficulty,
+    _live_labels,
     _segmenter,
     _rejection,
     _gpus,
