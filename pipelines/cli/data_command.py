@@ -15,7 +15,7 @@ from pipelines.monitoring.progress import make_console
 from stepwiser.config import DataConfig, RunConfig
 from stepwiser.config.addresses import local_path
 from stepwiser.data.cells import SYSTEM, cell, has, message
-from stepwiser.data.files import BadRow, FileRow, Rejected, is_file, read_rows
+from stepwiser.data.files import BadRow, FileRow, Rejected, is_table, read_rows
 from stepwiser.data.presets import with_preset
 from stepwiser.data.sources import (
     ProblemSet,
@@ -46,7 +46,7 @@ def check_data(config: RunConfig, source: str, rows: int, examples: int) -> bool
     """
     source = _local(source)
     path = Path(source).expanduser()
-    found = read_rows(path) if is_file(path) else []
+    found = read_rows(path) if is_table(path) else []
     if format_of([row.value for row in found if not row.problem]) is not None:
         return _check_steps(config, source, examples)
     return _check_problems(config, source, rows, examples)

@@ -59,11 +59,19 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_table(path: Path) -> bool:
+    """Whether `read_rows` can be asked: a file, or a folder that `datasets` saved."""
+    return is_file(path) or is_file(path / "dataset_info.json")
+
+
 def read_rows(path: Path) -> list[FileRow]:
-    """Rows of a file, read as its ending says (`READERS`); JSON lines for any other ending.
+    """Rows of a file, read as its ending says (`READERS`); JSON lines for any other ending. Of a
+    folder that `datasets` saved, those of its set.
 
     Raises UserError where nothing of it can be read.
     """
+    if not is_file(path) and is_table(path):
+        return _read_saved(path)
     try:
         return READERS.get(path.suffix.lower(), _read_json_lines)(path)
     except OSError as error:
@@ -215,6 +223,16 @@ def _read_parquet(path: Path) -> list[FileRow]:
     except (pa.ArrowException, ValueError, KeyError) as error:
         words = str(error).split("\n")[0]
         raise UserError(f"dataset file {path} is not valid Parquet: {words}") from error
+
+
+def _read_saved(path: Path) -> list[FileRow]:
+    import datasets
+
+    try:
+        return rows_of(datasets.load_from_disk(str(path)))
+    except Exception as error:  # the library raises a dozen unrelated types
+        words = str(error).split("\n")[0]
+        raise UserError(f"dataset folder {path} cannot be loaded: {words}") from error
 
 
 READERS: dict[str, Callable[[Path], list[FileRow]]] = {

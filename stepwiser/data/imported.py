@@ -27,7 +27,7 @@ from stepwiser.config import DataConfig
 from stepwiser.config.models import AnnotateConfig
 from stepwiser.data.cells import answer_text, problem_text, text, truth
 from stepwiser.data.cells import steps as steps_of
-from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_file, read_rows
+from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_table, read_rows
 from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, Trajectory, content_id
 from stepwiser.data.sources import ProblemSet, reference_answer, reference_answers
@@ -81,7 +81,7 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
     usable.
     """
     path = Path(source).expanduser()
-    if not is_file(path):
+    if not is_table(path):
         raise UserError(f"annotate.source {source} does not exist: give a JSON or Parquet file")
     rows = read_rows(path)
     if not rows:
@@ -89,16 +89,16 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
     data = with_preset(data)
     read = _read(rows, data)
     where = f"annotate.source {source}"
-    bad = [(given.row, given.problem) for given in read]
+    bad = [(one.row, one.problem) for one in read]
     checked(bad, where, data.skip_bad_rows, "data.skip_bad_rows")
     known = _known_answers(read, data)
     groups: dict[tuple[str, str], list[ImportedSolution]] = {}
-    rejected = [Rejected(given.row.index, given.problem) for given in read if given.problem]
+    rejected = [Rejected(one.row.index, one.problem) for one in read if one.problem]
     seen: set[object] = set()
     used: list[tuple[tuple[str, str], ImportedSolution]] = []
     verifiable = cache(lambda answer: not unverifiable(checker, [answer]))
-    for given in (one for one in read if not one.problem):
-        question, solution, own = given.question, given.solution, given.answer
+    for one in (row for row in read if not row.problem):
+        question, solution, own = one.question, one.solution, one.answer
         answer = reference_answer(data, own) if own else known.get(_same(question), "")
         key = (solution.solution_id, question, solution.steps)
         reason = ""
@@ -118,7 +118,7 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
                 "its solution ends in no \\boxed{} answer: add one, or set data.answer_delimiter"
             )
         if reason:
-            rejected.append(Rejected(given.row.index, reason))
+            rejected.append(Rejected(one.row.index, reason))
             continue
         seen.add(key)
         used.append(((question, answer), solution))
@@ -200,7 +200,7 @@ def imported_trajectories(
 
 
 @dataclass(frozen=True)
-class _Given:
+class _SolutionRow:
     """A row as it was read, or why it cannot be."""
 
     row: FileRow
@@ -211,7 +211,7 @@ class _Given:
     problem: str = ""
 
 
-def _read(rows: Sequence[FileRow], data: DataConfig) -> list[_Given]:
+def _read(rows: Sequence[FileRow], data: DataConfig) -> list[_SolutionRow]:
     """Every row, in the format of the first one."""
     whole = [row.value for row in rows if not row.problem]
     form = format_of(whole)
@@ -227,17 +227,17 @@ def _read(rows: Sequence[FileRow], data: DataConfig) -> list[_Given]:
             else:
                 read.append(_own_format(row, in_steps, data))
         except BadRow as error:
-            read.append(_Given(row, problem=str(error)))
+            read.append(_SolutionRow(row, problem=str(error)))
     return read
 
 
-def _labelled(row: FileRow, found: LabelledSolution, data: DataConfig) -> _Given:
-    steps = [step for step in found.steps if step.strip()]
+def _labelled(row: FileRow, found: LabelledSolution, data: DataConfig) -> _SolutionRow:
+    steps = [step for step in found.written or found.steps if step.strip()]
     solution = _solution(found.solution_id, steps, found.correct, data)
-    return _Given(row, found.problem.strip(), solution, found.answer or "")
+    return _SolutionRow(row, found.problem.strip(), solution, found.answer or "")
 
 
-def _own_format(row: FileRow, in_steps: bool, data: DataConfig) -> _Given:
+def _own_format(row: FileRow, in_steps: bool, data: DataConfig) -> _SolutionRow:
     """ProcessBench, or whole solutions. Raises BadRow where columns are missing (naming them)."""
     value = row.value
     needed = {"problem", "steps"} if in_steps else {"problem", "answer", "solution"}
@@ -247,8 +247,7 @@ def _own_format(row: FileRow, in_steps: bool, data: DataConfig) -> _Given:
             "A row needs problem and steps (ProcessBench), or problem, answer and solution"
         )
     if in_steps:
-        given = value["steps"]
-        steps = [step for step in steps_of(given, "steps") if step.strip()]
+        steps = [step for step in steps_of(value["steps"], "steps") if step.strip()]
     else:
         # Paragraphs end with blank lines, whichever line ends a file has.
         whole = text(value["solution"], "solution").replace("\r\n", "\n").strip()
@@ -257,7 +256,7 @@ def _own_format(row: FileRow, in_steps: bool, data: DataConfig) -> _Given:
     correct = None if said is None else truth(said, "final_answer_correct")
     solution = _solution(text(value.get("id"), "id") or None, steps, correct, data)
     question = problem_text(value["problem"], "problem").strip()
-    return _Given(row, question, solution, answer_text(value.get("answer"), "answer").strip())
+    return _SolutionRow(row, question, solution, answer_text(value.get("answer"), "answer").strip())
 
 
 def _solution(
@@ -270,14 +269,14 @@ def _solution(
     return ImportedSolution(name, tuple(steps), final, correct)
 
 
-def _known_answers(read: Sequence[_Given], data: DataConfig) -> dict[str, str]:
+def _known_answers(read: Sequence[_SolutionRow], data: DataConfig) -> dict[str, str]:
     """Reference answers by problem, for rows that bring none; the data set's word comes first."""
-    if all(given.answer for given in read if not given.problem):
+    if all(one.answer for one in read if not one.problem):
         return {}
     known: dict[str, str] = {}
-    for given in read:
-        if given.solution.correct and given.solution.final_answer:
-            known.setdefault(_same(given.question), given.solution.final_answer)
+    for one in read:
+        if one.solution.correct and one.solution.final_answer:
+            known.setdefault(_same(one.question), one.solution.final_answer)
     return known | {_same(question): a for question, a in reference_answers(data).items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwiser.config import DataConfig
-from stepwiser.data.files import is_file
+from stepwiser.data.files import is_table
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def with_preset(config: DataConfig) -> DataConfig:
     if config.like is not None:
         return _filled(config, PRESETS[config.like], COLUMNS)
     preset = PRESETS.get(config.source)
-    path = Path(config.source)
-    if preset is None or is_file(path) or is_file(path / "dataset_info.json"):
+    if preset is None or is_table(Path(config.source)):
         return config
     named = tuple(field.name for field in fields(Preset))
     return _filled(config, preset, named)

@@ -20,7 +20,7 @@ from stepwiser.data.files import (
     FileRow,
     Rejected,
     checked,
-    is_file,
+    is_table,
     read_rows,
     rows_of,
 )
@@ -157,7 +157,7 @@ def _embedded(config: DataConfig) -> list[Problem]:
 
 def _rows(config: DataConfig) -> list[FileRow]:
     path = Path(config.source).expanduser()
-    if is_file(path):
+    if is_table(path):
         rows = read_rows(path)
     elif path.suffix.lower() in READERS:
         raise UserError(f"dataset file {path} does not exist")
@@ -179,10 +179,7 @@ def _rows(config: DataConfig) -> list[FileRow]:
 def _read_hub(config: DataConfig) -> list[FileRow]:
     import datasets
 
-    source = Path(config.source).expanduser()
     try:
-        if is_file(source / "dataset_info.json"):
-            return rows_of(datasets.load_from_disk(str(source)))
         return rows_of(datasets.load_dataset(config.source, config.subset, split=config.split))
     except Exception as error:  # the library raises a dozen unrelated types
         raise UserError(

@@ -5,6 +5,7 @@
 | ProcessBench | `problem`, `steps`, `label` (first wrong step, -1 none), `final_answer_correct` |
 | PRM800K | `question` (`problem` ...) and `label` (`steps` with rated `completions`) |
 | Math-Shepherd | `input` with a tag after each step, `label` with + or - in the tag's place |
+| an export of ours | `problem`, `steps`, `labels`, `values`, ... (`stepwiser export --format hf`) |
 | labelled steps | a problem, steps, and a label of each (TRL, Skywork, GenPRM ...) |
 
 All become a `LabelledSolution`: the label of a solution is its first wrong step. What comes after a
@@ -24,6 +25,8 @@ from stepwiser.data.files import BadRow
 
 STEP_TAG = "ки"
 """Math-Shepherd's mark after each step: one token of most vocabularies, and none of mathematics."""
+
+OPENR_MARK = "\n" * 5
 
 PROBLEM = ("problem", "question", "prompt", "query")
 STEPS = ("steps", "completions", "process", "solution_steps", "reasoning_steps")
@@ -54,6 +57,8 @@ class LabelledSolution:
     answer: str | None = None
     """The problem's reference answer."""
     generator: str = ""
+    written: list[str] | None = None
+    """All steps, where only the leading ones that `steps` has were labelled."""
 
     @property
     def final_answer_correct(self) -> bool:
@@ -214,10 +219,12 @@ def _is_shepherd(row: Mapping[str, Any]) -> bool:
 
 def _shepherd(row: Mapping[str, Any], rated: bool) -> LabelledSolution:
     """The last step's mark is whether its final answer is right: nothing is left to be sampled."""
-    given, marked = text(row["input"], "input"), text(row["label"], "label")
-    *pieces, rest = given.split(STEP_TAG)
+    whole_text, marked = text(row["input"], "input"), text(row["label"], "label")
+    *pieces, rest = whole_text.split(STEP_TAG)
     if not pieces or rest.strip():
-        raise BadRow(f"column input does not end its steps with {STEP_TAG}: {shown(given[-40:])}")
+        raise BadRow(
+            f"column input does not end its steps with {STEP_TAG}: {shown(whole_text[-40:])}"
+        )
     labels: list[bool] = []
     at = 0
     for piece in pieces:
@@ -244,6 +251,36 @@ def _shepherd(row: Mapping[str, Any], rated: bool) -> LabelledSolution:
     )
 
 
+# --- an export of ours ----------------------------------------------------------------------------
+
+
+def _is_export(row: Mapping[str, Any]) -> bool:
+    return row.keys() >= {"trajectory_id", "problem", "steps", "labels", "values"}
+
+
+def _export(row: Mapping[str, Any], rated: bool) -> LabelledSolution:
+    """Steps from the first one without a label on are left to `written`, unless one before is
+    wrong: what comes after that has no label that counts."""
+    written = steps_of(row["steps"], "steps")
+    labels: list[bool] = []
+    for index, value in enumerate(array(row["labels"], "labels", "labels")[: len(written)]):
+        if value is None:
+            break
+        labels.append(truth(value, f"labels, step {index}"))
+    if not labels:
+        raise BadRow("column labels has none for the first step")
+    wrong = first_wrong(labels)
+    return LabelledSolution(
+        problem_text(row["problem"], "problem"),
+        written[: len(labels)] if wrong == -1 else written,
+        wrong,
+        truth(row.get("correct"), "correct"),
+        text(row["trajectory_id"], "trajectory_id") or None,
+        _optional(row, ANSWERS),
+        written=written,
+    )
+
+
 # --- labelled steps -------------------------------------------------------------------------------
 
 
@@ -254,10 +291,12 @@ def _is_labelled(row: Mapping[str, Any]) -> bool:
 
 def _labelled(row: Mapping[str, Any], rated: bool) -> LabelledSolution:
     asked, problem = _column(row, PROBLEM)
-    column, given = _column(row, STEPS)
+    column, written = _column(row, STEPS)
     if not asked or not column:
         raise BadRow(f"no problem or no steps among its columns {sorted(map(str, row))}")
-    parts = array(given, column, "steps")
+    parts = _split(written) if isinstance(written, str) else array(written, column, "steps")
+    if isinstance(parts, str):
+        parts = array(parts, column, "steps")
     steps = steps_of([_part(part, PARTS[0]) for part in parts], column)
     _has_steps(steps, column)
     name, values = _labels_column(row)
@@ -276,6 +315,14 @@ def _labelled(row: Mapping[str, Any], rated: bool) -> LabelledSolution:
         _optional(row, ANSWERS),
         text(row.get("generator"), "generator"),
     )
+
+
+def _split(written: str) -> list[str] | str:
+    """Steps of a text with a mark after each of them, as OpenR has them; the text without one."""
+    mark = next((mark for mark in (STEP_TAG, OPENR_MARK) if mark in written), None)
+    if mark is None:
+        return written
+    return [step.strip() for step in written.removesuffix(mark).split(mark)]
 
 
 def _labels_column(row: Mapping[str, Any]) -> tuple[str, Any]:
@@ -342,6 +389,7 @@ FORMATS = (
     StepFormat("PRM800K", _is_prm800k, _prm800k),
     StepFormat("Math-Shepherd", _is_shepherd, _shepherd),
     StepFormat("ProcessBench", _is_processbench, _processbench, says_what_is_missing=True),
+    StepFormat("an export of ours", _is_export, _export),
     StepFormat("labelled steps", _is_labelled, _labelled),
 )
 """In the order in which they are tried; a further format needs an entry here and nothing else."""

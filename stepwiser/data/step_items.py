@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_file, read_rows
+from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_table, read_rows
 from stepwiser.data.records import StepItem
 from stepwiser.data.step_formats import LabelledSolution, StepFormat, are_ratings, format_of
 from stepwiser.errors import UserError
@@ -55,7 +55,7 @@ def read_step_items(source: str, limit: int | None, skip_bad_rows: bool = False)
     be read and is not to be skipped.
     """
     path = Path(source).expanduser()
-    if not is_file(path):
+    if not is_table(path):
         raise UserError(f"evaluate.source {source} does not exist: give a ProcessBench JSON file")
     rows = read_rows(path)
     if not rows:

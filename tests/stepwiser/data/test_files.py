@@ -129,6 +129,10 @@ PRM = {
 }
 SHEPHERD = {"input": "p? Step 1: a ки\nStep 2: b ки", "label": "p? Step 1: a +\nStep 2: b -"}
 TRL = {"prompt": "p", "completions": ["a", "b"], "labels": [True, False], "answer": "3"}
+EXPORT = {
+    "trajectory_id": "t", "problem": "p", "answer": "4", "steps": ["a", "b"], "correct": False,
+    "values": [1.0, 0.5], "labels": [True, None],
+}  # fmt: skip
 PLAIN = {"problem": "6 x 7?", "answer": "42", "solution": "6 x 7\n\nis \\boxed{42}"}
 ODD: tuple[Any, ...] = (
     None, True, 0, -1, 7, 1.5, float("nan"), "", "x", "\u2028", "\ud800", [], [1], ["a", None],
@@ -158,10 +162,12 @@ LOADERS: list[tuple[str, Callable[[Path, bool], int], dict[str, Any]]] = [
     ("prm800k", steps, PRM),
     ("shepherd", steps, SHEPHERD),
     ("trl", steps, TRL),
+    ("export", steps, EXPORT),
     ("solutions", imported, PLAIN),
-    ("given processbench", imported, ITEM),
-    ("given trl", imported, TRL),
-    ("given prm800k", imported, PRM),
+    ("imported processbench", imported, ITEM),
+    ("imported trl", imported, TRL),
+    ("imported prm800k", imported, PRM),
+    ("imported export", imported, EXPORT),
 ]
 
 

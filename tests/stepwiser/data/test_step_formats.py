@@ -128,6 +128,8 @@ def test_math_shepherd_that_is_not_whole_is_refused(
             False,
         ),
         ({"problem": [{"role": "user", "content": "p"}], "steps": ["a"], "labels": [1]}, -1, True),
+        ({"question": "p", "process": "a ки b ки", "label": ["+", "-"]}, 1, False),
+        ({"question": "p", "process": "a \n\n\n\n\nb \n\n\n\n\n", "label": ["+", "+"]}, -1, True),
     ],
 )
 def test_steps_with_a_label_each(
@@ -177,3 +179,21 @@ def test_what_is_exported_comes_in_again(tmp_path: Path, form: Format) -> None:
             assert row["input"].startswith(f"{item.problem} Step 1: {item.steps[0]} ки")
             labels = [mark[-1] == "+" for mark in row["label"].split("\n")]
         assert item.label == (labels.index(False) if False in labels else -1)
+
+
+def test_an_export_with_everything_comes_in_again(tmp_path: Path) -> None:
+    """Steps behind the last label are no items; they are there to be valued again."""
+    store = write_run(tmp_path / "run")
+    out = tmp_path / "out"
+    assert export(store, Format.HF, out)["written"] == 2
+    found = read_step_items(str(out), None)
+    assert found.form == "an export of ours" and not found.rejected
+    assert [item.id for item in found.items] == ["t1", "t2"]
+    assert [len(item.steps) for item in found.items] == [3, 2 if found.items[1].label < 0 else 3]
+    loaded = load_imported(str(out), DataConfig(), CHECKER)
+    solutions = [s for p in loaded.problems if isinstance(p, ImportedProblem) for s in p.solutions]
+    assert [s.steps for s in solutions] == [("one\n", "two\n\n", "three"), ("a\n", "b\n", "c")]
+    assert [(p.question, p.answer) for p in loaded.problems] == [
+        ("What of t1?", "7"), ("What of t2?", "7"),
+    ]  # fmt: skip
+    assert [(s.solution_id, s.correct) for s in solutions] == [("t1", False), ("t2", False)]
