@@ -39,11 +39,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def place(text: str) -> Path:
+    """A path as it is typed; an address is none, and never a folder that is called so."""
+    from stepwiser.config.addresses import local_path
+    from stepwiser.errors import UserError
+
+    try:
+        return local_path("value", text)
+    except UserError as error:
+        raise typer.BadParameter(str(error).removeprefix("value=")) from None
+
+
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Scenario; default configs/embedded.yaml.")
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        parser=place,
+        metavar="PATH",
+        help="Scenario; default configs/embedded.yaml.",
+    ),
 ]
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Leave rows out that cannot be read, and list them."),
+]
+SKIP = tuple(f"{name}.skip_bad_rows=true" for name in ("data", "evaluation_data", "evaluate"))
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print the resource plan and stop.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", parser=place, help="Run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides.")]
 
 
@@ -58,11 +82,18 @@ def _load(config: Path | None, overrides: list[str] | None) -> RunConfig:
 
 
 def _run(
-    stages: tuple[str, ...], config: Path | None, overrides: list[str] | None, plan: bool
+    stages: tuple[str, ...],
+    config: Path | None,
+    overrides: list[str] | None,
+    plan: bool,
+    skip: bool = False,
 ) -> None:
     """Run stages in one session."""
     with explained():
-        settings = _load(config, overrides)
+        from stepwiser.config.impossible import refuse_impossible
+
+        settings = _load(config, [*(overrides or []), *(SKIP if skip else ())])
+        refuse_impossible(settings, str(config or "configs/embedded.yaml"), stages)
         if plan:
             from pipelines.session.plan_table import print_plan
 
@@ -93,9 +124,12 @@ def explained() -> Iterator[None]:
 
 def _add_stage(name: str) -> None:
     def command(
-        config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+        config: ConfigOption = None,
+        overrides: Overrides = None,
+        plan: PlanOption = False,
+        skip: SkipOption = False,
     ) -> None:
-        _run((name,), config, overrides, plan)
+        _run((name,), config, overrides, plan, skip)
 
     app.command(name, help=STAGE_HELP[name], epilog=EPILOG)(command)
 
@@ -107,10 +141,11 @@ def _annotate(
     shard: Annotated[
         str | None, typer.Option(help="i/n: only every n-th unit, from the i-th (from 0).")
     ] = None,
+    skip: SkipOption = False,
 ) -> None:
     """A stage with a share of its own."""
     part = [f"cluster.shard={shard}"] if shard is not None else []
-    _run(("annotate",), config, [*(overrides or []), *part], plan)
+    _run(("annotate",), config, [*(overrides or []), *part], plan, skip)
 
 
 for _name in STAGES:
@@ -122,10 +157,13 @@ for _name in STAGES:
 
 @app.command(epilog=EPILOG)
 def quickstart(
-    config: ConfigOption = None, overrides: Overrides = None, plan: PlanOption = False
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    plan: PlanOption = False,
+    skip: SkipOption = False,
 ) -> None:
     """Run the whole method on the embedded task and write its report."""
-    _run(STAGES, config, overrides, plan)
+    _run(STAGES, config, overrides, plan, skip)
 
 
 @app.command(epilog=EPILOG)
@@ -137,7 +175,8 @@ def ablate(
         list[str] | None, typer.Option(help="Arm to run, may be repeated; default all.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder that gets a copy of the table and plots.")
+        Path | None,
+        typer.Option(parser=place, help="Folder that gets a copy of the table and plots."),
     ] = None,
 ) -> None:
     """Train every arm of ablate.arms on several seeds and compare them."""
@@ -162,7 +201,9 @@ def serve(
 def export(
     run: RunArgument,
     form: Annotated[str, typer.Option("--format", help="hf, trl or math-shepherd.")],
-    out: Annotated[Path, typer.Option(help="Folder (hf) or JSON-lines file to write.")],
+    out: Annotated[
+        Path, typer.Option(parser=place, help="Folder (hf) or JSON-lines file to write.")
+    ],
     rule: Annotated[
         str | None,
         typer.Option(help="abs_q, rel_effective or rel_ratio; default the run's label.rule."),
@@ -177,8 +218,10 @@ def export(
 
 @app.command()
 def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
-    out: Annotated[Path, typer.Option(help="Run directory to make, or to add to.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=place, help="Run directories.")
+    ],
+    out: Annotated[Path, typer.Option(parser=place, help="Run directory to make, or to add to.")],
 ) -> None:
     """Join run directories of the same config, such as its shards."""
     with explained():
@@ -207,7 +250,8 @@ def plan(
     ] = None,
     gpus: Annotated[str, typer.Option(help="How many of which: A100, H100 or H200.")] = "8xA100",
     run: Annotated[
-        Path | None, typer.Option(help="Take the work and a rate from this run directory.")
+        Path | None,
+        typer.Option(parser=place, help="Take the work and a rate from this run directory."),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Tokens/s that one of these GPUs gives with this model.")
@@ -249,6 +293,33 @@ def plan(
 
         known = {name: value for name, value in options.items() if value is not None}
         print_cost(stage, model, gpus, run, rate, price, known)
+
+
+data = typer.Typer(help="Look at data before it is used; starts nothing.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command(epilog=EPILOG)
+def check(
+    source: Annotated[str, typer.Argument(help="File, known name or Hub name; as data.source.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", parser=place, metavar="PATH", help="Scenario; else none."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Problems whose answers are verified.")] = 1000,
+    examples: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 10,
+) -> None:
+    """Say what was understood, which rows are refused and why, and what a model will see.
+
+    Ends with 1 where a row cannot be read: a stage would end there without --skip-bad-rows.
+    """
+    with explained():
+        from pipelines.cli.data_command import check_data
+        from stepwiser.config import load_config
+
+        settings = load_config(config, overrides or [])
+        raise typer.Exit(0 if check_data(settings, source, rows, examples) else 1)
 
 
 @app.command()

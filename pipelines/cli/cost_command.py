@@ -57,13 +57,16 @@ def _of_run(run: Path, gpu: str) -> tuple[cost.Work, cost.Rate | None, float | N
     store = RunStore(run)
     config = store.config()
     metrics = store.read_metrics("annotate")
-    if metrics is None:
+    if metrics is None or not metrics.keys() >= {"counts", "rollouts_per_prefix"}:
         raise UserError(f"{run} has no metrics/annotate.json yet: run `stepwiser annotate` first")
     folder = Path(config.policy_model).expanduser()
     parameters = cost.parameters_of(store.model_dir("policy")) or cost.parameters_of(folder)
     measured = store.read_metrics("cost-annotate") or {}
     name = run.name
-    work = cost.work_of_run(metrics["counts"], metrics["rollouts_per_prefix"], name)
+    try:
+        work = cost.work_of_run(metrics["counts"], metrics["rollouts_per_prefix"], name)
+    except ZeroDivisionError:
+        raise UserError(f"{run} has counted no finished work yet: annotate more of it") from None
     return work, cost.rate_of_run(metrics["counts"], measured, parameters, gpu, name), parameters
 
 

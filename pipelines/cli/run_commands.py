@@ -76,7 +76,10 @@ def show_status(run: Path, as_json: bool) -> None:
         ("tokens (responses + rollouts)", f"{status.tokens:,}"),
         ("tokens/s, last minutes of work", known(status.tokens_per_s, "{:,.0f}")),
         *_engine_rows(status),
-        *((f"positive labels, {rule}", f"{share:.1%}") for rule, share in status.labels.items()),
+        *(
+            (f"positive labels, {rule}", known(share, "{:.1%}"))
+            for rule, share in status.labels.items()
+        ),
         ("GPU-hours", f"{status.gpu_hours:,.2f}"),
         ("last unit finished", known(status.last_s, "{} ago", duration)),
         ("time to go", known(status.eta_s, "{}", duration)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import asdict
 
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem, content_id
-from stepwiser.data.sources import load_step_items
+from stepwiser.data.step_items import load_step_items, read_step_items, with_own_ids
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
@@ -16,16 +17,34 @@ from stepwiser.search.policy import sample_solutions
 
 
 def evaluation_items(session: Session) -> list[StepItem]:
-    """The set to score on: a ProcessBench file, or fresh solutions with the oracle's labels."""
+    """The set to score on: labelled steps of a file, or fresh solutions with an oracle's labels."""
     config = session.config.evaluate
     if config.source != "embedded":
-        return load_step_items(config.source, config.limit)
+        return file_items(session, config.name, config.source, config.limit)
     path = session.store.root / "evaluation" / f"{config.name}.json"
     if path.is_file():
         return load_step_items(str(path), None)
-    items = _embedded_items(session)
+    # Two problems may have got the same words for a solution, which name it.
+    items, _ = with_own_ids(_embedded_items(session))
     session.store.write_json(f"evaluation/{config.name}.json", [asdict(item) for item in items])
     return items
+
+
+def file_items(session: Session, name: str, source: str, limit: int | None) -> list[StepItem]:
+    """Items of a file; what is wrong with it is said, and listed in `rejects/`."""
+    found = read_step_items(source, limit, session.config.evaluate.skip_bad_rows)
+    if found.rejected:
+        rows = [{"row": r.row, "reason": r.reason} for r in found.rejected]
+        path = session.store.write_json(f"rejects/evaluation-{file_name(name)}.json", rows)
+        session.console.print(f"[yellow]{len(rows)} unusable rows of {name} are listed in {path}")
+    for words in found.notices:
+        session.console.print(f"{name}: {words}", style="yellow", markup=False)
+    return found.items
+
+
+def file_name(name: str) -> str:
+    """The name of a set as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _embedded_items(session: Session) -> list[StepItem]:

@@ -5,15 +5,14 @@ And of the data: whether an evaluation set holds problems of training.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.evaluation.items import file_items, file_name
 from pipelines.evaluation.judgements import JudgementCache
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
-from stepwiser.data.sources import load_step_items
 from stepwiser.errors import UserError
 from stepwiser.evaluation.agreement import agreement
 from stepwiser.evaluation.contamination import check
@@ -68,7 +67,7 @@ class TrustChecks:
         for part, sets, votes in (("more", self.more, config.votes), ("beyond", self.beyond, 1)):
             scores = {}
             for name, items in sets.items():
-                unit = f"{cache.unit}-{_file_name(name)}"
+                unit = f"{cache.unit}-{file_name(name)}"
                 rows = cache.items(f"judgements/{part}", unit, items, votes)
                 scores[name] = score_judge(items, rows, config.bins)
             result[part] = scores
@@ -105,7 +104,7 @@ def prepare_trust_checks(session: Session, items: Sequence[StepItem]) -> TrustCh
     """Load or make every further set."""
     config = session.config.evaluate
     embedded = config.source == "embedded"
-    more = {one.name: load_step_items(one.source, one.limit) for one in config.more}
+    more = {one.name: file_items(session, one.name, one.source, one.limit) for one in config.more}
     beyond: dict[str, list[StepItem]] = {}
     edits: tuple[Edit, Edit | None] = corrupt_text, None
     follows: Follows = names_the_number
@@ -158,7 +157,3 @@ def _contamination(session: Session, trust: TrustChecks) -> dict[str, Any]:
 def _sizes(items: Sequence[StepItem]) -> dict[str, int]:
     wrong = sum(item.label != -1 for item in items)
     return {"wrong": wrong, "right": len(items) - wrong}
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)

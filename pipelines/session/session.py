@@ -350,6 +350,8 @@ class Session:
         if rejects:
             path = self.store.write_json(f"rejects/{name}.json", rejects)
             self.console.print(f"[yellow]{len(rejects)} unusable rows are listed in {path}")
+        for words in loaded.notices:
+            self.console.print(f"{source}: {words}", style="yellow", markup=False)
         if not problems:
             raise UserError(f"no problem of {source} fits engine.max_model_len={limit}: raise it")
         return problems

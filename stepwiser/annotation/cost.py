@@ -274,13 +274,27 @@ def rate_of_run(
 
 
 def parameters_of(model: Path) -> float | None:
-    """Parameters of a model directory, from the headers of its safetensors; None without any."""
+    """Parameters of a model directory, from the headers of its safetensors; None without any.
+
+    Raises ValueError for a file whose header is not whole.
+    """
     total = 0
     for file in model.glob("*.safetensors"):
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+        try:
+            with file.open("rb") as handle:
+                (length,) = struct.unpack("<Q", handle.read(8))
+                header = json.loads(handle.read(length))
+            shapes = [t["shape"] for name, t in header.items() if name != "__metadata__"]
+        except (
+            struct.error,
+            OSError,
+            OverflowError,
+            MemoryError,
+            ValueError,
+            LookupError,
+        ) as error:
+            raise ValueError(f"{file} cannot be read: it is no whole safetensors file") from error
+        total += sum(math.prod(shape) for shape in shapes)
     return float(total) or None
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import Positive, Section
 
 
 class StepSetConfig(Section):
     """One more set of solutions to score on."""
 
-    source: str = Field(description="A ProcessBench-format JSON file.")
+    source: LocalPlace = Field(description="A file with labelled steps, as evaluate.source.")
     name: str = Field(description="What tables call this set.")
     limit: Positive | None = Field(
         None, description="Items that are used, evenly spaced; all if unset."
@@ -20,7 +21,16 @@ class StepSetConfig(Section):
 class EvaluateConfig(Section):
     """ProcessBench and calibration (paper section 4)."""
 
-    source: str = Field("embedded", description="`embedded`, or a ProcessBench-format JSON file.")
+    source: LocalPlace = Field(
+        "embedded",
+        description="`embedded`, or a file with labelled steps: ProcessBench's format, PRM800K's, "
+        "Math-Shepherd's, or rows with steps and a label of each.",
+    )
+    skip_bad_rows: bool = Field(
+        False,
+        description="Leave items out that cannot be read, count them and list them in rejects/; "
+        "else the first one ends the start (`--skip-bad-rows`).",
+    )
     name: str = Field("embedded", description="What tables call this set.")
     wrong: Positive = Field(200, description="Wrong solutions wanted of the embedded set.")
     right: Positive = Field(200, description="Right solutions wanted of the embedded set.")

@@ -3,41 +3,65 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stepwiser.config.aliases import current_key, rename_keys
+from stepwiser.config.aliases import RENAMED, current_key, rename_keys
+from stepwiser.config.impossible import refuse_impossible
 from stepwiser.config.models import OPERATIONAL_KEYS, OPERATIONAL_SECTIONS, RunConfig
 from stepwiser.errors import UserError
 
+# `answer_delimiter: ####`, as people write GSM8K's: nothing, to YAML.
+_HIDDEN_DELIMITER = re.compile(r"(?m)^\s*answer_delimiter:[ \t]+(#[^\s].*?)\s*$")
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read one scenario; `overrides` are `section.key=value`, the value in YAML notation.
 
-    Raises UserError for a missing file, an unknown key (naming the nearest valid one) or a value
-    of the wrong type (naming key, value and what was expected).
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read one scenario, or only defaults without one; `overrides` are `section.key=value`.
+
+    The value of a key that holds text is that text, `#` and `: ` included; every other value is in
+    YAML notation. Either may be put in YAML's quotes, which changes nothing but `null`.
+
+    Raises UserError for a missing file, an unknown key (naming the nearest valid one), a value of
+    the wrong type (naming key, value and what was expected), or settings that can never work.
     """
-    file = Path(path)
+    raw, where = (_read(Path(path)), str(path)) if path is not None else ({}, "defaults")
+    for override in overrides:
+        _apply(raw, override)
+    config = parse_config(raw, where)
+    refuse_impossible(config, where)
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         known = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         raise UserError(f"config {file} does not exist; in that folder are: {known or 'none'}")
     try:
-        raw = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+        # A signature (BOM) at the start, as some editors write it, is no part of the first key.
+        text = file.read_text("utf-8-sig")
+        raw = yaml.safe_load(text) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config {file} is not valid YAML: {error}") from error
+    if hidden := _HIDDEN_DELIMITER.search(text):
+        raise UserError(
+            f"config {file}: {hidden[0].strip()} is a comment to YAML, so that answer_delimiter "
+            f'has no value: put it in quotes, answer_delimiter: "{hidden[1]}"'
+        )
     if not isinstance(raw, dict):
         raise UserError(f"config {file} must be a mapping of keys, not {type(raw).__name__}")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw, where=str(file))
+    return raw
 
 
 def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:
     """Check a mapping against the schema."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} must be a mapping of keys, not {type(raw).__name__}")
     try:
         return RunConfig.model_validate(rename_keys(raw, where))
     except ValidationError as error:
@@ -48,11 +72,60 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
+    where = f"override {override!r}"
+    set_key(raw, key, _value_of(key, text, where), where)
+
+
+def _value_of(key: str, text: str, where: str) -> Any:
+    """What an override's text stands for: text where the key holds text, else YAML."""
+    kinds = _kinds_of(RENAMED.get(key, key))
+    if str not in kinds:
+        return _yaml_value(text, where)
+    if text in ("", "null", "~") and type(None) in kinds:
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        value = _yaml_value(text, where)
+        return value if isinstance(value, str) else text
+    return text
+
+
+def _yaml_value(text: str, where: str) -> Any:
+    if not text:
+        return None
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    set_key(raw, key, value, f"override {override!r}")
+        raise UserError(f"{where}: the value is not valid YAML: {error}") from error
+    # What YAML takes for a comment was meant to be a part of the value, or is a mistake.
+    rest = text if node is None else text[node.end_mark.index :]
+    if rest.strip():
+        raise UserError(
+            f"{where}: {rest.strip()!r} is a comment to YAML and would be lost: leave it out, or "
+            "put the value in quotes"
+        )
+    return value
+
+
+def _kinds_of(key: str) -> set[Any]:
+    """Types that the value of a dotted key may have; names to choose from are text. Empty for a
+    key that does not exist, or one of a mapping."""
+    kind: Any = RunConfig
+    for name in key.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if name not in fields:
+            return set()
+        kind = fields[name].annotation
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    found: set[Any] = set()
+    for member in members:
+        while get_origin(member) is Annotated:
+            member = get_args(member)[0]
+        if get_origin(member) is Literal:
+            found.update(type(choice) for choice in get_args(member))
+        else:
+            found.add(member)
+    return found
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:

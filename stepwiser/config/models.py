@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import Fraction, Positive, Section, require_at_least, require_at_most
+from stepwiser.config.data import DataConfig
 from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.config.shard import Shard
@@ -21,25 +23,6 @@ from stepwiser.config.training import (
     SFTConfig,
     TrainConfig,
 )
-
-
-class DataConfig(Section):
-    """Where problems with a known final answer come from."""
-
-    source: str = Field(
-        "embedded",
-        description="`embedded`, a .jsonl/.json/.parquet file, or a dataset name on the Hub.",
-    )
-    subset: str | None = Field(None, description="Configuration name of a Hub dataset.")
-    split: str = Field("train", description="Split of a Hub dataset.")
-    problem_column: str = Field("problem", description="Column that holds the problem text.")
-    answer_column: str = Field("answer", description="Column that holds the reference answer.")
-    answer_delimiter: str | None = Field(
-        None, description="Keep only what follows the last such string (GSM8K: `####`)."
-    )
-    limit: Positive = Field(1000, description="How many problems to take, after shuffling.")
-    offset: int = Field(0, ge=0, description="Problems to skip after shuffling.")
-    seed: int = Field(0, description="Seed of the shuffle, or of the embedded generator.")
 
 
 class EngineConfig(Section):
@@ -74,7 +57,7 @@ class SegmentConfig(Section):
     segmenter: Literal["rule", "engine", "openai"] = Field(
         "engine", description="Rule-based teacher, prompted vLLM engine, or OpenAI-compatible URL."
     )
-    segmenter_model: str | None = Field(
+    segmenter_model: LocalPlace | None = Field(
         None, description="Model directory or name of the segmenter; the policy itself if unset."
     )
     segmenter_url: str | None = Field(None, description="Base URL for `openai`.")
@@ -101,10 +84,11 @@ class RuleConfig(Section):
 class AnnotateConfig(Section):
     """Monte-Carlo values of every chunk (paper section 3.2)."""
 
-    source: str | None = Field(
+    source: LocalPlace | None = Field(
         None,
         description="File of trajectories to value instead of sampled ones: ProcessBench's format "
-        "(problem, steps) or whole solutions (problem, answer, solution).",
+        "(problem, steps), whole solutions (problem, answer, solution), or labelled steps of "
+        "PRM800K, Math-Shepherd and their like.",
     )
     responses: Positive = Field(16, description="Responses per problem for the difficulty filter.")
     trajectories_per_problem: Positive = Field(
@@ -249,13 +233,13 @@ class RunConfig(Section):
 
     name: str = "embedded"
     seed: int = 0
-    run_dir: str = Field(
+    run_dir: LocalPlace = Field(
         "runs/embedded", description="Folder of the run; on a cluster one that every node sees."
     )
-    policy_model: str = Field(
+    policy_model: LocalPlace = Field(
         "embedded", description="Hugging Face directory or name; `embedded` is the packaged one."
     )
-    judge_model: str | None = Field(
+    judge_model: LocalPlace | None = Field(
         None, description="Where the judge starts; the chunk-tuned policy if unset (as the paper)."
     )
     tracker: Literal["wandb", "none"] = Field(
@@ -366,6 +350,10 @@ OPERATIONAL_KEYS = frozenset(
         "train.weight_bucket_mb",
         "train.colocated",
         "train.evaluator_engines",
+        # Rows that cannot be read end a start without them: what has run read every one.
+        "data.skip_bad_rows",
+        "evaluation_data.skip_bad_rows",
+        "evaluate.skip_bad_rows",
     }
 )
 """The same of single settings."""

@@ -1,9 +1,10 @@
 """Trajectories made elsewhere, to be annotated like the policy's own (`annotate.source`).
 
-Two formats, told apart by their columns:
+Formats, told apart by the columns of the first row:
 
 - ProcessBench: `problem`, `steps`, and where there are `id`, `final_answer_correct`, `answer`.
 - Solutions: `problem`, `answer`, `solution` (split at blank lines), and `id` where there is one.
+- Labelled steps of other makers (`step_formats`): their labels are left to those who score judges.
 
 A rollout is right or wrong by the problem's reference answer. ProcessBench has none, so it is
 looked for in the row's `answer`, in the run's own data set (`data.source`) and in a solution of the
@@ -17,22 +18,21 @@ was sampled. Q_0 is still the pass rate of `annotate.responses` responses of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from stepwiser.config import DataConfig
 from stepwiser.config.models import AnnotateConfig
+from stepwiser.data.cells import answer_text, problem_text, text, truth
+from stepwiser.data.cells import steps as steps_of
+from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_table, read_rows
+from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, Trajectory, content_id
-from stepwiser.data.sources import (
-    ProblemSet,
-    Rejected,
-    read_rows,
-    reference_answer,
-    reference_answers,
-)
+from stepwiser.data.sources import ProblemSet, reference_answer, reference_answers
+from stepwiser.data.step_formats import LabelledSolution, are_ratings, format_of
+from stepwiser.data.step_items import notice_of, own_names
 from stepwiser.data.verifiers import (
     AnswerChecker,
     boxed_answer,
@@ -81,22 +81,26 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
     usable.
     """
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not is_table(path):
         raise UserError(f"annotate.source {source} does not exist: give a JSON or Parquet file")
     rows = read_rows(path)
     if not rows:
         raise UserError(f"annotate.source {source} is empty")
-    known = _known_answers(_is_in_steps(source, rows), rows, data)
+    data = with_preset(data)
+    read = _read(rows, data)
+    where = f"annotate.source {source}"
+    bad = [(one.row, one.problem) for one in read]
+    checked(bad, where, data.skip_bad_rows, "data.skip_bad_rows")
+    known = _known_answers(read, data)
     groups: dict[tuple[str, str], list[ImportedSolution]] = {}
-    rejected: list[Rejected] = []
+    rejected = [Rejected(one.row.index, one.problem) for one in read if one.problem]
     seen: set[object] = set()
+    used: list[tuple[tuple[str, str], ImportedSolution]] = []
     verifiable = cache(lambda answer: not unverifiable(checker, [answer]))
-    for index, row in enumerate(rows):
-        question = str(row["problem"] or "").strip()
-        solution = _solution(row, data)
-        own = str(row.get("answer") or "").strip()
+    for one in (row for row in read if not row.problem):
+        question, solution, own = one.question, one.solution, one.answer
         answer = reference_answer(data, own) if own else known.get(_same(question), "")
-        key = solution.solution_id or (question, solution.steps)
+        key = (solution.solution_id, question, solution.steps)
         reason = ""
         if not question or not solution.steps:
             reason = "its problem or its solution is empty"
@@ -114,18 +118,34 @@ def load_imported(source: str, data: DataConfig, checker: AnswerChecker) -> Prob
                 "its solution ends in no \\boxed{} answer: add one, or set data.answer_delimiter"
             )
         if reason:
-            rejected.append(Rejected(index, reason))
+            rejected.append(Rejected(one.row.index, reason))
             continue
         seen.add(key)
-        groups.setdefault((question, answer), []).append(solution)
+        used.append(((question, answer), solution))
+    notices = _tell_apart(used, groups)
     if not groups:
         reasons = Counter(r.reason for r in rejected).most_common(3)
-        raise UserError(f"annotate.source {source}: none of {len(rows)} rows is usable: {reasons}")
+        raise UserError(f"{where}: none of {len(rows)} rows is usable: {reasons}")
     problems: list[Problem] = [
         ImportedProblem(content_id(question, answer), question, answer, tuple(solutions))
         for (question, answer), solutions in groups.items()
     ]
-    return ProblemSet(problems, rejected)
+    return ProblemSet(problems, rejected, len(rows), notices)
+
+
+def _tell_apart(
+    used: Sequence[tuple[tuple[str, str], ImportedSolution]],
+    groups: dict[tuple[str, str], list[ImportedSolution]],
+) -> tuple[str, ...]:
+    """Fill the groups by problem; solutions of one id get ids of their own. Returns what to say."""
+    named = [solution.solution_id for _, solution in used if solution.solution_id is not None]
+    own, twice = own_names(named)
+    ids = iter(own)
+    for problem, solution in used:
+        if solution.solution_id is not None:
+            solution = replace(solution, solution_id=next(ids))
+        groups.setdefault(problem, []).append(solution)
+    return (notice_of(twice, "solutions"),) if twice else ()
 
 
 def imported_trajectories(
@@ -179,54 +199,84 @@ def imported_trajectories(
     return list(found.values())
 
 
-def _is_in_steps(source: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the rows are in ProcessBench's format, not whole solutions.
+@dataclass(frozen=True)
+class _SolutionRow:
+    """A row as it was read, or why it cannot be."""
 
-    Raises UserError for a row that lacks columns of the format of the first one.
-    """
-    in_steps = "steps" in rows[0]
+    row: FileRow
+    question: str = ""
+    solution: ImportedSolution = ImportedSolution(None, (), None, None)
+    answer: str = ""
+    """The row's own reference answer; empty where it has none."""
+    problem: str = ""
+
+
+def _read(rows: Sequence[FileRow], data: DataConfig) -> list[_SolutionRow]:
+    """Every row, in the format of the first one."""
+    whole = [row.value for row in rows if not row.problem]
+    form = format_of(whole)
+    rated = are_ratings(whole) if form else False
+    in_steps = bool(whole) and "steps" in whole[0]
+    read = []
+    for row in rows:
+        try:
+            if row.problem:
+                raise BadRow(row.problem)
+            if form and form.name != "ProcessBench":
+                read.append(_labelled(row, form.solution(row.value, rated), data))
+            else:
+                read.append(_own_format(row, in_steps, data))
+        except BadRow as error:
+            read.append(_SolutionRow(row, problem=str(error)))
+    return read
+
+
+def _labelled(row: FileRow, found: LabelledSolution, data: DataConfig) -> _SolutionRow:
+    steps = [step for step in found.written or found.steps if step.strip()]
+    solution = _solution(found.solution_id, steps, found.correct, data)
+    return _SolutionRow(row, found.problem.strip(), solution, found.answer or "")
+
+
+def _own_format(row: FileRow, in_steps: bool, data: DataConfig) -> _SolutionRow:
+    """ProcessBench, or whole solutions. Raises BadRow where columns are missing (naming them)."""
+    value = row.value
     needed = {"problem", "steps"} if in_steps else {"problem", "answer", "solution"}
-    for index, row in enumerate(rows):
-        missing = sorted(needed - row.keys())
-        if missing:
-            raise UserError(
-                f"annotate.source {source}, row {index}: missing {missing}; it has {sorted(row)}. "
-                "A row needs problem and steps (ProcessBench), or problem, answer and solution"
-            )
-    return in_steps
+    if missing := sorted(needed - value.keys()):
+        raise BadRow(
+            f"missing {missing}; it has {sorted(map(str, value))}. "
+            "A row needs problem and steps (ProcessBench), or problem, answer and solution"
+        )
+    if in_steps:
+        steps = [step for step in steps_of(value["steps"], "steps") if step.strip()]
+    else:
+        # Paragraphs end with blank lines, whichever line ends a file has.
+        whole = text(value["solution"], "solution").replace("\r\n", "\n").strip()
+        steps = split_paragraphs(whole)
+    said = value.get("final_answer_correct")
+    correct = None if said is None else truth(said, "final_answer_correct")
+    solution = _solution(text(value.get("id"), "id") or None, steps, correct, data)
+    question = problem_text(value["problem"], "problem").strip()
+    return _SolutionRow(row, question, solution, answer_text(value.get("answer"), "answer").strip())
 
 
-def _solution(row: Mapping[str, Any], data: DataConfig) -> ImportedSolution:
-    steps = (
-        [str(step) for step in row["steps"] if str(step).strip()]
-        if "steps" in row
-        else split_paragraphs(str(row["solution"] or "").strip())
-    )
-    text = "\n\n".join(steps)
-    final = boxed_answer(text)
-    if final is None and data.answer_delimiter and data.answer_delimiter in text:
-        final = text.rpartition(data.answer_delimiter)[2].strip()
-    said = row.get("final_answer_correct")
-    name = row.get("id")
-    return ImportedSolution(
-        solution_id=None if name is None else str(name),
-        steps=tuple(steps),
-        final_answer=final,
-        correct=None if said is None else bool(said),
-    )
+def _solution(
+    name: str | None, steps: Sequence[str], correct: bool | None, data: DataConfig
+) -> ImportedSolution:
+    whole = "\n\n".join(steps)
+    final = boxed_answer(whole)
+    if final is None and data.answer_delimiter and data.answer_delimiter in whole:
+        final = whole.rpartition(data.answer_delimiter)[2].strip()
+    return ImportedSolution(name, tuple(steps), final, correct)
 
 
-def _known_answers(
-    in_steps: bool, rows: Sequence[Mapping[str, Any]], data: DataConfig
-) -> dict[str, str]:
+def _known_answers(read: Sequence[_SolutionRow], data: DataConfig) -> dict[str, str]:
     """Reference answers by problem, for rows that bring none; the data set's word comes first."""
-    if not in_steps or all(row.get("answer") for row in rows):
+    if all(one.answer for one in read if not one.problem):
         return {}
     known: dict[str, str] = {}
-    for row in rows:
-        solution = _solution(row, data)
-        if solution.correct and solution.final_answer:
-            known.setdefault(_same(str(row["problem"])), solution.final_answer)
+    for one in read:
+        if one.solution.correct and one.solution.final_answer:
+            known.setdefault(_same(one.question), one.solution.final_answer)
     return known | {_same(question): a for question, a in reference_answers(data).items()}
 
 

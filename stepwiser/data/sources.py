@@ -1,30 +1,33 @@
-"""Problems and ProcessBench items in: embedded, JSON lines, Parquet, or the Hub.
+"""Problems in: embedded, JSON lines, JSON, CSV, Parquet, a known name, or the Hub.
 
-Bad rows are counted and listed, and the rest goes on; a bad dataset is an error that names what is
-missing.
+Rows that are of no use (no text, the same problem again, an answer that nothing could be checked
+against) are counted and listed, and the rest goes on. A row that cannot be read is an error that
+names it, its column and what to do, unless `data.skip_bad_rows` has it listed with the others.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stepwiser.config import DataConfig
-from stepwiser.data.records import Problem, StepItem, content_id
+from stepwiser.data.cells import answer_text, cell, has, problem_text
+from stepwiser.data.files import (
+    READERS,
+    BadRow,
+    FileRow,
+    Rejected,
+    checked,
+    is_table,
+    read_rows,
+    rows_of,
+)
+from stepwiser.data.presets import with_preset
+from stepwiser.data.records import Problem, content_id
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, unverifiable
 from stepwiser.errors import UserError
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that cannot be used, and why."""
-
-    row: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,23 @@ class ProblemSet:
 
     problems: list[Problem]
     rejected: list[Rejected]
+    rows: int = 0
+    """Of the source, usable or not, looked at or not."""
+    notices: tuple[str, ...] = ()
+    """What else a person should know of the source."""
+
+
+@dataclass(frozen=True)
+class RawProblem:
+    """Problem and answer of a row as they stand there, or why they cannot be read.
+
+    The answer may be a whole solution: `reference_answer` finds its end.
+    """
+
+    row: FileRow
+    question: str = ""
+    answer: str = ""
+    problem: str = ""
 
 
 def load_problems(config: DataConfig, checker: AnswerChecker) -> ProblemSet:
@@ -41,20 +61,32 @@ def load_problems(config: DataConfig, checker: AnswerChecker) -> ProblemSet:
     Raises UserError where the source does not exist, a column is missing, or nothing is usable.
     """
     if config.source == "embedded":
-        return ProblemSet(_embedded(config), [])
-    rows = _rows(config)
+        made = _embedded(config)
+        return ProblemSet(made, [], len(made))
+    config = with_preset(config)
+    return choose_problems(config, raw_problems(config), checker)
+
+
+def choose_problems(
+    config: DataConfig, rows: Sequence[RawProblem], checker: AnswerChecker
+) -> ProblemSet:
+    """The problems that a configuration asks for among the rows of its source, in shuffled order.
+
+    Raises UserError where none is usable.
+    """
     order = list(range(len(rows)))
     random.Random(config.seed).shuffle(order)
     chosen: list[Problem] = []
-    rejected: list[Rejected] = []
+    rejected = [Rejected(raw.row.index, raw.problem) for raw in rows if raw.problem]
     seen: set[str] = set()
     wanted = config.offset + config.limit
     for index in order:
         if len(chosen) >= wanted:
             break
-        row = rows[index]
-        question = str(row[config.problem_column] or "").strip()
-        answer = reference_answer(config, row[config.answer_column])
+        if rows[index].problem:
+            continue
+        # Boxes are looked for in the rows that are needed: a data set may have a million others.
+        question, answer = rows[index].question, reference_answer(config, rows[index].answer)
         reason = None
         if not question:
             reason = f"column {config.problem_column} is empty"
@@ -74,12 +106,34 @@ def load_problems(config: DataConfig, checker: AnswerChecker) -> ProblemSet:
             f"dataset {config.source} has no usable problem after offset {config.offset} "
             f"(of {len(rows)} rows, {len(rejected)} rejected: {reasons})"
         )
-    return ProblemSet(problems, rejected)
+    return ProblemSet(problems, rejected, len(rows))
 
 
-def reference_answer(config: DataConfig, cell: object) -> str:
-    """The answer in a cell of the answer column, which may hold a whole solution."""
-    answer = str(cell or "")
+def raw_problems(config: DataConfig) -> list[RawProblem]:
+    """Every row of a source but the embedded one, known names filled in (`with_preset`).
+
+    Raises UserError where the source does not exist, a column is in no row, or a row cannot be read
+    and is not to be skipped.
+    """
+    raw = [_raw(row, config) for row in _rows(config)]
+    source = f"dataset {config.source}"
+    checked(((r.row, r.problem) for r in raw), source, config.skip_bad_rows, "data.skip_bad_rows")
+    return raw
+
+
+def _raw(row: FileRow, config: DataConfig) -> RawProblem:
+    if row.problem:
+        return RawProblem(row, problem=row.problem)
+    try:
+        question = problem_text(cell(row.value, config.problem_column), config.problem_column)
+        answer = answer_text(cell(row.value, config.answer_column), config.answer_column)
+    except BadRow as error:
+        return RawProblem(row, problem=str(error))
+    return RawProblem(row, question.strip(), answer)
+
+
+def reference_answer(config: DataConfig, answer: str) -> str:
+    """The answer in a text of the answer column, which may hold a whole solution."""
     if config.answer_delimiter is not None:
         answer = answer.rpartition(config.answer_delimiter)[2]
     # Whole solutions (NuminaMath) hold their answer in a box.
@@ -90,10 +144,8 @@ def reference_answers(config: DataConfig) -> dict[str, str]:
     """Answers of a whole data set by problem text; none of the embedded one, which has no rows."""
     if config.source == "embedded":
         return {}
-    return {
-        str(row[config.problem_column] or ""): reference_answer(config, row[config.answer_column])
-        for row in _rows(config)
-    }
+    config = with_preset(config)
+    return {r.question: reference_answer(config, r.answer) for r in raw_problems(config)}
 
 
 def _embedded(config: DataConfig) -> list[Problem]:
@@ -103,107 +155,34 @@ def _embedded(config: DataConfig) -> list[Problem]:
     return [Problem(content_id(p.question), p.question, p.answer) for p in made]
 
 
-def _rows(config: DataConfig) -> list[Mapping[str, Any]]:
+def _rows(config: DataConfig) -> list[FileRow]:
     path = Path(config.source).expanduser()
-    rows: list[Mapping[str, Any]]
-    if path.is_file():
+    if is_table(path):
         rows = read_rows(path)
-    elif path.suffix in READERS:
+    elif path.suffix.lower() in READERS:
         raise UserError(f"dataset file {path} does not exist")
     else:
         rows = _read_hub(config)
     if not rows:
         raise UserError(f"dataset {config.source} is empty")
+    whole = [row for row in rows if not row.problem]
     for column in (config.problem_column, config.answer_column):
-        if column not in rows[0]:
+        if whole and not any(has(row.value, column) for row in whole):
             raise UserError(
-                f"dataset {config.source} has no column {column!r}; it has {sorted(rows[0])}: "
-                "set data.problem_column and data.answer_column"
+                f"dataset {config.source} has no column {column!r}; it has "
+                f"{sorted(map(str, whole[0].value))}: set data.problem_column and "
+                "data.answer_column"
             )
     return rows
 
 
-def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of a file, read as its ending says (`READERS`); JSON lines for any other ending.
-
-    Raises UserError where it is not valid JSON.
-    """
-    return READERS.get(path.suffix, _read_json_lines)(path)
-
-
-def _read_parquet(path: Path) -> list[Mapping[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return list(pq.read_table(path).to_pylist())
-
-
-def _read_json(path: Path) -> list[Mapping[str, Any]]:
-    """One array, or JSON lines all the same."""
-    text = path.read_text()
-    if not text.lstrip().startswith("["):
-        return _read_json_lines(path)
-    try:
-        return list(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UserError(f"dataset file {path} is not valid JSON: {error}") from error
-
-
-def _read_json_lines(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"dataset file {path} is not valid JSON: {error}") from error
-
-
-READERS: dict[str, Callable[[Path], list[Mapping[str, Any]]]] = {
-    ".parquet": _read_parquet,
-    ".json": _read_json,
-    ".jsonl": _read_json_lines,
-}
-"""By the ending of a file's name; a further format needs an entry here and nothing else."""
-
-
-def _read_hub(config: DataConfig) -> list[Mapping[str, Any]]:
+def _read_hub(config: DataConfig) -> list[FileRow]:
     import datasets
 
-    source = Path(config.source).expanduser()
     try:
-        if source.is_dir() and (source / "dataset_info.json").is_file():
-            return list(datasets.load_from_disk(str(source)))
-        return list(datasets.load_dataset(config.source, config.subset, split=config.split))
+        return rows_of(datasets.load_dataset(config.source, config.subset, split=config.split))
     except Exception as error:  # the library raises a dozen unrelated types
         raise UserError(
             f"dataset {config.source} (subset {config.subset}, split {config.split}) cannot be "
             f"loaded: {type(error).__name__}: {error}"
         ) from error
-
-
-def load_step_items(source: str, limit: int | None) -> list[StepItem]:
-    """ProcessBench items of a JSON or JSON-lines file, in file order.
-
-    A `limit` takes items evenly spaced over the file: ProcessBench puts all solutions with a wrong
-    answer first, so its beginning alone has no right one and no F1.
-    """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise UserError(f"evaluate.source {source} does not exist: give a ProcessBench JSON file")
-    rows = read_rows(path)
-    needed = {"id", "problem", "steps", "label", "final_answer_correct"}
-    for i, row in enumerate(rows):
-        missing = needed - row.keys()
-        if missing:
-            raise UserError(f"{source}, item {i}: missing {sorted(missing)}")
-    count = min(limit or len(rows), len(rows))
-    return list(_items(rows[i * len(rows) // count] for i in range(count)))
-
-
-def _items(rows: Iterable[Mapping[str, Any]]) -> Iterable[StepItem]:
-    for row in rows:
-        yield StepItem(
-            id=str(row["id"]),
-            problem=str(row["problem"]),
-            steps=[str(step) for step in row["steps"]],
-            label=int(row["label"]),
-            final_answer_correct=bool(row["final_answer_correct"]),
-            generator=str(row.get("generator", "")),
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -62,7 +63,12 @@ def score_judge(
     `single`: one judgment a step; every vote is a full evaluation of its own and the figures are
     their mean, the standard error that of one evaluation (items are the independent units).
     `majority`: Maj@k over the k votes.
+
+    Raises ValueError for two items of one id: their judgements could not be told apart.
     """
+    twice = [name for name, n in Counter(item.id for item in items).items() if n > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} ids are those of several items, {twice[0]!r} among them")
     by_item: dict[str, list[Judgement]] = {}
     for row in judgements:
         by_item.setdefault(row.item_id, []).append(row)

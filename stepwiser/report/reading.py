@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, Row, StepItem, Trajectory
-from stepwiser.data.sources import load_step_items
+from stepwiser.data.step_items import load_step_items
 from stepwiser.run.store import RunStore
 
 R = TypeVar("R", bound=Row)
@@ -68,8 +68,8 @@ class RunData:
         """As written, whatever version of the program wrote it."""
         file = self.store.root / "config.yaml"
         try:
-            raw = yaml.safe_load(file.read_text()) if file.is_file() else {}
-        except yaml.YAMLError as error:
+            raw = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             self._unreadable(file, error)
             return {}
         return raw if isinstance(raw, dict) else {}
@@ -83,12 +83,13 @@ class RunData:
         """RL curves by the name of the training; a step that was trained again counts once."""
         by_name: dict[str, dict[float, dict[str, Any]]] = {}
         broken = 0
-        text = self.store.curve.read_text() if self.store.curve.is_file() else ""
+        whole = self.store.curve.is_file()
+        text = self.store.curve.read_text("utf-8", errors="replace") if whole else ""
         # A training that goes on may be writing the last line: what has no end yet is not read.
-        for line in text[: text.rfind("\n") + 1].splitlines():
+        for line in filter(str.strip, text[: text.rfind("\n") + 1].split("\n")):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 broken += 1
                 continue
             if not isinstance(row, dict) or row.get("kind") == "sft" or "step" not in row:
@@ -134,9 +135,10 @@ class RunData:
         if not files and isinstance(source, str) and Path(source).expanduser().is_file():
             files = [Path(source).expanduser()]
         rows: list[StepItem] = []
+        skip = pick(self.config, "evaluate", "skip_bad_rows") is True
         for file in files:
             try:
-                rows += load_step_items(str(file), None)
+                rows += load_step_items(str(file), None, skip)
             except (ValueError, TypeError, AttributeError) as error:
                 self._unreadable(file, error)
         # A limit leaves items unjudged: those that were judged are the ones to look at.
@@ -178,7 +180,7 @@ class RunData:
                 continue
             try:
                 rows += kind.from_table(pq.read_table(file))
-            except (pa.ArrowException, KeyError, OSError) as error:
+            except (pa.ArrowException, KeyError, OSError, ValueError) as error:
                 self._unreadable(file, error)
         return rows
 
@@ -189,7 +191,7 @@ class RunData:
     def _load(self, file: Path) -> Any:
         try:
             return json.loads(file.read_text()) if file.is_file() else None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._unreadable(file, error)
             return None
 

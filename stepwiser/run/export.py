@@ -28,15 +28,13 @@ from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.config.models import LabelConfig
 from stepwiser.data.records import ChunkValue, Trajectory
+from stepwiser.data.step_formats import STEP_TAG
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore, writing
 from stepwiser.run.units import finished_units, read_unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-STEP_TAG = "ки"
-"""Math-Shepherd's mark after each step: one token of most vocabularies, and none of mathematics."""
 
 ROWS_AT_A_TIME = 256
 """Trajectories of one Arrow batch."""

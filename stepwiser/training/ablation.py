@@ -15,6 +15,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from stepwiser.config.impossible import refuse_impossible
 from stepwiser.config.loading import parse_config, set_key
 from stepwiser.config.models import RunConfig
 from stepwiser.errors import UserError
@@ -149,9 +150,9 @@ def arm_config(config: RunConfig, arm: Arm, seed: int) -> RunConfig:
         if key.split(".")[0] in _TAKEN:
             raise UserError(f"{where}: {key} is what tells arms apart and cannot be changed by one")
         set_key(raw, key, value, f"{where}: {key}")
-    return parse_config(raw, where=where).model_copy(
-        update={"run_dir": str(seed_dir(config, seed) / arm.name)}
-    )
+    made = parse_config(raw, where=where)
+    refuse_impossible(made, where)
+    return made.model_copy(update={"run_dir": str(seed_dir(config, seed) / arm.name)})
 
 
 def seed_dir(config: RunConfig, seed: int) -> Path:

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stepwiser.config import DataConfig
-from stepwiser.data.sources import load_problems, load_step_items
+from stepwiser.data.sources import load_problems
+from stepwiser.data.step_items import load_step_items
 from stepwiser.data.verifiers import ExactChecker
 from stepwiser.errors import UserError
 

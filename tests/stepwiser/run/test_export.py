@@ -124,5 +124,5 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     rows = formats.labelled_trajectories(store, store.config().label)
     assert next(rows).trajectory.trajectory_id == "t1"
     (store.table_dir("trajectories") / "bbbb.parquet").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match=r"bbbb\.parquet cannot be read: it is not there"):
         next(rows)

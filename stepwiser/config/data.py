@@ -1,0 +1,44 @@
+"""Settings of where problems come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stepwiser.config.addresses import LocalPlace
+from stepwiser.config.base import Positive, Section
+
+
+class DataConfig(Section):
+    """Where problems with a known final answer come from."""
+
+    source: LocalPlace = Field(
+        "embedded",
+        description="`embedded`, a .jsonl/.json/.csv/.tsv/.parquet file, a known name with its "
+        "columns (gsm8k, math, numina-math, deepmath, openr1-math, aime), or a dataset on the Hub.",
+    )
+    subset: str | None = Field(None, description="Configuration name of a Hub dataset.")
+    split: str = Field("train", description="Split of a Hub dataset.")
+    like: Literal["gsm8k", "math", "numina-math", "deepmath", "openr1-math", "aime"] | None = Field(
+        None, description="Known data set whose columns a file of one's own has."
+    )
+    problem_column: str = Field(
+        "problem",
+        description="Column that holds the problem's text, or messages whose one user turn it is.",
+    )
+    answer_column: str = Field(
+        "answer",
+        description="Column that holds the reference answer; a path (`a.b`) into a nested one.",
+    )
+    answer_delimiter: str | None = Field(
+        None, description="Keep only what follows the last such string (GSM8K: `####`)."
+    )
+    limit: Positive = Field(1000, description="How many problems to take, after shuffling.")
+    offset: int = Field(0, ge=0, description="Problems to skip after shuffling.")
+    skip_bad_rows: bool = Field(
+        False,
+        description="Leave rows out that cannot be read, count them and list them in rejects/; "
+        "else the first one ends the start (`--skip-bad-rows`).",
+    )
+    seed: int = Field(0, description="Seed of the shuffle, or of the embedded generator.")
