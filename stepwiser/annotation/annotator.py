@@ -125,7 +125,7 @@ class Annotator:
             affinity=problem.problem_id,
         )
         answers = [boxed_answer(sample.text) for sample in samples]
-        outcomes = await check_all(self.checker, answers, problem.answer)
+        outcomes = await check_all(self.checker, answers, problem.answer, problem.question)
         right = sum(outcome is True for outcome in outcomes)
         counts.update(
             problems=1,
@@ -135,7 +135,8 @@ class Annotator:
             truncated_responses=sum(s.truncated for s in samples),
             unverifiable_responses=sum(outcome is None for outcome in outcomes),
         )
-        mixed = 0 < right < len(samples)
+        # One that could not be checked is no wrong one.
+        mixed = right > 0 and False in outcomes
         counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
         if isinstance(problem, ImportedProblem):
             result.trajectories = await asyncio.to_thread(
@@ -348,7 +349,7 @@ class Annotator:
         before = self.prompts.decode(prefix)
 
         answers = [boxed_answer(before + sample.text) for sample in samples]
-        checked = await check_all(self.checker, answers, problem.answer)
+        checked = await check_all(self.checker, answers, problem.answer, problem.question)
         successes = sum(outcome is True for outcome in checked)
         return Rollouts(
             successes=successes,

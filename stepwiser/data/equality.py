@@ -62,6 +62,17 @@ def compare_texts(answer: str, reference: str) -> Compared:
     return Compared(None, False, (a, b))
 
 
+def readable_at_once(reference: str) -> bool | None:
+    """Whether answers can be compared with this one; None where the mathematics must be parsed."""
+    if _too_much(reference):
+        return False
+    text = cleaned(last_box(reference))
+    number = read_number(_named(text)[1])
+    if number is not None:
+        return not number.unclear
+    return True if is_words(text) else None
+
+
 def is_words(text: str) -> bool:
     """Whether an answer is a word or several, not a product of variables."""
     runs = re.findall(r"[^\W\d_]+", text)
@@ -101,6 +112,9 @@ def _is_empty(text: str) -> bool:
     return blank(text) or not any(c.isalnum() or c in "+=<>≤≥≠∅∞±≈√∈" for c in text)
 
 
+_ARITHMETIC = r"(?:\\(?:frac|times|cdot|sqrt|left|right|div)(?![A-Za-z])|[\d\s.+*/^(){}-])+"
+
+
 def _named(text: str) -> tuple[str, str]:
     """`x = 5` as x and 5, `2 + 3 = 5` as 5.
 
@@ -108,13 +122,11 @@ def _named(text: str) -> tuple[str, str]:
     """
     if re.search(r"[<>≤≥≠,;]|\\(?:neq?|leq?|geq?|approx|in|begin)(?![A-Za-z])", text):
         return "", text
-    first, *_, last = [part.strip() for part in text.split("=")] if "=" in text else [text, ""]
-    if not first or not last:
+    first, *between, last = [p.strip() for p in text.split("=")] if "=" in text else [text, ""]
+    if not first or not last or any(map(is_collection, between)):
         return "", text
-    name = re.fullmatch(r"(?:\\text ?\{[^{}]*\}|\\?[A-Za-z]+[ .:]*)+", first)
-    arithmetic = re.fullmatch(
-        r"(?:\\(?:frac|times|cdot|sqrt|left|right|div)|[\d\s.+*/^(){}-])+", first
-    )
+    name = re.fullmatch(r"(?:\\text ?\{[^{}]*\}|\\?[A-Za-z]|[ .:])+", first)
+    arithmetic = re.fullmatch(_ARITHMETIC, first)
     if not (name or arithmetic):
         return "", text
     variable = re.fullmatch(r"[A-Za-z]|\\(?!text)[A-Za-z]+", first)

@@ -25,6 +25,7 @@ from typing import Any
 
 from stepwiser.config import DataConfig
 from stepwiser.config.models import AnnotateConfig
+from stepwiser.data.answers import boxed_answer, collection
 from stepwiser.data.records import Problem, Trajectory, content_id
 from stepwiser.data.sources import (
     ProblemSet,
@@ -33,11 +34,7 @@ from stepwiser.data.sources import (
     reference_answer,
     reference_answers,
 )
-from stepwiser.data.verifiers import (
-    AnswerChecker,
-    boxed_answer,
-    unverifiable,
-)
+from stepwiser.data.verifiers import AnswerChecker, unverifiable
 from stepwiser.errors import UserError
 from stepwiser.prompting.chunks import split_paragraphs
 from stepwiser.prompting.prompt_format import PromptFormat
@@ -156,7 +153,7 @@ def imported_trajectories(
                 raise ValueError(f"longer than annotate.max_tokens={config.max_tokens}")
             correct = solution.correct
             if correct is None:
-                correct = checker.check(solution.final_answer, problem.answer)
+                correct = checker.check(solution.final_answer, problem.answer, problem.question)
             if correct is None:
                 raise ValueError("answer could not be verified")
         except ValueError as error:
@@ -226,7 +223,7 @@ def _known_answers(
     for row in rows:
         solution = _solution(row, data)
         if solution.correct and solution.final_answer:
-            known.setdefault(_same(str(row["problem"])), solution.final_answer)
+            known.setdefault(_same(str(row["problem"])), collection(solution.final_answer))
     return known | {_same(question): a for question, a in reference_answers(data).items()}
 
 

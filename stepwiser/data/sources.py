@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stepwiser.config import DataConfig
+from stepwiser.data.answers import boxed_answer, collection
 from stepwiser.data.records import Problem, StepItem, content_id
-from stepwiser.data.verifiers import AnswerChecker, boxed_answer, unverifiable
+from stepwiser.data.verifiers import AnswerChecker, unverifiable
 from stepwiser.errors import UserError
 
 
@@ -82,8 +83,8 @@ def reference_answer(config: DataConfig, cell: object) -> str:
     answer = str(cell or "")
     if config.answer_delimiter is not None:
         answer = answer.rpartition(config.answer_delimiter)[2]
-    # Whole solutions (NuminaMath) hold their answer in a box.
-    return (boxed_answer(answer) or answer).strip()
+    # Whole solutions (NuminaMath) hold their answer in a box, or in several side by side.
+    return collection(boxed_answer(answer) or answer).strip()
 
 
 def reference_answers(config: DataConfig) -> dict[str, str]:

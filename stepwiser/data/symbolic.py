@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import LatexExtractionConfig, grader, parse, verify
+from math_verify.parser import NormalizationConfig
 from sympy.core.function import AppliedUndef
 
 from stepwiser.data.numbers import RELATIVE, read_number
@@ -51,7 +51,7 @@ def same_mathematics(answer: str, reference: str) -> bool | None:
     left, right = _parsed(a), _parsed(b)
     if not left or not right:
         return None
-    if {sympy.zoo, sympy.nan} & {left[0], right[0]}:
+    if any(x is sympy.zoo or x is sympy.nan for x in (left[0], right[0])):
         return None
     try:
         verdicts = {_verify(left, right)}
@@ -61,6 +61,11 @@ def same_mathematics(answer: str, reference: str) -> bool | None:
     except CannotSay:
         return None
     return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def is_readable(text: str) -> bool:
+    """Whether an answer can be read as mathematics; raises as `same_mathematics` does."""
+    return bool(_parsed(_without_unit(text)[0]))
 
 
 def _verify(gold: list[Any], other: list[Any]) -> bool:
@@ -79,7 +84,7 @@ def _parsed(text: str) -> list[Any]:
             rf"\boxed{{{text}}}",
             _READING,
             fallback_mode="no_fallback",
-            parsing_timeout=None,  # type: ignore[arg-type]
+            parsing_timeout=None,
             raise_on_error=True,
         )
     )
@@ -90,7 +95,7 @@ def _without_unit(text: str) -> tuple[str, frozenset[str]]:
     power = r"(?: ?\^ ?\{? ?-?\d ?\}?)?"
     end = re.search(rf"\\(?:text|mathrm|mbox) ?\{{[^{{}}]*\}}{power}$", text)
     if end is None:
-        end = re.search(rf"(?<=[\d}}) ])(?:[A-Za-z]{{2,}}[ /]?)+{power}$", text)
+        end = re.search(rf"(?<=[\d}}) ])[A-Za-z]{{2,}}(?:[ /][A-Za-z]{{2,}})*{power}$", text)
         if end is None:
             return text, frozenset()
     before = text[: end.start()].strip()

@@ -57,7 +57,7 @@ async def sample_solutions(
             prompt_ids(problem.question), sampling, affinity=problem.problem_id
         )
         answers = [boxed_answer(sample.text) for sample in samples]
-        outcomes = await check_all(checker, answers, problem.answer)
+        outcomes = await check_all(checker, answers, problem.answer, problem.question)
         done()
         return Solutions(problem, samples, outcomes)
 
