@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, NamedTuple
 
 GRACE_S = 1.0
@@ -28,7 +29,7 @@ START_S = 60.0
 """Longest start of the process with its imports, which is no part of a deadline."""
 
 MEMORY_BYTES = 4 << 30
-"""Address space of a process that only does mathematics: 9^9^9^9 must not take the machine's."""
+"""Address space that mathematics may take on top of a new process: 9^9^9^9 wants all there is."""
 
 
 class Outcome(NamedTuple):
@@ -133,7 +134,9 @@ def _begin(quiet: bool) -> None:
         logging.disable()
         warnings.simplefilter("ignore")
         with contextlib.suppress(ValueError, OSError):  # a lower limit is there already
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + MEMORY_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
     signal.signal(signal.SIGALRM, _ring)
 
 

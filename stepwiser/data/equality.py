@@ -28,6 +28,8 @@ class Compared(NamedTuple):
     final: bool = True
     """Whether that is all; else `texts` are to be compared as mathematics."""
     texts: tuple[str, str] = ("", "")
+    reason: str = "words, units or bases leave it open"
+    """Why the verdict is None."""
 
 
 def compare_texts(answer: str, reference: str) -> Compared:
@@ -35,7 +37,7 @@ def compare_texts(answer: str, reference: str) -> Compared:
     if answer.strip() == reference.strip():
         return Compared(True)
     if _too_much(answer) or _too_much(reference):
-        return Compared(None)
+        return Compared(None, reason="longer or deeper than is read")
     reading = collection if is_collection(answer) and is_collection(reference) else last_box
     a, b = cleaned(reading(answer)), cleaned(reading(reference))
     if _same_text(a, b):
@@ -56,8 +58,10 @@ def compare_texts(answer: str, reference: str) -> Compared:
     if (based := _in_bases(a, b)) is not None:
         return based
     if is_words(a) or is_words(b):
+        if _letters(a) == _letters(b):
+            return Compared(True)
         if is_words(a) and is_words(b):
-            return Compared(_letters(a) == _letters(b))
+            return Compared(False)
         return Compared(False if m or n else None)
     return Compared(None, False, (a, b))
 
@@ -78,6 +82,8 @@ def is_words(text: str) -> bool:
     runs = re.findall(r"[^\W\d_]+", text)
     if re.search(r"[\\^_={}<>+*/|\d]", text) or any(run.lower() in MATHS for run in runs):
         return False
+    if len(runs) > 1 and all(len(run) > 1 for run in runs):
+        return True
     return any(len(run) > 3 or (not run.isascii() and len(run) > 1) for run in runs)
 
 
@@ -137,8 +143,8 @@ def _with_letters(a: Number, b: Number) -> bool | None:
     """Compare numbers of which one may be followed by a lone letter."""
     if a.letter == b.letter:
         return compare_numbers(a, b)
-    scale = (a.letter or b.letter) in "kKMBT"
-    return None if scale or compare_numbers(a, b) is not False else False
+    open_value = (a.letter or b.letter) in "kKMBT" or a.unit or b.unit
+    return None if open_value or compare_numbers(a, b) is not False else False
 
 
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)? ?_ ?\{? ?(\d{1,2}) ?\}?")

@@ -287,4 +287,7 @@ def _number_word(text: str) -> Number | None:
     value = WORD_NUMBERS.get(words[0].lower()) if words else None
     if value is None:
         return None
-    return _classified(Number(Fraction(value)), [], words[1:], frozenset())
+    words = words[1:]
+    while words and (scale := SCALES.get(words[0].lower())):
+        value, words = value * scale, words[1:]
+    return _classified(Number(Fraction(value)), [], words, frozenset())

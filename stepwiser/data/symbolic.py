@@ -167,7 +167,8 @@ def _same_number(a: Any, b: Any, decimal: bool) -> bool:
     parts = [p for p in value.as_real_imag() if (p.is_Float and p._prec > 1) or p.is_Integer]
     if all(p == 0 for p in parts):
         return True
-    return decimal and bool(abs(value) <= float(RELATIVE) * max(abs(a.evalf(15)), abs(b.evalf(15))))
+    size = max(abs(a.evalf(15)), abs(b.evalf(15)))
+    return decimal and bool(abs(value) <= (1 + 1e-9) * float(RELATIVE) * size)
 
 
 def _same_function(a: Any, b: Any, symbols: list[Any], decimal: bool) -> bool:

@@ -161,6 +161,8 @@ class _ProcessChecker:
                 waiting.append(answer)
             else:
                 verdicts[answer] = outcome.verdict
+                if outcome.reason:
+                    self._remember((answer, reference, problem), outcome)
         if waiting:
             verdicts.update(self._ask(waiting, reference, problem))
         return [verdicts[answer] for answer in answers]
@@ -207,25 +209,28 @@ class MathVerifyChecker(_ProcessChecker):
     def __init__(self, timeout_s: float = 5.0) -> None:
         process = BoundedProcess(timeout_s, warm_up=_warm_up, quiet=True)
         super().__init__(process, _compare)
+        self._readable: dict[str, bool] = {}
 
     def verifies(self, reference: str) -> bool:
         """Whether a reference says something, and can be read in time."""
         if says_nothing(reference):
             return False
         readable = readable_at_once(reference)
-        key = (reference, reference, "")  # equal to itself without a look, so the key is free
-        if readable is None and (readable := self._known.get(key)) is None:
-            with self._one_at_a_time:
+        if readable is not None:
+            return readable
+        with self._one_at_a_time:
+            if reference not in self._readable:
                 ((outcome,),) = self._process.run(_read, [[reference]], "", "")
-            self._remember(key, outcome)
-            readable = outcome.verdict
-        return readable is True
+                self._readable[reference] = outcome.verdict is True
+            return self._readable[reference]
 
     def _at_once(self, answer: str, reference: str, problem: str) -> Outcome | None:
+        if (known := super()._at_once(answer, reference, "")) is not None:
+            return known
         compared = compare_texts(answer, reference)
-        if compared.final:
-            return Outcome(compared.verdict)
-        return super()._at_once(answer, reference, "")
+        if not compared.final:
+            return None
+        return Outcome(compared.verdict, compared.reason if compared.verdict is None else "")
 
     def _remember(self, key: tuple[str, str, str], outcome: Outcome) -> None:
         super()._remember((key[0], key[1], ""), outcome)
