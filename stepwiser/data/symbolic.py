@@ -2,7 +2,7 @@ r"""Math-Verify about two answers, made exact; for the worker processes of `veri
 
 Math-Verify (0.9) reads LaTeX well and knows how sets, intervals, equations and matrices are to be
 compared. Its innermost comparison of two expressions is not exact: it cuts numbers below 1e-15 to
-zero and rounds decimals to six places, whatever their size. That one function is replaced here;
+zero and rounds decimals to six places, whatever their size. That function is replaced here;
 everything around it is the library's.
 """
 
@@ -135,7 +135,7 @@ def _same_value(a: Any, b: Any) -> bool:
             return True
         if {a, b} & {sympy.zoo, sympy.nan}:
             raise CannotSay
-        symbols = sorted((a - b).free_symbols, key=str)
+        symbols = sorted(a.free_symbols | b.free_symbols, key=str)
         return _same_function(a, b, symbols, decimal) if symbols else _same_number(a, b, decimal)
     except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
         raise CannotSay from error
@@ -167,8 +167,10 @@ def _same_number(a: Any, b: Any, decimal: bool) -> bool:
     parts = [p for p in value.as_real_imag() if (p.is_Float and p._prec > 1) or p.is_Integer]
     if all(p == 0 for p in parts):
         return True
+    if not decimal:
+        return False
     size = max(abs(a.evalf(15)), abs(b.evalf(15)))
-    return decimal and bool(abs(value) <= (1 + 1e-9) * float(RELATIVE) * size)
+    return bool(abs(value) <= (1 + 1e-9) * float(RELATIVE) * size)
 
 
 def _same_function(a: Any, b: Any, symbols: list[Any], decimal: bool) -> bool:
@@ -194,5 +196,15 @@ def _simplified(apart: Any) -> bool:
     return bool(zero)
 
 
+def _same_symbol(gold: Any, other: Any) -> bool:
+    """The library compares a lone variable by name alone, and so takes 3x - 2x for another."""
+    if _library_same_symbol(gold, other):
+        return True
+    mixed = isinstance(gold, sympy.Symbol) is not isinstance(other, sympy.Symbol)
+    return mixed and same_expression(gold, other)
+
+
+_library_same_symbol = grader.sympy_compare_symbols
+grader.sympy_compare_symbols = _same_symbol
 grader.sympy_numeric_eq = same_expression
 grader.sympy_symbolic_eq = lambda a, b: False

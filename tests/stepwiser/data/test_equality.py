@@ -51,6 +51,7 @@ EQUAL = [
     *((r"\text{Friday}", "friday"), ("the cat", "Cat"), ("AB", "BA"), ("101_2", "101_{2}")),
     *((SEVERAL, r"\{3,5,7\}"), (SEVERAL, "7, 5, 3"), (SEVERAL, "7"), (r"\boxed{5}", "5")),
     *(("2t", "2t"), (r"e^{i\pi}", "-1"), (r"\infty", "infinity"), ("3:4", r"\frac34")),
+    *(("x^2/x", "x"), ("3x-2x", "x"), ("x=x^2/x", "x")),
 ]
 DIFFERENT = [
     *(("1/2^{98}", "1/2^{99}"), ("2^{-98}", "0"), (r"10^{300}+1", "10^{300}"), ("1e-9", "2e-9")),
@@ -103,19 +104,30 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("answer", HOSTILE, ids=lambda text: text[:12])
-def test_hostile_answers_end_in_time_and_quietly(
-    answer: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[MathVerifyChecker]:
     checker = MathVerifyChecker(timeout_s=1.0)
+    yield checker
+    checker.close()
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=lambda text: text[:12])
+def test_hostile_answers_end_in_time(impatient: MathVerifyChecker, answer: str) -> None:
+    impatient.check("x", "2x")  # the process starts, which is no part of a check
+    started = time.monotonic()
+    assert impatient.check(answer, "y+5") in (None, False)
+    assert time.monotonic() - started < 6  # a second, another of grace, and a busy machine
+
+
+def test_what_cannot_be_read_is_counted_and_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    checker = MathVerifyChecker(timeout_s=2.0)
     try:
-        checker.check("x", "2x")  # the process starts, which is no part of a check
-        started = time.monotonic()
-        assert checker.check(answer, "y+5") in (None, False)
-        assert time.monotonic() - started < 4
+        for answer in (NESTED, r"\frac{1}{" + "(" * 45, "-" * 900 + "5", r"\sqrt" * 300):
+            assert checker.check(answer, "5") is None
+        assert checker.cannot_say.total() == 4
         assert checker.check("0.25x", r"\frac{x}{4}") is True
-        assert checker.check(NESTED, "5") is None
-        assert checker.cannot_say.total() >= 1
     finally:
         checker.close()
     assert capfd.readouterr() == ("", "")
