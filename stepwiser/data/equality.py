@@ -63,7 +63,12 @@ def compare_texts(answer: str, reference: str) -> Compared:
         if is_words(a) and is_words(b):
             return Compared(False)
         return Compared(False if m or n else None)
-    return Compared(None, False, (a, b))
+    # The library would take 1 000 for 1 times 0, and 1 1/2 for a product too.
+    return Compared(None, False, (_plain(m, a), _plain(n, b)))
+
+
+def _plain(number: Number | None, text: str) -> str:
+    return number.tex if number is not None and not number.letter else text
 
 
 def readable_at_once(reference: str) -> bool | None:

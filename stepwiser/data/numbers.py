@@ -47,6 +47,21 @@ class Number:
     unclear: bool = False
     """Words around it may change its value (`half of 5`)."""
 
+    @property
+    def tex(self) -> str:
+        r"""The same in the plainest TeX: `-5`, `\frac{1}{2}`, `0.25\%`, `5 \text{cm}`."""
+        if self.places is not None:
+            digits = len(str(self.places.denominator)) - 1
+            scaled = str(abs(self.value) * 10**digits).zfill(digits + 1)
+            text = f"{scaled[:-digits]}.{scaled[-digits:]}"
+        elif self.value.denominator == 1:
+            text = str(abs(self.value))
+        else:
+            text = rf"\frac{{{abs(self.value).numerator}}}{{{self.value.denominator}}}"
+        sign = "-" if self.value < 0 else ""
+        unit = rf" \text{{{' '.join(sorted(self.unit))}}}" if self.unit else ""
+        return sign + text + (r"\%" if self.percent else "") + unit
+
 
 def same_value(a: Fraction, b: Fraction, places: Fraction | None, decimal: bool) -> bool:
     """Exact equality, or where one is a decimal, equality as far as it was written out.
@@ -229,7 +244,7 @@ def _with_words(
         value, before = -value, before[: sign.start()]
     if re.sub(r"[ .,:/']", "", _WORD.sub("", before)) or ".." in after:
         return None
-    if re.sub(r"[ .,/']", "", _WORD.sub("", after)):
+    if re.sub(r"[ .,']", "", _WORD.sub("", re.sub(r"(?<=[^\W\d])/(?=[^\W\d])", " ", after))):
         return None
     close = after[:1].isalpha()
     words = _WORD.findall(after)

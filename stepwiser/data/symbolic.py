@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 import sympy
-from math_verify import LatexExtractionConfig, grader, parse, verify
-from math_verify.parser import NormalizationConfig
+from math_verify import grader, verify
+from math_verify.parser import NormalizationConfig, normalize_latex, parse_latex_cached
 from sympy.core.function import AppliedUndef
 
 from stepwiser.data.numbers import RELATIVE, read_number
@@ -24,15 +24,13 @@ DIGITS = 1000
 POINTS = tuple(sympy.Rational(p, q) for p, q in ((617, 389), (1009, 823), (211, 947), (-577, 401)))
 """Where expressions with variables are compared; each variable takes them in turn."""
 
-_READING = [
-    LatexExtractionConfig(
-        boxed_match_priority=0,
-        # Units are read by us: the library takes the t of 2t for one.
-        normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
-        ),
-    )
-]
+_READING = NormalizationConfig(
+    basic_latex=True,
+    units=False,  # these are read by us: the library takes the t of 2t for one
+    malformed_operators=True,
+    nits=True,
+    boxed="none",
+)
 
 
 class CannotSay(BaseException):
@@ -79,15 +77,23 @@ def _parsed(text: str) -> list[Any]:
         return []  # read as if that were not there
     # 1.0i is a number and a variable called i to the parser, unless they stand apart.
     text = re.sub(r"(?<=[\d.}])i(?![A-Za-z])", " i", text)
-    return list(
-        parse(
-            rf"\boxed{{{text}}}",
-            _READING,
-            fallback_mode="no_fallback",
-            parsing_timeout=None,
-            raise_on_error=True,
-        )
-    )
+    if not _braces_pair(text):
+        return []
+    try:
+        # Not by `parse`, which looks for anything in a text that can be read, and so finds 73 in
+        # what it cannot read as a whole.
+        return [parse_latex_cached(normalize_latex(text, _READING))]
+    except Exception:  # whatever the parser could not make sense of
+        return []
+
+
+def _braces_pair(text: str) -> bool:
+    depth = 0
+    for token in re.findall(r"\\.|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(token, 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _without_unit(text: str) -> tuple[str, frozenset[str]]:

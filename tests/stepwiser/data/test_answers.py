@@ -52,6 +52,7 @@ def test_a_long_response_of_open_boxes_costs_little() -> None:
 
 
 @given(st.lists(st.sampled_from([r"\boxed{", r"\fbox{", "{", "}", r"\}", "\\", "a", ", "])))
+@settings(deadline=None)
 def test_boxes_are_whole_whatever_the_braces(parts: list[str]) -> None:
     response = "".join(parts)
     for box in boxes(response):
@@ -61,7 +62,7 @@ def test_boxes_are_whole_whatever_the_braces(parts: list[str]) -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\\{}"), min_size=1))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_a_text_in_a_box_comes_out_of_it(text: str) -> None:
     assert boxed_answer(rf"so \boxed{{{text}}}.") in (text.strip(), None)
 

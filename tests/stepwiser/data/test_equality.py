@@ -68,13 +68,19 @@ DIFFERENT = [
     *(("listen", "silent"), ("Friday", "Monday"), ("yes", "no"), ("Friday", "5"), ("?", "5")),
     *(("N/A", "5"), ("(C)", "(D)"), ("(1,2)", "(2,1)"), ("(1,3)", "(1,3]"), ("5%", "6%")),
     *((SEVERAL, "3"), ("3, 5, 7", "7"), (SEVERAL, "3, 5"), ("12_8", "11"), ("y=2x+1", "2x+2")),
+    *(("1 000", "1 000x"), ("1 1/2", "x/2"), ("1/2^{98}", "1/2^{98}+x"), ("0.5x", "0.5y")),
     *(("minus 5", "5"), ("5 million", "5"), ("−5", "5"), (r"-\infty", r"\infty"), ("-1", "1")),
 ]
 OPEN = [
     *(("5 dollars", "5 cents"), ("5 km", "5000 m"), ("half of 5", "5"), ("at least 5", "5")),
     *(("not 5", "5"), ("5k", "5000"), ("5 m", "5"), ("12_8", "12"), ("12_8", "10")),
     *((NESTED, "5"), ("5/0", "0/0"), (r"\frac{1}{", "5"), ("0.333...", "0.333")),
-    *((r"3\pi \text{ cm}", r"3\pi \text{ km}"), ("no solution", r"\emptyset"), ("x" * 3000, "5")),
+    *(
+        (r"3\pi \text{ cm}", r"3\pi \text{ km}"),
+        ("no solution", r"\emptyset"),
+        ("x+1", "x+1}y"),
+        ("x" * 3000, "5"),
+    ),
 ]
 
 
@@ -145,7 +151,7 @@ numbers = st.fractions(max_denominator=10**9)
 
 
 @given(texts, texts)
-@settings(max_examples=400, deadline=1000)
+@settings(max_examples=400, deadline=None)
 def test_texts_compare_alike_both_ways(a: str, b: str) -> None:
     assert compare_texts(a, a).verdict is True
     there, back = compare_texts(a, b), compare_texts(b, a)
@@ -167,6 +173,7 @@ def test_equality_is_reflexive_symmetric_and_bounded(
 
 
 @given(numbers, numbers)
+@settings(deadline=None)
 def test_fractions_are_equal_when_they_are(a: Fraction, b: Fraction) -> None:
     texts = [f"{x.numerator}/{x.denominator}" for x in (a, b)]
     assert compare_texts(*texts).verdict is (a == b)
@@ -175,6 +182,7 @@ def test_fractions_are_equal_when_they_are(a: Fraction, b: Fraction) -> None:
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(1, 10**6))
+@settings(deadline=None)
 def test_integers_are_never_rounded(number: int, apart: int) -> None:
     assert compare_texts(f"{number:,}", str(number)).verdict is True
     assert compare_texts(f"{number:,}", str(number + apart)).verdict is False
@@ -182,6 +190,7 @@ def test_integers_are_never_rounded(number: int, apart: int) -> None:
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6), numbers)
+@settings(deadline=None)
 def test_a_decimal_is_no_further_than_its_last_place(decimal: object, number: Fraction) -> None:
     a = Fraction(str(decimal))
     assume(a != number)
@@ -192,6 +201,7 @@ def test_a_decimal_is_no_further_than_its_last_place(decimal: object, number: Fr
 
 
 @given(st.text(max_size=60))
+@settings(deadline=None)
 def test_reading_never_raises(text: str) -> None:
     read_number(cleaned(text))
     assert cleaned(cleaned(text)) == cleaned(text)
