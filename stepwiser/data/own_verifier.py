@@ -7,8 +7,8 @@ answers `{"verdicts": [true, false, null, …]}`, one for each. Both run in a `b
 
 from __future__ import annotations
 
-import importlib
 import json
+import pkgutil
 import urllib.request
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -26,10 +26,7 @@ LONGEST_REPLY = 1 << 20
 @cache
 def load_function(path: str) -> Callable[[str, str, str], object]:
     """The function at `module:function`; raises what its import raises, or TypeError."""
-    module, _, name = path.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
+    found: Any = pkgutil.resolve_name(path)
     if not callable(found):
         raise TypeError(f"{path} is a {type(found).__name__}, no function")
     return found

@@ -226,7 +226,8 @@ class MathVerifyChecker(_ProcessChecker):
 
     def _at_once(self, answer: str, reference: str, problem: str) -> Outcome | None:
         # One key for both orders: a deadline missed under load must not tell them apart.
-        if (known := super()._at_once(*sorted((answer, reference)), "")) is not None:
+        first, second = sorted((answer, reference))
+        if (known := super()._at_once(first, second, "")) is not None:
             return known
         compared = compare_texts(answer, reference)
         if not compared.final:
