@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import isnan, sqrt
+
+
+def known(values: Sequence[float]) -> list[float]:
+    """Those that are not nan: what could not be found out is left out, not counted as 0."""
+    return [value for value in values if not isnan(value)]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

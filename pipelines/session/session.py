@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
@@ -193,6 +194,17 @@ class Session:
             usage.gpu_hours = (held + others * usage.seconds) / 3600
             earlier = self.store.read_metrics(f"cost-{name}") if resumes else None
             self.store.write_metrics(f"cost-{name}", usage.plus(earlier).as_dict())
+            self._say_what_was_not_checked()
+
+    def _say_what_was_not_checked(self) -> None:
+        if self._checker is not None and (reasons := self._checker.cannot_say):
+            counted = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(5))
+            self.console.print(
+                f"[yellow]{reasons.total()} answers were not checked, which makes none of them "
+                f"wrong: [/]{escape(counted)}",
+                highlight=False,
+            )
+            reasons.clear()
 
     @property
     def engine_gpu_seconds(self) -> float:

@@ -12,7 +12,7 @@ from pipelines.training.learner_options import response_example, run_sft_jobs, w
 from stepwiser.data.records import Problem
 from stepwiser.generation import Sampling
 from stepwiser.search.policy import Solutions, accuracy
-from stepwiser.statistics import mean_and_error
+from stepwiser.statistics import known, mean_and_error
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -86,7 +86,9 @@ def _summary(solutions: list[Solutions]) -> dict[str, float]:
 
 def _difference(a: list[Solutions], b: list[Solutions]) -> dict[str, float]:
     """Mean over problems of the difference, and its standard error: the problems are the same."""
-    mean, error = mean_and_error([x.share_right - y.share_right for x, y in zip(a, b, strict=True)])
+    mean, error = mean_and_error(
+        known([x.share_right - y.share_right for x, y in zip(a, b, strict=True)])
+    )
     return {"mean": mean, "se": error}
 
 

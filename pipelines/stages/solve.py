@@ -11,18 +11,26 @@ from pipelines.evaluation.judge_specs import JudgeSpec, judge_specs, make_judge
 from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
+from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
-from stepwiser.data.verifiers import AnswerChecker, boxed_answer
+from stepwiser.data.verifiers import AnswerChecker
 from stepwiser.generation import Sampling
 from stepwiser.prompting.thinking import answer_of
 from stepwiser.search.chunk_reset import (
     SearchResult,
     chunk_reset,
-    majority_vote,
     samples_for_budget,
 )
-from stepwiser.search.policy import ChunkSampler, SearchJudge, Solutions, accuracy
-from stepwiser.statistics import mean_and_error
+from stepwiser.search.policy import (
+    ChunkSampler,
+    SearchJudge,
+    Solutions,
+    accuracy,
+    majority_shares,
+    share_true,
+    solution_voices,
+)
+from stepwiser.statistics import known, mean_and_error
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def _metrics(
 ) -> dict[str, Any]:
     checker = session.checker
     single = accuracy(plain)
+    named = solution_voices(plain, checker)
     metrics: dict[str, Any] = {
         "problems": len(problems),
         "plain": {
@@ -114,9 +123,10 @@ def _metrics(
             "accuracy_se": single.standard_error,
             "tokens": single.tokens,
             "samples": len(plain[0].samples),
+            "not_checked": sum(solution.outcomes.count(None) for solution in plain),
         },
         "majority": [
-            _vote_row(_majority(plain, k, checker), k, single.tokens)
+            _vote_row(majority_shares(plain, k, checker, named), k, single.tokens)
             for k in _vote_counts(len(plain[0].samples))
         ],
         "search": {},
@@ -125,13 +135,13 @@ def _metrics(
     solved: dict[str, list[float]] = {"plain": [solution.share_right for solution in plain]}
     for name, found in results.items():
         solved[name] = [
-            float(_right(checker, result.text, problem))
+            share_true([_right(checker, result.text, problem)])
             for result, problem in zip(found, problems, strict=True)
         ]
-        mean, error = mean_and_error(solved[name])
+        mean, error = mean_and_error(known(solved[name]))
         total = _mean(found, "total_tokens")
         votes = min(samples_for_budget(total, single.tokens), len(plain[0].samples))
-        elected = _majority(plain, votes, checker)
+        elected = majority_shares(plain, votes, checker, named)
         metrics["search"][name] = {
             "accuracy": mean,
             "accuracy_se": error,
@@ -153,12 +163,12 @@ def _metrics(
 
 def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """Mean gain on the same problems; its error leaves out how hard they are."""
-    mean, error = mean_and_error([a - b for a, b in zip(ours, theirs, strict=True)])
+    mean, error = mean_and_error(known([a - b for a, b in zip(ours, theirs, strict=True)]))
     return {"mean": mean, "se": error}
 
 
-def _right(checker: AnswerChecker, text: str, problem: Problem) -> bool:
-    return checker.check(boxed_answer(answer_of(text)), problem.answer) is True
+def _right(checker: AnswerChecker, text: str, problem: Problem) -> bool | None:
+    return checker.check(boxed_answer(answer_of(text)), problem.answer, problem.question)
 
 
 def _vote_counts(samples: int) -> list[int]:
@@ -166,21 +176,8 @@ def _vote_counts(samples: int) -> list[int]:
     return counts
 
 
-def _majority(plain: Sequence[Solutions], votes: int, checker: AnswerChecker) -> list[float]:
-    """For each problem the share of right majorities among its disjoint groups of samples."""
-    shares = []
-    for solution in plain:
-        answers = [boxed_answer(answer_of(sample.text)) for sample in solution.samples]
-        groups = [answers[i : i + votes] for i in range(0, len(answers) - votes + 1, votes)]
-        rights = [
-            checker.check(majority_vote(group), solution.problem.answer) is True for group in groups
-        ]
-        shares.append(sum(rights) / len(rights))
-    return shares
-
-
 def _vote_row(shares: Sequence[float], votes: int, tokens: float) -> dict[str, float]:
-    mean, error = mean_and_error(shares)
+    mean, error = mean_and_error(known(shares))
     return {
         "votes": votes,
         "accuracy": mean,

@@ -127,7 +127,7 @@ class Annotator:
         )
         samples = self.prompts.heard(samples)
         answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
-        outcomes = await check_all(self.checker, answers, problem.answer)
+        outcomes = await check_all(self.checker, answers, problem.answer, problem.question)
         right = sum(outcome is True for outcome in outcomes)
         counts.update(
             problems=1,
@@ -139,7 +139,8 @@ class Annotator:
         )
         if unfinished := sum(is_unfinished(sample.text) for sample in samples):
             counts["unfinished_thinking"] += unfinished
-        mixed = 0 < right < len(samples)
+        # One that could not be checked is no wrong one.
+        mixed = right > 0 and False in outcomes
         counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
         if isinstance(problem, ImportedProblem):
             result.trajectories = await asyncio.to_thread(
@@ -352,7 +353,7 @@ class Annotator:
         # Thinking is over where a chunk has ended, and what was thought before is no answer.
         before = self.prompts.answer_of_prefix(prefix)
         answers = [boxed_answer(before + sample.text) for sample in samples]
-        checked = await check_all(self.checker, answers, problem.answer)
+        checked = await check_all(self.checker, answers, problem.answer, problem.question)
         successes = sum(outcome is True for outcome in checked)
         return Rollouts(
             successes=successes,

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+KnownChecker = Literal["exact", "math_verify"]
+
+
+def _checker(kind: str) -> str:
+    """Raises ValueError for what is no name, no dotted path of a function and no address."""
+    names = get_args(KnownChecker)
+    dotted = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+    if kind in names or re.fullmatch(rf"{dotted}:{dotted}|https?://[^\s/]+\S*", kind):
+        return kind
+    raise ValueError(
+        f"is none of {', '.join(names)}, no function as module:function (my_package.checks:same), "
+        "and no http(s):// address of a verifier: give one of these"
+    )
+
+
+AnswerChecker = Annotated[str, AfterValidator(_checker)]
+"""Who says whether an answer is the reference; whether a function exists is found at its import."""
 
 
 class Section(BaseModel):

@@ -10,7 +10,14 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from stepwiser.config.addresses import LocalPlace
-from stepwiser.config.base import Fraction, Positive, Section, require_at_least, require_at_most
+from stepwiser.config.base import (
+    AnswerChecker,
+    Fraction,
+    Positive,
+    Section,
+    require_at_least,
+    require_at_most,
+)
 from stepwiser.config.data import DataConfig
 from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
@@ -247,8 +254,12 @@ class RunConfig(Section):
         description="Where curves go while a stage runs: Weights & Biases (offline without a key), "
         "or nowhere besides the run directory.",
     )
-    answer_checker: Literal["exact", "math_verify"] = "math_verify"
-    check_timeout_s: float = Field(5.0, gt=0, description="Longest check of one answer.")
+    answer_checker: AnswerChecker = Field(
+        "math_verify",
+        description="`exact` (same text), `math_verify`, or an own verifier: `module:function` or "
+        "an http(s) address.",
+    )
+    check_timeout_s: float = Field(5.0, gt=0, description="Seconds of one check, at the longest.")
     judge_max_tokens: Positive = Field(3096, description="Longest analysis and verdict.")
     prompts: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from stepwiser.config import DataConfig
 from stepwiser.config.models import AnnotateConfig
+from stepwiser.data.answers.boxes import boxed_answer, collection
 from stepwiser.data.cells import answer_text, problem_text, text, truth
 from stepwiser.data.cells import steps as steps_of
 from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_table, read_rows
@@ -35,7 +36,6 @@ from stepwiser.data.step_formats import LabelledSolution, are_ratings, format_of
 from stepwiser.data.step_items import notice_of, own_names
 from stepwiser.data.verifiers import (
     AnswerChecker,
-    boxed_answer,
     unverifiable,
 )
 from stepwiser.errors import UserError
@@ -176,7 +176,7 @@ def imported_trajectories(
                 raise ValueError(f"longer than annotate.max_tokens={config.max_tokens}")
             correct = solution.correct
             if correct is None:
-                correct = checker.check(solution.final_answer, problem.answer)
+                correct = checker.check(solution.final_answer, problem.answer, problem.question)
             if correct is None:
                 raise ValueError("answer could not be verified")
         except ValueError as error:
@@ -276,7 +276,7 @@ def _known_answers(read: Sequence[_SolutionRow], data: DataConfig) -> dict[str, 
     known: dict[str, str] = {}
     for one in read:
         if one.solution.correct and one.solution.final_answer:
-            known.setdefault(_same(one.question), one.solution.final_answer)
+            known.setdefault(_same(one.question), collection(one.solution.final_answer))
     return known | {_same(question): a for question, a in reference_answers(data).items()}
 
 

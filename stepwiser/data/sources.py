@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepwiser.config import DataConfig
+from stepwiser.data.answers.boxes import boxed_answer, collection
 from stepwiser.data.cells import answer_text, cell, has, problem_text
 from stepwiser.data.files import (
     READERS,
@@ -26,7 +27,7 @@ from stepwiser.data.files import (
 )
 from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, content_id
-from stepwiser.data.verifiers import AnswerChecker, boxed_answer, unverifiable
+from stepwiser.data.verifiers import AnswerChecker, unverifiable
 from stepwiser.errors import UserError
 
 
@@ -136,8 +137,8 @@ def reference_answer(config: DataConfig, answer: str) -> str:
     """The answer in a text of the answer column, which may hold a whole solution."""
     if config.answer_delimiter is not None:
         answer = answer.rpartition(config.answer_delimiter)[2]
-    # Whole solutions (NuminaMath) hold their answer in a box.
-    return (boxed_answer(answer) or answer).strip()
+    # Whole solutions (NuminaMath) hold their answer in a box, or in several side by side.
+    return collection(boxed_answer(answer) or answer).strip()
 
 
 def reference_answers(config: DataConfig) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
-from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
+from stepwiser.data.verifiers import AnswerChecker, check_all, voices
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.judges import Judge
 from stepwiser.prompting.prompt_format import PromptFormat
@@ -18,8 +20,8 @@ from stepwiser.prompting.thinking import (
     is_unfinished,
     opening_marker,
 )
-from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict
-from stepwiser.statistics import mean_and_error
+from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict, majority_vote
+from stepwiser.statistics import known, mean_and_error
 
 UNDECIDED = 0.5
 """Score of a chunk whose judge gave no verdict: it is neither passed nor refused for that."""
@@ -35,7 +37,8 @@ class Solutions:
 
     @property
     def share_right(self) -> float:
-        return sum(outcome is True for outcome in self.outcomes) / len(self.outcomes)
+        """Of those that could be checked; nan where none could."""
+        return share_true(self.outcomes)
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,54 @@ async def sample_solutions(
             )
         )
         answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
-        outcomes = await check_all(checker, answers, problem.answer)
+        outcomes = await check_all(checker, answers, problem.answer, problem.question)
         done()
         return Solutions(problem, samples, outcomes)
 
     return list(await asyncio.gather(*(one(problem) for problem in problems)))
 
 
+def share_true(outcomes: Sequence[bool | None]) -> float:
+    """Share of True among what is not None; nan without any."""
+    decided = [outcome for outcome in outcomes if outcome is not None]
+    return sum(decided) / len(decided) if decided else math.nan
+
+
+def solution_voices(solutions: Sequence[Solutions], checker: AnswerChecker) -> list[dict[str, str]]:
+    """For each problem its samples' answers with what they are called in a vote (`voices`)."""
+    return [
+        voices(checker, [boxed_answer(answer_of(x.text)) for x in s.samples], s.problem.question)
+        for s in solutions
+    ]
+
+
+def majority_shares(
+    solutions: Sequence[Solutions],
+    votes: int,
+    checker: AnswerChecker,
+    named: Sequence[Mapping[str, str]],
+) -> list[float]:
+    """For each problem the share of right majorities among its disjoint groups of samples.
+
+    Args:
+        solutions: with as many samples each as there are.
+        votes: samples of a group.
+        checker: of what was elected; it may take its time, so not for an event loop.
+        named: `solution_voices` of the same solutions.
+    """
+    shares = []
+    for solution, voice in zip(solutions, named, strict=True):
+        question, reference = solution.problem.question, solution.problem.answer
+        answers = [boxed_answer(answer_of(sample.text)) for sample in solution.samples]
+        groups = [answers[i : i + votes] for i in range(0, len(answers) - votes + 1, votes)]
+        elected = [majority_vote(group, key=voice.__getitem__) for group in groups]
+        shares.append(share_true(checker.check_many(elected, reference, question)))
+    return shares
+
+
 def accuracy(solutions: Sequence[Solutions]) -> Accuracy:
     """Pass@1: problems are the independent units, samples of one problem are not."""
-    mean, error = mean_and_error([s.share_right for s in solutions])
+    mean, error = mean_and_error(known([s.share_right for s in solutions]))
     tokens = [len(sample.token_ids) for s in solutions for sample in s.samples]
     return Accuracy(mean, error, len(solutions), sum(tokens) / max(1, len(tokens)))
 

@@ -14,6 +14,7 @@ from stepwiser.annotation.label_rules import DEFINITIONS, LabelRule
 from stepwiser.annotation.stopping import StoppingRule
 from stepwiser.config import RunConfig, load_config, parse_config
 from stepwiser.config.aliases import RENAMED, RenamedKeyWarning
+from stepwiser.config.base import KnownChecker
 from stepwiser.config.loading import valid_keys
 from stepwiser.config.models import AnnotateConfig, RuleConfig
 from stepwiser.config.training import TrainConfig
@@ -43,7 +44,7 @@ def test_every_choice_of_the_configuration_is_made_by_somebody() -> None:
     assert _choices(AnnotateConfig, "stopping") == {str(rule) for rule in StoppingRule}
     assert _choices(TrainConfig, "reward") == set(REWARDS)
     assert _choices(RunConfig, "tracker") == set(TRACKERS)
-    assert _choices(RunConfig, "answer_checker") == set(CHECKERS)
+    assert set(get_args(KnownChecker)) == set(CHECKERS)
 
 
 def test_what_a_rule_reads_is_in_the_configuration_and_in_its_words() -> None:

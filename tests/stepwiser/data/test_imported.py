@@ -76,6 +76,15 @@ def test_processbench_rows_find_their_answers(tmp_path: Path) -> None:
     assert first.solutions[0].final_answer == "41"
 
 
+@pytest.mark.parametrize("reference", ["?", "N/A", "the answer is unknown", "…"])
+def test_references_that_say_nothing_are_listed(tmp_path: Path, reference: str) -> None:
+    rows = (SOLUTION, SOLUTION | {"problem": "other?", "answer": reference})
+    loaded = load_imported(write(tmp_path, *rows), DataConfig(), CHECKER)
+    assert len(loaded.problems) == 1
+    ((row, reason),) = [(r.row, r.reason) for r in loaded.rejected]
+    assert row == 1 and "cannot be verified" in reason
+
+
 def test_solutions_are_split_at_blank_lines(tmp_path: Path) -> None:
     delimited = SOLUTION | {"solution": "6 x 7\n\nis 42\n#### 42"}
     unboxed = SOLUTION | {"solution": "6 x 7\n\nis 42"}

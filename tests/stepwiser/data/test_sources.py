@@ -10,7 +10,7 @@ import pytest
 from stepwiser.config import DataConfig
 from stepwiser.data.sources import load_problems
 from stepwiser.data.step_items import load_step_items
-from stepwiser.data.verifiers import ExactChecker
+from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker
 from stepwiser.errors import UserError
 
 ROWS = [
@@ -52,6 +52,27 @@ def test_good_rows_are_kept_and_bad_ones_listed(tmp_path: Path, kind: str) -> No
         "reference answer '' cannot be verified",
         "the same problem came before",
     ]
+
+
+@pytest.mark.parametrize(
+    "reference", ["?", "N/A", "the answer is unknown", "", "  ", "...", r"\boxed{}", "null"]
+)
+def test_references_that_say_nothing_are_refused_and_listed(tmp_path: Path, reference: str) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": reference}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    checker = MathVerifyChecker()
+    loaded = load_problems(DataConfig(source=str(path)), checker)
+    assert [problem.answer for problem in loaded.problems] == ["1"]
+    ((row, reason),) = [(r.row, r.reason) for r in loaded.rejected]
+    assert row == 1 and "cannot be verified" in reason
+
+
+def test_a_solution_with_several_boxes_has_the_set_for_a_reference(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"problem": "?", "answer": r"so \boxed{3}, \boxed{5}"}))
+    (problem,) = load_problems(DataConfig(source=str(path)), ExactChecker()).problems
+    assert problem.answer == "3, 5"
 
 
 def test_a_datasets_folder(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker, boxed_answer, unverifiable
+from stepwiser.data.answers.boxes import boxed_answer
+from stepwiser.data.verifiers import (
+    ExactChecker,
+    MathVerifyChecker,
+    check_all,
+    unverifiable,
+    voices,
+)
 from tests.support.paths import ROOT
 
 
@@ -34,6 +41,14 @@ def test_exact() -> None:
     assert ExactChecker().check("42", "42") is True
     assert ExactChecker().check("43", "42") is False
     assert ExactChecker().check(None, "42") is False
+
+
+@pytest.mark.parametrize(
+    ("reference", "verdict"), [("7", True), ("3, 5, 7", True), ("3", False), ("3, 5", False)]
+)
+def test_exact_of_several_boxes(reference: str, verdict: bool) -> None:
+    answer = boxed_answer(r"\boxed{3}, \boxed{5} and \boxed{7}")
+    assert ExactChecker().check(answer, reference) is verdict
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +89,64 @@ def test_a_hostile_answer_costs_its_timeout_and_the_next_check_works(checker) ->
 
 def test_unverifiable_references_are_found(checker) -> None:
     assert unverifiable(checker, ["12", ""]) == [1]
+    nested = "(" * 800 + "5" + ")" * 800
+    bad = ["?", "N/A", "the answer is unknown", " ", nested, r"\frac{1}{", "half of 5"]
+    good = ["0", "(C)", "Friday", "x^2", "3, 5", r"\emptyset", "5 dollars", "no solution"]
+    assert unverifiable(checker, bad + good) == list(range(len(bad)))
+
+
+def test_answers_that_are_the_same_have_one_voice(checker) -> None:
+    answers = ["2", "0.5", None, r"\frac12", "x", "1/2", "0.5", "x^2/x"]
+    found = voices(checker, answers)
+    assert [found[answer] for answer in answers if answer is not None] == (
+        ["2", "0.5", "0.5", "x", "0.5", "0.5", "x"]
+    )
+
+
+def test_answers_that_cannot_be_compared_cost_a_bounded_time() -> None:
+    checker = MathVerifyChecker(timeout_s=0.2)
+    try:
+        checker.check("x", "2x")
+        slow = [f"9^{{9^{{9^{{9^{i}}}}}}}" for i in range(2, 8)]
+        started = time.monotonic()
+        assert voices(checker, slow) == {answer: answer for answer in slow}
+        # Without a bound 15 pairs, each with its deadline and perhaps a new process.
+        assert checker.cannot_say.total() <= 12
+        assert time.monotonic() - started < 90
+    finally:
+        checker.close()
+
+
+def test_slow_checks_leave_the_event_loop_alone(checker) -> None:
+    async def beats() -> int:
+        task = asyncio.create_task(check_all(checker, ["9^{9^{9^{8}}}", "x"], "x+1"))
+        count = 0
+        while not task.done():
+            await asyncio.sleep(0.05)
+            count += 1
+        assert task.result() == [None, False]
+        return count
+
+    assert asyncio.run(beats()) >= 10
+
+
+def test_what_is_remembered_is_not_counted_twice() -> None:
+    checker = ExactChecker(), MathVerifyChecker()
+    for _ in range(3):
+        assert checker[1].check("5 dollars", "5 cents") is None
+    assert checker[1].cannot_say.total() == 1 and not checker[0].cannot_say
 
 
 def test_a_killed_worker_does_not_make_an_answer_wrong(checker) -> None:
-    assert checker.check("0.25", r"\frac{1}{4}") is True
-    worker = checker._process
+    assert checker.check("0.25x", r"\frac{x}{4}") is True
+    worker = checker._process._process
     os.kill(worker.pid, signal.SIGKILL)
-    assert checker.check("0.125", r"\frac{1}{8}") is True
+    assert checker.check("0.125x", r"\frac{x}{8}") is True
 
 
 def test_nothing_is_kept_that_a_kill_would_leave(checker) -> None:
-    assert checker.check("0.375", r"\frac{3}{8}") is True
-    for process in (os.getpid(), checker._process.pid):
+    assert checker.check("0.375x", r"\frac{3x}{8}") is True
+    for process in (os.getpid(), checker._process._process.pid):
         maps = Path(f"/proc/{process}/maps").read_text().splitlines()
         # Other libraries have some that bear no name any more.
         assert not [m for m in maps if "/dev/shm/sem." in m and not m.endswith("(deleted)")]
@@ -96,8 +157,8 @@ def test_a_worker_ends_with_its_killed_parent() -> None:
         "from stepwiser.data.verifiers import MathVerifyChecker\n"
         "if __name__ == '__main__':\n"
         "    checker = MathVerifyChecker()\n"
-        "    checker.check('1', '2')\n"
-        "    print(checker._process.pid, flush=True)\n"
+        "    checker.check('x', '2x')\n"
+        "    print(checker._process._process.pid, flush=True)\n"
         "    input()\n"
     )
     parent = subprocess.Popen(

@@ -21,10 +21,11 @@ class ProcessDied(RuntimeError):
 class SpawnedProcess:
     """Started anew, not forked: the caller may hold threads and a Ray worker's sockets."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], object]) -> None:
+        """``begin``: called there first, a function of a module or a partial of one."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, begin), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -57,7 +58,8 @@ class SpawnedProcess:
         self._pipe.close()
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, begin: Callable[[], object]) -> None:
+    begin()
     _end_with_parent()
     while True:
         try:
