@@ -256,7 +256,7 @@ class VllmCore:
         and TransferFailed, just as untouched, when a learner's weights do not arrive.
         """
         skip = self._check(tensor_shapes(payload))
-        given = None if isinstance(payload, TransferSpec) else payload
+        sent = None if isinstance(payload, TransferSpec) else payload
         if isinstance(payload, TransferSpec):
             self._receive(payload)
         self.wake(("weights",))
@@ -265,7 +265,7 @@ class VllmCore:
         if pause:
             self._llm.sleep(0, "keep")
         try:
-            self._llm.collective_rpc("stepwiser_update_weights", args=(given, skip))
+            self._llm.collective_rpc("stepwiser_update_weights", args=(sent, skip))
             # Keys and values of the old weights must serve nobody, running requests included.
             self._llm.reset_prefix_cache(reset_running_requests=True)
         finally:
@@ -281,18 +281,18 @@ class VllmCore:
             self._llm.collective_rpc("stepwiser_drop")
             raise TransferFailed(failures[0])
 
-    def _check(self, given: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+    def _check(self, shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
         """Compare names and shapes with the model's; returns the names to leave out."""
         skip = ("lm_head.weight",) if self._tied else ()
         if self._shapes is None:
             return skip
         known = {name: shape for name, shape in self._shapes.items() if name not in skip}
-        given = {name: shape for name, shape in given.items() if name not in skip}
+        shapes = {name: shape for name, shape in shapes.items() if name not in skip}
         problems = []
         for what, names in (
-            ("unknown", sorted(given.keys() - known.keys())),
-            ("missing", sorted(known.keys() - given.keys())),
-            ("of another shape", sorted(n for n in given if known.get(n, given[n]) != given[n])),
+            ("unknown", sorted(shapes.keys() - known.keys())),
+            ("missing", sorted(known.keys() - shapes.keys())),
+            ("of another shape", sorted(n for n in shapes if known.get(n, shapes[n]) != shapes[n])),
         ):
             if names:
                 rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
