@@ -59,7 +59,7 @@ def _check_rows(folder: Path) -> None:
 def test_twenty_kills_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
     problems = make_problems(UNITS, seed=5)
     quiet, folder = tmp_path / "quiet" / "run", tmp_path / "killed" / "run"
-    with Family("annotate", *make_run(quiet, problems)) as family:
+    with Family("annotate", *make_run(quiet, problems), "engine.count=1") as family:
         family.finish()
     _check_rows(quiet)
 

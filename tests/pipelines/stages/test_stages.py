@@ -24,12 +24,16 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+ONE = ("engine.count=1", "learner.workers=1")
+"""For tests that are not about several of them, which tests/chaos and the shards below have."""
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("quickstart") / "run"
     # Relative, as the shipped config has it: Ray's workers run in other directories.
-    return folder, run("quickstart", f"run_dir={os.path.relpath(folder, ROOT)}", timeout=1100)
+    place = f"run_dir={os.path.relpath(folder, ROOT)}"
+    return folder, run("quickstart", place, *ONE, timeout=1100)
 
 
 def _metrics(folder: Path, stage: str) -> dict:
@@ -142,8 +146,8 @@ def test_an_evaluation_asks_only_what_is_new(quickstart: tuple[Path, str]) -> No
     stamps = [file.stat().st_mtime_ns for file in files]
     before = _metrics(folder, "evaluate")
     files[0].unlink()
-    output = run("evaluate", f"run_dir={folder}")
-    assert output.count("starting 2 engines") == 1
+    output = run("evaluate", f"run_dir={folder}", *ONE)
+    assert output.count("starting 1 engine") == 1
     after = [file.stat().st_mtime_ns for file in files]
     assert after[0] != stamps[0] and after[1:] == stamps[1:]
     kept = [name for name in before["judges"] if name.replace(", ", "-") not in files[0].stem]
@@ -208,7 +212,7 @@ def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path
         for i, row in enumerate(list(known.values())[:6]):
             line = {"id": f"g{i}", "problem": row.question, "answer": row.answer}
             file.write(json.dumps(line | {"steps": row.chunks}) + "\n")
-    run("annotate", f"run_dir={folder}", f"annotate.source={given}")
+    run("annotate", f"run_dir={folder}", f"annotate.source={given}", *ONE)
     store = RunStore(folder)
     trajectories = Trajectory.from_table(store.read_table("trajectories", "annotate"))
     assert {t.trajectory_id for t in trajectories} == {f"g{i}" for i in range(6)}
@@ -231,8 +235,7 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
         "train.live=true",
         # Few steps are wrong, so that 30 to 50 problems are read.
         "data.limit=128",
-        "engine.count=1",
-        "learner.workers=1",
+        *ONE,
         "annotate.problems_per_unit=2",
         "cluster.cpus=4",
         "train.steps=8",
@@ -283,7 +286,7 @@ def test_ctrl_c_keeps_finished_work_and_leaves_no_process(
 ) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
     # Many small units: with a few large ones a quick machine is done before the signal arrives.
-    process = start("annotate", f"run_dir={folder}", "annotate.problems_per_unit=1")
+    process = start("annotate", f"run_dir={folder}", "annotate.problems_per_unit=1", *ONE)
     wait_for(lambda: len(list((folder / "units").glob("*.json"))) >= 2, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
