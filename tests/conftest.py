@@ -29,6 +29,7 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    HYPOTHESIS_STORAGE_DIRECTORY=str(SCRATCH / "hypothesis"),
 )
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every command

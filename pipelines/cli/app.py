@@ -77,7 +77,10 @@ def _configs_dir() -> Path:
 
 def _load(config: Path | None, overrides: list[str] | None) -> RunConfig:
     from stepwiser.config import load_config
+    from stepwiser.config.aliases import RenamedKeyWarning
 
+    # Whatever PYTHONWARNINGS says of the warnings of programs: this one is for a person.
+    warnings.simplefilter("always", RenamedKeyWarning)
     return load_config(config or _configs_dir() / "embedded.yaml", overrides or [])
 
 
