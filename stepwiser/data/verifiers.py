@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from stepwiser.data.answers.boxes import blank, boxed_answer, collection, last_box, says_nothing
 from stepwiser.data.answers.bounded import BoundedProcess, Job, Outcome
+from stepwiser.data.answers.boxes import blank, boxed_answer, collection, last_box, says_nothing
 from stepwiser.data.answers.equality import compare_texts, readable_at_once
 from stepwiser.data.answers.numbers import cleaned
 from stepwiser.data.answers.own_verifier import BATCH, ask_function, ask_service, load_function
