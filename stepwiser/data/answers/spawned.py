@@ -59,8 +59,8 @@ class SpawnedProcess:
 
 
 def _serve(pipe: Connection, begin: Callable[[], object]) -> None:
-    begin()
     _end_with_parent()
+    begin()
     while True:
         try:
             function, arguments = pipe.recv()
