@@ -107,9 +107,19 @@ def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:
     return f"{counts['rollouts']} ({share:.0%} of the planned, {metrics['stopping']})"
 
 
+def _unverifiable(counts: Counter[str]) -> list[tuple[str, object]]:
+    """What no verifier could say anything of, where there is any."""
+    names = {
+        "unverifiable_responses": "responses that could not be checked",
+        "unverifiable_problems": "problems of which none could be checked",
+    }
+    return [(title, counts[name]) for name, title in names.items() if counts[name]]
+
+
 def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard) -> None:
     counts = Counter(metrics["counts"])
-    rate = counts["right_responses"] / max(1, counts["responses"])
+    checked = counts["responses"] - counts["unverifiable_responses"]
+    rate = counts["right_responses"] / max(1, checked)
     rows = (
         ("problems", counts["problems"]),
         ("problems rejected", len(metrics["rejects"])),
@@ -118,6 +128,7 @@ def _print(session: Session, metrics: dict[str, Any], planned: int, shard: Shard
             "all right / all wrong / mixed",
             f"{counts['all_right']} / {counts['all_wrong']} / {counts['mixed_problems']}",
         ),
+        *_unverifiable(counts),
         ("trajectories", counts["trajectories"]),
         ("chunks valued", counts["chunks"]),
         ("prefixes rolled out", counts["prefixes"]),

@@ -55,24 +55,32 @@ class Rollouts:
 
     successes: int
     trials: int
+    """Completions that could be checked."""
     truncated: int
     unverifiable: int
+    """Further ones, which say nothing about the value."""
     tokens: int
     first_successes: int
     """In the first wave alone."""
     first_trials: int
 
     def __add__(self, wave: Rollouts) -> Rollouts:
-        """With a further wave; the first stays the first."""
+        """With a further wave; the first of which something is known stays the first."""
+        first = self if self.first_trials else wave
         return Rollouts(
             successes=self.successes + wave.successes,
             trials=self.trials + wave.trials,
             truncated=self.truncated + wave.truncated,
             unverifiable=self.unverifiable + wave.unverifiable,
             tokens=self.tokens + wave.tokens,
-            first_successes=self.first_successes,
-            first_trials=self.first_trials,
+            first_successes=first.first_successes,
+            first_trials=first.first_trials,
         )
+
+    def counted(self, planned: int) -> RolloutCounts | None:
+        """Of the ``planned`` completions those that count; None where none could be checked."""
+        left = planned - self.unverifiable
+        return RolloutCounts(self.successes, self.trials, left) if left > 0 else None
 
 
 class PrefixTable:
@@ -141,6 +149,10 @@ class Annotator:
             counts["unfinished_thinking"] += unfinished
         # One that could not be checked is no wrong one.
         mixed = right > 0 and False in outcomes
+        checked = len(outcomes) - outcomes.count(None)
+        if not checked:
+            counts["unverifiable_problems"] += 1
+            return result
         counts["mixed_problems" if mixed else "all_right" if right else "all_wrong"] += 1
         if isinstance(problem, ImportedProblem):
             result.trajectories = await asyncio.to_thread(
@@ -150,16 +162,22 @@ class Annotator:
                 self.checker,
                 self.config,
                 right,
+                checked,
                 counts,
             )
         elif mixed:
             usable = self._usable(samples, outcomes, counts)
-            result.trajectories = self._choose(problem, usable, right, counts)
+            start = ValueEstimate(right, checked)
+            result.trajectories = self._choose(problem, usable, start, counts)
         else:
             return result
         prefixes = PrefixTable(result.trajectories)
         rolled = await self._roll_out(prompt, problem, prefixes)
-        result.values = self._values(prefixes, rolled, counts)
+        valued = [t for t in range(len(prefixes.of)) if not self._is_lost(prefixes, t, rolled)]
+        if lost := len(prefixes.of) - len(valued):
+            counts["malformed: no rollout of a chunk could be verified"] += lost
+        result.trajectories = [prefixes.trajectories[t] for t in valued]
+        result.values = self._values(prefixes, valued, rolled, counts)
         counts.update(trajectories=len(result.trajectories), chunks=len(result.values))
         return result
 
@@ -182,9 +200,9 @@ class Annotator:
         return list(usable.values())
 
     def _choose(
-        self, problem: Problem, usable: list[_Response], right: int, counts: Counter[str]
+        self, problem: Problem, usable: list[_Response], start: ValueEstimate, counts: Counter[str]
     ) -> list[Trajectory]:
-        """Wrong and right responses in turn (wrong first) up to the limit.
+        """Wrong and right responses in turn (wrong first) up to the limit. ``start``: their Q_0.
 
         Ours: wrong responses carry the negatives, which are scarce and which balancing needs.
         """
@@ -197,12 +215,14 @@ class Annotator:
                     return chosen
                 if group:
                     try:
-                        chosen.append(self._trajectory(problem, group.pop(), right))
+                        chosen.append(self._trajectory(problem, group.pop(), start))
                     except ValueError as error:
                         counts[f"malformed: {error}"] += 1
         return chosen
 
-    def _trajectory(self, problem: Problem, response: _Response, right: int) -> Trajectory:
+    def _trajectory(
+        self, problem: Problem, response: _Response, start: ValueEstimate
+    ) -> Trajectory:
         sample = response.sample
         return Trajectory(
             trajectory_id=content_id(problem.problem_id, *sample.token_ids),
@@ -215,8 +235,8 @@ class Annotator:
             chunk_ends=self.prompts.token_ends(sample, response.ends),
             final_answer=boxed_answer(answer_of(sample.text)),
             correct=response.correct,
-            problem_successes=right,
-            problem_trials=self.config.responses,
+            problem_successes=start.successes,
+            problem_trials=start.trials,
         )
 
     async def _roll_out(
@@ -236,6 +256,8 @@ class Annotator:
                 wanted: Counter[int] = Counter()
                 busy = set(running.values())
                 for t in sorted(concerned):
+                    if self._is_lost(prefixes, t, rolled):
+                        continue
                     keys = prefixes.of[t]
                     in_flight = {i for i, key in enumerate(keys, 1) if key in busy}
                     path = self._path(prefixes, t, rolled)
@@ -257,29 +279,39 @@ class Annotator:
                 task.cancel()
         return rolled
 
+    def _is_lost(
+        self, prefixes: PrefixTable, trajectory: int, rolled: Sequence[Rollouts | None]
+    ) -> bool:
+        """Whether some prefix has no value, since none of its completions could be checked."""
+        made = (rolled[key] for key in prefixes.of[trajectory])
+        return any(r is not None and r.counted(self.stopping.planned) is None for r in made)
+
     def _path(
         self, prefixes: PrefixTable, trajectory: int, rolled: Sequence[Rollouts | None]
     ) -> list[RolloutCounts]:
-        """Q_0 … Q_n of one trajectory as they stand."""
+        """Q_0 … Q_n of one trajectory that is not lost, as they stand."""
         row = prefixes.trajectories[trajectory]
         planned = self.stopping.planned
         made = [rolled[key] for key in prefixes.of[trajectory]]
+        unknown = RolloutCounts(0, 0, planned)
         return [
             RolloutCounts(row.problem_successes, row.problem_trials, row.problem_trials),
-            *(
-                RolloutCounts(r.successes, r.trials, planned) if r else RolloutCounts(0, 0, planned)
-                for r in made
-            ),
+            *((r.counted(planned) if r else None) or unknown for r in made),
             RolloutCounts(int(row.correct), 1, 1),
         ]
 
     def _values(
-        self, prefixes: PrefixTable, rolled: Sequence[Rollouts | None], counts: Counter[str]
+        self,
+        prefixes: PrefixTable,
+        valued: Sequence[int],
+        rolled: Sequence[Rollouts | None],
+        counts: Counter[str],
     ) -> list[ChunkValue]:
-        """Rows of all trajectories; the tokens of a shared prefix stand in its first row."""
+        """Rows of these trajectories; the tokens of a shared prefix stand in its first row."""
         rows: list[ChunkValue] = []
         paid: set[int] = set()
-        for t, trajectory in enumerate(prefixes.trajectories):
+        for t in valued:
+            trajectory = prefixes.trajectories[t]
             reach = annotated(self.stopping, self._path(prefixes, t, rolled))
             for index in range(reach):
                 head = (trajectory.trajectory_id, trajectory.problem_id, index)
@@ -295,7 +327,7 @@ class Annotator:
         for made in filter(None, rolled):
             counts.update(
                 prefixes=1,
-                rollouts=made.trials,
+                rollouts=made.trials + made.unverifiable,
                 rollout_tokens=made.tokens,
                 truncated_rollouts=made.truncated,
             )
@@ -311,7 +343,7 @@ class Annotator:
             unverifiable=rollouts.unverifiable,
             generated_tokens=0 if shared else rollouts.tokens,
             is_outcome=False,
-            planned=self.stopping.planned,
+            planned=self.stopping.planned - rollouts.unverifiable,
             error_bound=self.stopping.error_bound,
             first_successes=rollouts.first_successes,
             first_trials=rollouts.first_trials,
@@ -354,13 +386,14 @@ class Annotator:
         before = self.prompts.answer_of_prefix(prefix)
         answers = [boxed_answer(before + sample.text) for sample in samples]
         checked = await check_all(self.checker, answers, problem.answer, problem.question)
-        successes = sum(outcome is True for outcome in checked)
+        successes, unverifiable = checked.count(True), checked.count(None)
+        trials = len(checked) - unverifiable
         return Rollouts(
             successes=successes,
-            trials=len(samples),
+            trials=trials,
             truncated=sum(s.truncated for s in samples),
-            unverifiable=sum(outcome is None for outcome in checked),
+            unverifiable=unverifiable,
             tokens=sum(len(s.token_ids) for s in samples),
             first_successes=successes,
-            first_trials=len(samples),
+            first_trials=trials,
         )

@@ -154,6 +154,7 @@ def imported_trajectories(
     checker: AnswerChecker,
     config: AnnotateConfig,
     right: int,
+    responses: int,
     counts: Counter[str],
 ) -> list[Trajectory]:
     """The given solutions as if the policy had sampled them; unusable ones are counted by reason.
@@ -163,7 +164,8 @@ def imported_trajectories(
         prompts: of the policy, whose tokens and tags they get.
         checker: for final answers that the file says nothing of.
         config: its limits on chunks and tokens.
-        right: right responses of the problem out of `config.responses`, for Q_0.
+        right: right ones among the policy's own responses to the problem, for Q_0.
+        responses: those that could be checked.
         counts: `malformed: …` goes here.
     """
     found: dict[str, Trajectory] = {}
@@ -194,7 +196,7 @@ def imported_trajectories(
             final_answer=solution.final_answer,
             correct=correct,
             problem_successes=right,
-            problem_trials=config.responses,
+            problem_trials=responses,
         )
     return list(found.values())
 

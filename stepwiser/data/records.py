@@ -102,6 +102,7 @@ class Trajectory(Row):
     problem_successes: int
     """Right responses of the same problem, out of `problem_trials`: Q before the first chunk."""
     problem_trials: int
+    """Responses that could be checked."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,17 @@ class ChunkValue(Row):
     chunk_index: int
     successes: int
     trials: int
-    """Completions made; fewer than `planned` where the prefix was stopped early."""
+    """Completions that could be checked; fewer than `planned` where stopped early."""
     truncated: int
     """Rollouts cut at the token limit; counted as failures, and here."""
     unverifiable: int
-    """Rollouts whose answer could not be checked in time; counted as failures, and here."""
+    """Further rollouts, whose answer could not be checked: neither successes nor failures."""
     generated_tokens: int
     is_outcome: bool
     """The prefix already holds the final answer: its value is the outcome, no rollouts."""
     planned: int
-    """Completions that the labels are about, whether or not all were needed to know them."""
+    """Completions that the labels are about, whether or not all were needed to know them: those
+    asked for (annotate.rollouts) less the unverifiable ones."""
     error_bound: float
     """Largest probability that a label read from these counts is not that of all planned
     completions; 0 where only what they cannot change is read (stopping: fixed, exact)."""

@@ -83,12 +83,15 @@ def annotation(data: RunData) -> Section:
         missing="" if metrics or data.values else "annotate",
     )
     responses, right = number(counts, "responses"), number(counts, "right_responses")
+    unchecked = number(counts, "unverifiable_responses") or 0
+    checked = responses - unchecked if responses else None
     facts = [
         ("problems", whole(number(counts, "problems"))),
         ("responses", whole(responses)),
+        ("responses that could not be checked", whole(unchecked)),
         (
             "pass@1 of the policy",
-            decimal(right / responses) if responses and right is not None else ABSENT,
+            decimal(right / checked) if checked and right is not None else ABSENT,
         ),
         (
             "all right / mixed / all wrong",

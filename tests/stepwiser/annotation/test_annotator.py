@@ -57,7 +57,9 @@ def _sample(text: str) -> Sample:
     return Sample((*PROMPTS.encode(text), PROMPTS.eos_token_id), text, "stop")
 
 
-def _annotate(table: Table, **settings: object) -> ProblemAnnotation:
+def _annotate(
+    table: Table, checker: ExactChecker | None = None, **settings: object
+) -> ProblemAnnotation:
     config = AnnotateConfig(
         responses=4,
         trajectories_per_problem=4,
@@ -65,7 +67,7 @@ def _annotate(table: Table, **settings: object) -> ProblemAnnotation:
         **({"rollouts": 4} | settings),  # type: ignore[arg-type]
     )
     plan = stopping_plan(config, RuleConfig())
-    annotator = Annotator(table, PROMPTS, ExactChecker(), config, plan, seed=0)
+    annotator = Annotator(table, PROMPTS, checker or ExactChecker(), config, plan, seed=0)
     return asyncio.run(annotator.annotate(PROBLEM))
 
 
@@ -115,6 +117,57 @@ def test_malformed_responses_are_counted_by_reason() -> None:
     reasons = [key for key in result.counts if key.startswith("malformed: ")]
     assert sum(result.counts[key] for key in reasons) == 3
     assert len(reasons) >= 2
+
+
+class Doubtful(ExactChecker):
+    """Cannot say what 0 is."""
+
+    def check(self, answer: str | None, reference: str, problem: str = "") -> bool | None:
+        return None if answer == "0" else super().check(answer, reference)
+
+
+DOUBTFUL = "doubles 86*2=0\n\\boxed{0}</chunk>"
+
+
+def test_what_cannot_be_checked_is_no_failure() -> None:
+    first_right, first_wrong = "<chunk>buys 64+21=85\n</chunk>", "<chunk>buys 64+21=86\n</chunk>"
+    rest_right, rest_wrong = RIGHT.removeprefix(first_right), WRONG.removeprefix(first_wrong)
+    table = Table(
+        {
+            "": [RIGHT, WRONG, first_wrong + f"<chunk>{DOUBTFUL}", RIGHT],
+            first_right: [f"<chunk>{DOUBTFUL}", rest_right, rest_wrong, rest_right],
+            first_wrong: [f"<chunk>{DOUBTFUL}"],
+        }
+    )
+    result = _annotate(table, checker=Doubtful())
+    # Nothing is known of the wrong one's first chunk: neither it nor a label of it is made up.
+    (trajectory,) = result.trajectories
+    assert trajectory.correct
+    assert (trajectory.problem_successes, trajectory.problem_trials) == (2, 3)
+    first, last = result.values
+    assert (first.successes, first.trials, first.unverifiable, first.planned) == (2, 3, 1, 3)
+    assert last.is_outcome
+    assert result.counts["malformed: no rollout of a chunk could be verified"] == 1
+    assert (result.counts["unverifiable_responses"], result.counts["rollouts"]) == (1, 8)
+
+
+def test_a_problem_of_which_nothing_can_be_checked_is_not_all_wrong() -> None:
+    table = Table({"": [f"<chunk>{DOUBTFUL}"]})
+    result = _annotate(table, checker=Doubtful())
+    assert result.counts["unverifiable_problems"] == 1
+    assert not result.counts["all_wrong"] and not result.trajectories
+
+
+def test_a_first_wave_of_which_nothing_is_known_is_not_the_first() -> None:
+    first = "<chunk>buys 64+21=85\n</chunk>"
+    rest = RIGHT.removeprefix(first)
+    doubts = [f"<chunk>{DOUBTFUL}"] * 3
+    table = Table({"": [RIGHT, "\\boxed{1}"], first: [*doubts, rest, rest, rest, rest, rest]})
+    result = _annotate(table, checker=Doubtful(), rollouts=8, stopping="exact")
+    value = result.values[0]
+    assert table.sizes[first][0] == 3, "the first wave"
+    assert value.unverifiable == 3 and value.planned == 5
+    assert value.first_trials > 0 and value.unbiased_mean == 1.0
 
 
 def test_a_shared_prefix_is_rolled_out_once() -> None:

@@ -165,7 +165,7 @@ def test_what_cannot_be_written_is_counted_by_reason() -> None:
     counts: Counter[str] = Counter()
     config = AnnotateConfig(max_chunks=8)
     problem = ImportedProblem("p", QUESTION, "170", solutions)
-    assert imported_trajectories(problem, PROMPTS, CHECKER, config, 1, counts) == []
+    assert imported_trajectories(problem, PROMPTS, CHECKER, config, 1, 4, counts) == []
     assert {key.removeprefix("malformed: ") for key in counts} == {
         "a step has a chunk tag in it",
         "more than 8 chunks",
@@ -229,7 +229,7 @@ def test_all_of_processbench_gsm8k(shared_data: Path) -> None:
         for problem in loaded.problems[:40]
         if isinstance(problem, ImportedProblem)
         for trajectory in imported_trajectories(
-            problem, prompts, CHECKER, AnnotateConfig(), 8, counts
+            problem, prompts, CHECKER, AnnotateConfig(), 8, 16, counts
         )
     ]
     assert len(found) >= 40 and not counts
