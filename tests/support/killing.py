@@ -31,6 +31,8 @@ TITLES = {
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Parts of Ray itself, not of a run: its node ends with them."""
 POLL_S = 0.05
+LOOK_S = 1.0
+"""Reading the list of all processes at every poll would be a tenth of what a test does."""
 
 
 class Family:
@@ -41,6 +43,7 @@ class Family:
         self.known: set[psutil.Process] = set()
         self.process: Popen[str] = self._start()
         self._again = 3
+        self._looked = 0.0
         self.look()
 
     def __enter__(self) -> Self:
@@ -50,8 +53,13 @@ class Family:
         for process in self.alive():
             process.kill()
 
+    def _look_again(self) -> None:
+        if time.monotonic() > self._looked + LOOK_S:
+            self.look()
+
     def look(self) -> list[psutil.Process]:
         """Those of the present start."""
+        self._looked = time.monotonic()
         with contextlib.suppress(psutil.NoSuchProcess):
             driver = psutil.Process(self.process.pid)
             found = [driver, *driver.children(recursive=True)]
@@ -87,7 +95,7 @@ class Family:
             if now is not None:
                 self._check(deadline, "the end of the command")
             assert time.monotonic() < deadline, "the command does not end"
-            self.look()
+            self._look_again()
             time.sleep(POLL_S)
         output = finish(self.process)
         deadline = time.monotonic() + 60
@@ -118,7 +126,7 @@ class Family:
         deadline = time.monotonic() + timeout
         while not condition():
             self._check(deadline, "waiting for the command")
-            self.look()
+            self._look_again()
             time.sleep(POLL_S)
 
     def alive(self) -> list[psutil.Process]:
