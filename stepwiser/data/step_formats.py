@@ -22,48 +22,27 @@ from typing import Any
 from stepwiser.data.cells import array, cell, problem_text, shown, text, truth, whole
 from stepwiser.data.cells import steps as steps_of
 from stepwiser.data.files import BadRow
-
-STEP_TAG = "ки"
-"""Math-Shepherd's mark after each step: one token of most vocabularies, and none of mathematics."""
+from stepwiser.data.labelled_solution import (
+    NAMES,
+    STEP_TAG,
+    WORDS,
+    LabelledSolution,
+    first_wrong,
+)
+from stepwiser.data.step_conversations import is_conversation, labelled_conversation
 
 OPENR_MARK = "\n" * 5
 
 PROBLEM = ("problem", "question", "prompt", "query")
 STEPS = ("steps", "completions", "process", "solution_steps", "reasoning_steps")
 LABELS = ("labels", "ratings", "step_labels", "label", "rating", "hard_labels")
+SCORES = ("scores", "step_scores", "rewards", "step_rewards")
+"""Of a judge, from 0 to 1."""
+RIGHT_FROM = 0.5
 CORRECT = ("final_answer_correct", "is_correct", "correct")
-NAMES = ("id", "uid", "idx", "trajectory_id")
 ANSWERS = ("answer", "reference_answer", "ground_truth", "gold_answer")
 PARTS = (("text", "step", "content"), ("label", "rating", "correct"))
 """Columns of one meaning, the first that a row has counts; the last of a step that is an object."""
-
-WORDS = {
-    "+": True, "good": True, "positive": True, "correct": True, "right": True,
-    "-": False, "bad": False, "negative": False, "incorrect": False, "wrong": False,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LabelledSolution:
-    """A solution as a file gives it."""
-
-    problem: str
-    steps: list[str]
-    label: int
-    """Index of the first wrong step, -1 where every step is right."""
-    correct: bool | None
-    """Of its final answer; None where the file says nothing of it."""
-    solution_id: str | None = None
-    answer: str | None = None
-    """The problem's reference answer."""
-    generator: str = ""
-    written: list[str] | None = None
-    """All steps, where only the leading ones that `steps` has were labelled."""
-
-    @property
-    def final_answer_correct(self) -> bool:
-        """As the file says; where it says nothing, that no step is wrong."""
-        return self.label == -1 if self.correct is None else self.correct
 
 
 @dataclass(frozen=True)
@@ -100,11 +79,6 @@ def are_ratings(rows: Sequence[Mapping[str, Any]]) -> bool:
         values = labels if isinstance(labels, list) else []
         found.update(v for v in values if isinstance(v, int) and not isinstance(v, bool))
     return -1 in found
-
-
-def first_wrong(labels: Sequence[bool]) -> int:
-    """Index of the first False; -1 without one."""
-    return next((index for index, label in enumerate(labels) if not label), -1)
 
 
 # --- ProcessBench ---------------------------------------------------------------------------------
@@ -327,7 +301,7 @@ def _split(written: str) -> list[str] | str:
 
 def _labels_column(row: Mapping[str, Any]) -> tuple[str, Any]:
     """Name and values of the labels: a column of them, or a part of every step."""
-    name, values = _column(row, LABELS)
+    name, values = _column(row, (*LABELS, *SCORES))
     if name:
         return name, values
     column, parts = _column(row, STEPS)
@@ -348,7 +322,11 @@ def _part(part: Any, names: Sequence[str]) -> Any:
 
 
 def _verdict(value: Any, rated: bool, column: str) -> bool:
-    """Whether a label says that a step is right."""
+    """Whether a label says that a step is right, or a judge's score that it is likelier so."""
+    if column.partition(",")[0] in SCORES:
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise BadRow(f"column {column} is {shown(value)}: a score lies between 0 and 1")
+        return value >= RIGHT_FROM
     if isinstance(value, str) and value.strip().lower() in WORDS:
         return WORDS[value.strip().lower()]
     if rated and value in (-1, 0, 1) and not isinstance(value, bool):
@@ -388,6 +366,7 @@ def _optional(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 FORMATS = (
     StepFormat("PRM800K", _is_prm800k, _prm800k),
     StepFormat("Math-Shepherd", _is_shepherd, _shepherd),
+    StepFormat("a conversation about steps", is_conversation, labelled_conversation),
     StepFormat("ProcessBench", _is_processbench, _processbench, says_what_is_missing=True),
     StepFormat("an export of ours", _is_export, _export),
     StepFormat("labelled steps", _is_labelled, _labelled),

@@ -113,6 +113,67 @@ def test_math_shepherd_that_is_not_whole_is_refused(
         read_step_items(write(tmp_path, SHEPHERD, SHEPHERD | change), None)
 
 
+def turns(*contents: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def genprm(verdict: str) -> str:
+    thought = "<analyze>\n\\boxed{No} is what one would say at first.\n</analyze>"
+    return f"{thought}<output>\n**Judgement**: $\\boxed{{{verdict}}}$\n</output>"
+
+
+def test_genprm(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Review the paragraphs."}
+    said = turns(
+        "Question: Ana has 2.\n\nHow many?\n\nShe has 2.",
+        genprm("Yes"),
+        "So 3.",
+        genprm("No"),
+        "The end.",
+    )
+    found = read_step_items(write(tmp_path, {"conversations": [system, *said[:4]]}), None)
+    (item,) = found.items
+    assert found.form == "a conversation about steps"
+    assert item.problem == "Ana has 2.\n\nHow many?"
+    assert (item.steps, item.label) == (["She has 2.", "So 3."], 1)
+    (item,) = read_step_items(write(tmp_path, {"messages": said}), None).items
+    assert item.steps == ["She has 2.", "So 3."], "what was not judged has no label"
+
+
+def test_rlhflow(tmp_path: Path) -> None:
+    said = turns("Ana has 2. How many? Step 1: She has 2.", "+", "Step 2: So 3.", "-")
+    (item,) = read_step_items(write(tmp_path, {"conversations": said}), None).items
+    assert item.problem == "Ana has 2. How many?"
+    assert (item.steps, item.label) == (["She has 2.", "So 3."], 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (turns("p\n\ns", "+", "t", "perhaps"), "message 3 ends with no verdict"),
+        (turns("p\n\ns", "+", "t", "\\boxed{Yes}"), "message 3 ends with no verdict"),
+        ([*turns("p\n\ns", "+"), *turns("t", "+")[1:]], "message 2 is of role .*out of turn"),
+        (turns("p s", "+"), "where the problem ends"),
+        ([*turns("p\n\ns", "+"), "t"], "message 2 .*a role and a content"),
+    ],
+)
+def test_a_conversation_that_is_none_is_refused(
+    tmp_path: Path, said: list[Any], words: str
+) -> None:
+    whole = {"conversations": turns("p\n\ns", "+")}
+    with pytest.raises(UserError, match=f"row 1: .*{words}"):
+        read_step_items(write(tmp_path, whole, {"conversations": said}), None)
+
+
+def test_scores_of_a_judge_are_labels(tmp_path: Path) -> None:
+    row = {"problem": "p", "steps": ["a", "b", "c"], "step_scores": [0.9, 0.5, 0.49]}
+    (item,) = read_step_items(write(tmp_path, row), None).items
+    assert item.label == 2
+    with pytest.raises(UserError, match=r"row 1: .*step_scores, step 1 is 1\.5: a score lies"):
+        read_step_items(write(tmp_path, row, row | {"step_scores": [0.1, 1.5, 0]}), None)
+
+
 @pytest.mark.parametrize(
     ("row", "label", "correct"),
     [
