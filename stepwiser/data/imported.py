@@ -29,10 +29,11 @@ from stepwiser.data.answers.boxes import boxed_answer, collection
 from stepwiser.data.cells import answer_text, problem_text, text, truth
 from stepwiser.data.cells import steps as steps_of
 from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_table, read_rows
+from stepwiser.data.labelled_solution import LabelledSolution
 from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, Trajectory, content_id
 from stepwiser.data.sources import ProblemSet, reference_answer, reference_answers
-from stepwiser.data.step_formats import LabelledSolution, are_ratings, format_of
+from stepwiser.data.step_formats import are_ratings, format_of
 from stepwiser.data.step_items import notice_of, own_names
 from stepwiser.data.verifiers import (
     AnswerChecker,

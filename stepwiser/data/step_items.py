@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stepwiser.data.files import BadRow, FileRow, Rejected, checked, is_table, read_rows
+from stepwiser.data.labelled_solution import LabelledSolution
 from stepwiser.data.records import StepItem
-from stepwiser.data.step_formats import LabelledSolution, StepFormat, are_ratings, format_of
+from stepwiser.data.step_formats import StepFormat, are_ratings, format_of
 from stepwiser.errors import UserError
 
 APART = "~"

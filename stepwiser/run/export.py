@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.config.models import LabelConfig
+from stepwiser.data.labelled_solution import STEP_TAG
 from stepwiser.data.records import ChunkValue, Trajectory
-from stepwiser.data.step_formats import STEP_TAG
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore, writing
 from stepwiser.run.units import finished_units, read_unit
