@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+@dataclass(frozen=True)
+class Unit:
+    """What a setting counts or measures; every number has one (configs/README.md shows it)."""
+
+    name: str
+
+
+PURE = Unit("number")
+"""Of what has no unit: seeds, rates, coefficients, temperatures."""
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0), Unit("share, 0 to 1")]
+Number = Annotated[float, PURE]
+Seed = Annotated[int, PURE]
+Tokens = Annotated[int, Field(gt=0), Unit("tokens")]
+Seconds = Annotated[int, Field(gt=0), Unit("seconds")]
+Mebibytes = Annotated[int, Field(gt=0), Unit("MiB")]
+Problems = Annotated[int, Field(gt=0), Unit("problems")]
+Responses = Annotated[int, Field(gt=0), Unit("responses of a problem")]
+Rollouts = Annotated[int, Field(gt=0), Unit("rollouts of a prefix")]
+Judgements = Annotated[int, Field(gt=0), Unit("judgements of a step")]
+Prompts = Annotated[int, Field(gt=0), Unit("prompts")]
+Steps = Annotated[int, Field(gt=0), Unit("training steps")]
+Engines = Annotated[int, Field(gt=0), Unit("engines")]
+Chunks = Annotated[int, Field(gt=0), Unit("chunks")]
+Cpus = Annotated[float, Unit("CPUs, as Ray counts them")]
+Gpus = Annotated[float, Field(ge=0), Unit("GPUs, as Ray counts them")]
 
 KnownChecker = Literal["exact", "math_verify"]
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from stepwiser.config.addresses import LocalPlace
-from stepwiser.config.base import Positive, Section
+from stepwiser.config.base import Judgements, Number, Positive, Section, Unit
+
+Items = Annotated[Positive, Unit("items")]
+Solutions = Annotated[Positive, Unit("solutions")]
 
 
 class StepSetConfig(Section):
     """One more set of solutions to score on."""
 
-    source: LocalPlace = Field(description="A file with labelled steps, as evaluate.source.")
-    name: str = Field(description="What tables call this set.")
-    limit: Positive | None = Field(
-        None, description="Items that are used, evenly spaced; all if unset."
+    source: LocalPlace = Field(
+        description="A file with labelled steps, as `evaluate.source`.",
+        examples=["evaluate.more='[{source: processbench/math.json, name: math, limit: 400}]'"],
+    )
+    name: str = Field(
+        description="What tables call this set.",
+        examples=["evaluate.more='[{source: processbench/math.json, name: math}]'"],
+    )
+    limit: Items | None = Field(
+        None,
+        description="Items that are used, evenly spaced; all if unset.",
+        examples=["evaluate.more='[{source: processbench/math.json, name: math, limit: 400}]'"],
     )
 
 
@@ -32,17 +45,23 @@ class EvaluateConfig(Section):
         "else the first one ends the start (`--skip-bad-rows`).",
     )
     name: str = Field("embedded", description="What tables call this set.")
-    wrong: Positive = Field(200, description="Wrong solutions wanted of the embedded set.")
-    right: Positive = Field(200, description="Right solutions wanted of the embedded set.")
-    limit: Positive | None = Field(
-        None, description="Items of a file that are used, evenly spaced; all if unset."
+    wrong: Solutions = Field(200, description="Wrong solutions wanted of the embedded set.")
+    right: Solutions = Field(200, description="Right solutions wanted of the embedded set.")
+    limit: Items | None = Field(
+        None,
+        description="Items of a file that are used, evenly spaced; all if unset.",
+        examples=[100],
     )
-    votes: Positive = Field(8, description="Judgments of a step: Maj@votes and their mean.")
-    temperature: float = Field(1.0, ge=0)
-    calibration_trajectories: int = Field(
+    votes: Judgements = Field(8, description="Judgements of a step: Maj@votes and their mean.")
+    temperature: Number = Field(
+        1.0, ge=0, description="Sampling temperature of the judges.", examples=[0.7]
+    )
+    calibration_trajectories: Annotated[int, Unit("trajectories")] = Field(
         100, ge=0, description="Held-out annotated trajectories for calibration against values."
     )
-    bins: Positive = 10
+    bins: Annotated[Positive, Unit("bins")] = Field(
+        10, description="Bins of the score in the reliability tables.", examples=[20]
+    )
     forced_prefix: str = Field(
         "",
         description="Also score the start made to begin so: what a style alone is worth.",
@@ -50,19 +69,19 @@ class EvaluateConfig(Section):
     more: tuple[StepSetConfig, ...] = Field(
         (), description="Further files to score on; tables have each and the average of all files."
     )
-    faithfulness: int = Field(
+    faithfulness: Annotated[int, Unit("steps of either kind")] = Field(
         100,
         ge=0,
         description="Right steps that are made wrong, and wrong ones made right, to see whether "
         "verdict and analysis follow; 0 leaves it out.",
     )
-    beyond: int = Field(
+    beyond: Annotated[int, Unit("solutions of a range")] = Field(
         100,
         ge=0,
         description="Written solutions to problems within the range of training, and of each range "
         "beyond it (embedded task only); 0 leaves them out.",
     )
-    contamination_ngram: Positive = Field(
+    contamination_ngram: Annotated[Positive, Unit("words")] = Field(
         13, description="Words of a run that an evaluation and a training problem may not share."
     )
 

@@ -31,8 +31,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     the wrong type (naming key, value and what was expected), or settings that can never work.
     """
     raw, where = (_read(Path(path)), str(path)) if path is not None else ({}, "defaults")
+    # Before the overrides, so that a key is said to be unknown where it stands.
+    _refuse_unknown(raw, where)
     for override in overrides:
         _apply(raw, override)
+        _refuse_unknown(raw, f"override {override!r}")
     config = parse_config(raw, where)
     refuse_impossible(config, where)
     return config
@@ -62,8 +65,10 @@ def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:
     """Check a mapping against the schema."""
     if not isinstance(raw, dict):
         raise UserError(f"{where} must be a mapping of keys, not {type(raw).__name__}")
+    raw = rename_keys(raw, where)
+    _refuse_unknown(raw, where)
     try:
-        return RunConfig.model_validate(rename_keys(raw, where))
+        return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
 
@@ -73,10 +78,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
     where = f"override {override!r}"
-    set_key(raw, key, _value_of(key, text, where), where)
+    set_key(raw, key, value_of(key, text, where), where)
 
 
-def _value_of(key: str, text: str, where: str) -> Any:
+def value_of(key: str, text: str, where: str) -> Any:
     """What an override's text stands for: text where the key holds text, else YAML."""
     kinds = _kinds_of(RENAMED.get(key, key))
     if str not in kinds:
@@ -145,10 +150,6 @@ def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, list(valid_keys()), n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        return f"unknown key {key}{hint}"
     return f"{key or 'config'}: {error['msg']} (got {_short(error.get('input'))})"
 
 
@@ -158,12 +159,88 @@ def _short(value: Any) -> str:
 
 
 def valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key the configuration knows."""
+    """Every dotted key the configuration knows, sections included."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from valid_keys(kind, f"{prefix}{name}.")
+        if section := section_of(field.annotation):
+            yield from valid_keys(section, f"{prefix}{name}.")
+
+
+def section_of(kind: Any) -> type[BaseModel] | None:
+    """The section that a type is, or is a list of; None for a value."""
+    for one in (kind, *get_args(kind)):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one
+    return None
+
+
+# --- keys that do not exist -----------------------------------------------------------------------
+
+
+def _refuse_unknown(raw: dict[str, Any], where: str) -> None:
+    """Raise UserError with every key that does not exist, nor did by an old name."""
+    unknown = [unknown_key(key) for key in _unknown(raw, RunConfig) if key not in RENAMED]
+    if unknown:
+        raise UserError(f"{where}: " + "; ".join(unknown))
+
+
+def _unknown(raw: dict[Any, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, value in raw.items():
+        key = f"{prefix}{name}"
+        if name not in model.model_fields:
+            yield from _leaves(value, key)
+        elif section := section_of(model.model_fields[name].annotation):
+            if isinstance(value, dict):
+                yield from _unknown(value, section, f"{key}.")
+            elif isinstance(value, list | tuple):
+                for position, one in enumerate(value):
+                    if isinstance(one, dict):
+                        yield from _unknown(one, section, f"{key}.{position}.")
+
+
+def _leaves(value: Any, key: str) -> Iterator[str]:
+    """Keys of a section that does not exist: what each was meant to be says more than its name."""
+    if not isinstance(value, dict) or not value:
+        yield key
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{key}.{name}")
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a key that does not exist: the nearest that do."""
+    nearest = nearest_keys(key)
+    if not nearest:
+        return f"unknown key {key}; configs/README.md lists all"
+    *others, last = nearest
+    return (
+        f"unknown key {key}; did you mean "
+        + (", ".join(others) + " or " if others else "")
+        + (f"{last}?")
+    )
+
+
+def nearest_keys(key: str) -> list[str]:
+    """Keys that may have been meant, at most three: a slip in the name, in the section, in both."""
+    section, _, name = re.sub(r"\.\d+(?=\.|$)", "", key).rpartition(".")
+    known = [*valid_keys()]
+    homes: dict[str, list[str]] = {}
+    for one in known:
+        home, _, leaf = one.rpartition(".")
+        homes.setdefault(home, []).append(leaf)
+    if section not in homes:
+        section = next(iter(difflib.get_close_matches(section, homes, n=1)), section)
+    within = homes.get(section, [])
+    for cutoff, elsewhere in ((0.75, 0.8), (0.5, 0.7)):
+        if close := difflib.get_close_matches(name, within, n=1, cutoff=cutoff):
+            return [f"{section}.{close[0]}".lstrip(".")]
+        # The same name elsewhere, in the same part of the configuration first.
+        leaves = {leaf for names in homes.values() for leaf in names}
+        for meant in difflib.get_close_matches(name, leaves, n=1, cutoff=elsewhere):
+            found = [one for one in known if one.rpartition(".")[2] == meant]
+            part = section.partition(".")[0]
+            return sorted(found, key=lambda one: (one.split(".")[0] != part, one.count(".")))[:3]
+    return []
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

@@ -5,16 +5,30 @@ Importable without torch, Ray or vLLM, so that a config can be checked anywhere.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import (
     AnswerChecker,
+    Chunks,
+    Cpus,
+    Engines,
     Fraction,
+    Gpus,
+    Judgements,
+    Mebibytes,
+    Number,
     Positive,
+    Problems,
+    Responses,
+    Rollouts,
+    Seconds,
     Section,
+    Seed,
+    Tokens,
+    Unit,
     require_at_least,
     require_at_most,
 )
@@ -35,32 +49,40 @@ from stepwiser.config.training import (
 class EngineConfig(Section):
     """vLLM engines that generate: how many, how big, with what."""
 
-    count: Positive = Field(1, description="Engines of a pool.")
-    cpus: float = Field(1.0, gt=0, description="Ray CPUs of one engine.")
-    gpus: float = Field(0.0, ge=0, description="Ray GPUs of one engine; below 1 they share one.")
+    count: Engines = Field(1, description="Engines of a pool.")
+    cpus: Cpus = Field(1.0, gt=0, description="Ray CPUs of one engine.", examples=[2])
+    gpus: Gpus = Field(0.0, description="Ray GPUs of one engine; below 1 they share one.")
     dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="Weights' type.")
-    max_model_len: Positive = Field(4096, description="Tokens of prompt and response together.")
-    max_num_seqs: Positive = Field(256, description="Sequences decoded at once.")
-    kv_cache_mb: Positive | None = Field(
+    max_model_len: Tokens = Field(4096, description="Tokens of prompt and response together.")
+    max_num_seqs: Annotated[Positive, Unit("sequences")] = Field(
+        256, description="Sequences decoded at once."
+    )
+    kv_cache_mb: Mebibytes | None = Field(
         None, description="KV cache in MiB; needed on CPU, where vLLM else takes most of the RAM."
     )
     gpu_memory_utilization: Fraction | None = Field(
         None, description="Share of the GPU's memory for one engine."
     )
-    tensor_parallel_size: Positive = Field(1, description="GPUs that hold one engine.")
+    tensor_parallel_size: Annotated[Positive, Unit("GPUs")] = Field(
+        1,
+        description="GPUs that hold one engine.",
+        examples=["engine.tensor_parallel_size=2 engine.gpus=2"],
+    )
     enforce_eager: bool = Field(False, description="Do not capture CUDA graphs.")
     multiprocess: bool = Field(
         True, description="Run the engine core in its own process (in-process on a laptop)."
     )
-    start_timeout_s: Positive = Field(900, description="Give up on an engine after so long.")
+    start_timeout_s: Seconds = Field(
+        900, description="Give up on an engine after so long.", examples=[1800]
+    )
 
 
 class SegmentConfig(Section):
     """Chunks-of-thought: self-segmentation and the SFT that teaches it (paper section 3.1)."""
 
-    problems: Positive = Field(20000, description="Prompts asked.")
-    responses: Positive = Field(16, description="Base responses of one prompt.")
-    keep_per_problem: Positive = Field(4, description="Right responses kept of one prompt.")
+    problems: Problems = Field(20000, description="Problems that the base policy is asked.")
+    responses: Responses = Field(16, description="Base responses of one problem.")
+    keep_per_problem: Responses = Field(4, description="Right responses kept of one problem.")
     segmenter: Literal["rule", "engine", "openai"] = Field(
         "engine", description="Rule-based teacher, prompted vLLM engine, or OpenAI-compatible URL."
     )
@@ -68,23 +90,34 @@ class SegmentConfig(Section):
         None, description="Model directory or name of the segmenter; the policy itself if unset."
     )
     segmenter_url: str | None = Field(None, description="Base URL for `openai`.")
-    segmentations: Positive = Field(
-        8, description="Tries to segment one response; the exact ones count."
+    segmentations: Annotated[Positive, Unit("tries at a response")] = Field(
+        8, description="Tries to segment one response; the exact ones count.", examples=[4]
     )
-    evaluation_problems: Positive = Field(200, description="Problems of the before/after table.")
-    max_tokens: Positive = Field(8192)
+    evaluation_problems: Problems = Field(200, description="Problems of the before/after table.")
+    max_tokens: Tokens = Field(8192, description="Longest response, and longest segmentation.")
     sft: SFTConfig = SFTConfig()
 
 
 class RuleConfig(Section):
     """A label rule with its parameters (paper section 3.2)."""
 
-    rule: Literal["abs_q", "rel_effective", "rel_ratio"] = "rel_effective"
-    alpha: float = Field(0.8, gt=0, description="Weight of the value's change (Rel-Effective).")
-    gamma: float = Field(0.7, gt=0, description="Threshold of the value's ratio (Rel-Ratio).")
-    best_of: Positive = Field(4, description="n of the best-of-n policy (Rel-Effective).")
+    rule: Literal["abs_q", "rel_effective", "rel_ratio"] = Field(
+        "rel_effective",
+        description="What makes a chunk Positive: its value (Abs-Q), its value and how it changed "
+        "it (Rel-Effective), or by which factor (Rel-Ratio).",
+        examples=["rel_ratio"],
+    )
+    alpha: Number = Field(
+        0.8, gt=0, description="Weight of the value's change (Rel-Effective).", examples=[0.4]
+    )
+    gamma: Number = Field(
+        0.7, gt=0, description="Threshold of the value's ratio (Rel-Ratio).", examples=[0.8]
+    )
+    best_of: Annotated[Positive, Unit("rollouts")] = Field(
+        4, description="n of the best-of-n policy (Rel-Effective).", examples=[8]
+    )
     minimum_previous_value: Fraction = Field(
-        0.0, description="Skip chunks that follow a prefix valued below this."
+        0.0, description="Skip chunks that follow a prefix valued below this.", examples=[0.1]
     )
 
 
@@ -96,50 +129,73 @@ class AnnotateConfig(Section):
         description="File of trajectories to value instead of sampled ones: ProcessBench's format "
         "(problem, steps), whole solutions (problem, answer, solution), or labelled steps of "
         "PRM800K, Math-Shepherd and their like.",
+        examples=["processbench/gsm8k.json"],
     )
-    responses: Positive = Field(16, description="Responses per problem for the difficulty filter.")
-    trajectories_per_problem: Positive = Field(
+    responses: Responses = Field(
+        16, description="Responses per problem for the difficulty filter.", examples=[8]
+    )
+    trajectories_per_problem: Responses = Field(
         16, description="Responses of a kept problem whose chunks are valued."
     )
-    rollouts: Positive = Field(16, description="M: completions of every chunk prefix.")
+    rollouts: Rollouts = Field(
+        16, description="M: completions of every chunk prefix.", examples=[8]
+    )
     stopping: Literal["fixed", "exact", "sequential"] = Field(
         "fixed",
         description="When a prefix has had enough: after all M; when no label can change any more; "
         "or when one would change with probability at most `error_bound`.",
     )
-    wave: Positive = Field(
-        4, description="Most completions asked for before looking again (exact, sequential)."
+    wave: Rollouts = Field(
+        4,
+        description="Most completions asked for before looking again (exact, sequential).",
+        examples=[2],
     )
-    error_bound: float = Field(
-        0.05, gt=0, lt=0.5, description="Largest probability of a wrong label (sequential)."
+    error_bound: Annotated[float, Unit("probability")] = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Largest probability of a wrong label (sequential).",
+        examples=[0.1],
     )
-    max_rollouts: Positive | None = Field(
+    max_rollouts: Rollouts | None = Field(
         None,
         description="Completions that a prefix may get, and that its label is about (sequential); "
         "else `rollouts`.",
+        examples=["annotate.max_rollouts=64 annotate.stopping=sequential"],
     )
     rules: tuple[RuleConfig, ...] = Field(
         (),
         description="Labels that will be asked for (exact, sequential); else that of section "
         "`label`. Each further rule costs rollouts, Rel-Ratio most of all.",
+        examples=["annotate.rules='[{rule: rel_effective, alpha: 0.4}, {rule: abs_q}]'"],
     )
-    temperature: float = Field(1.0, gt=0)
-    max_tokens: Positive = Field(8192)
-    max_chunks: Positive = Field(64, description="Longer responses are dropped and counted.")
+    temperature: Number = Field(
+        1.0, gt=0, description="Sampling temperature of responses and rollouts.", examples=[0.7]
+    )
+    max_tokens: Tokens = Field(
+        8192,
+        description="Longest response, a prefix and its rollout together; of `select` too.",
+    )
+    max_chunks: Chunks = Field(64, description="Longer responses are dropped and counted.")
     stop_below: Fraction = Field(
         0.0, description="Chunks after one valued below this are not annotated; 0 annotates all."
     )
-    min_engines: Positive | None = Field(
+    min_engines: Engines | None = Field(
         None,
         description="Engines of this stage before it starts; it has all GPUs to itself, unless "
         "it is live (train.live). Else engine.count.",
     )
-    max_engines: Positive | None = Field(
+    max_engines: Engines | None = Field(
         None,
         description="Engines that may join it as nodes come, also those an autoscaler adds; else "
         "as many as it starts with.",
+        examples=[8],
     )
-    problems_per_unit: Positive = Field(8, description="Problems of one unit of work.")
+    problems_per_unit: Problems = Field(
+        8,
+        description="Problems of one unit of work, which is done once and appears whole.",
+        examples=[4],
+    )
 
     @model_validator(mode="after")
     def _engines_fit(self) -> AnnotateConfig:
@@ -166,67 +222,112 @@ class AnnotateConfig(Section):
 class LabelConfig(RuleConfig):
     """From values to balanced judge prompts (paper sections 3.2 and 3.3)."""
 
-    max_prompt_tokens: Positive = Field(3096, description="Longer judge prompts are dropped.")
+    max_prompt_tokens: Tokens = Field(3096, description="Longer judge prompts are dropped.")
     balance: bool = Field(True, description="Downsample the majority class to one half.")
     heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")
-    chunks_per_step: Positive = Field(
-        1, description="Chunks judged as one step; more than 1 for steps that ignore the chunks."
+    chunks_per_step: Chunks = Field(
+        1,
+        description="Chunks judged as one step; more than 1 for steps that ignore the chunks.",
+        examples=[2],
     )
 
 
 class SolveConfig(Section):
     """Chunk-reset search beside plain sampling and majority vote (paper section 5.1)."""
 
-    problems: Positive = 500
-    samples_per_chunk: Positive = 5
-    max_chunks: Positive = 64
-    max_tokens: Positive = 8192
-    temperature: float = Field(1.0, ge=0)
-    judge_temperature: float = Field(1.0, ge=0)
-    plain_samples: Positive = Field(8, description="Samples of a problem for pass@1 and votes.")
-    concurrent_problems: Positive = 128
+    problems: Problems = Field(500, description="Problems of `evaluation_data` to solve.")
+    samples_per_chunk: Annotated[Positive, Unit("tries at a chunk")] = Field(
+        5,
+        description="Most tries at a chunk; where all are Negative the best of them is taken.",
+        examples=[3],
+    )
+    max_chunks: Chunks = Field(64, description="A solution that is not done by then ends.")
+    max_tokens: Tokens = Field(8192, description="Longest solution; of `finetune` too.")
+    temperature: Number = Field(
+        1.0, ge=0, description="Sampling temperature of the policy.", examples=[0.7]
+    )
+    judge_temperature: Number = Field(
+        1.0, ge=0, description="Sampling temperature of the judge.", examples=[0.5]
+    )
+    plain_samples: Responses = Field(8, description="Samples of a problem for pass@1 and votes.")
+    concurrent_problems: Problems = Field(
+        128, description="Problems searched at once.", examples=[32]
+    )
 
 
 class SelectConfig(Section):
     """Choosing training data by mean chunk score (paper section 5.2)."""
 
-    problems: Positive = 1000
-    responses: Positive = 8
-    votes: Positive = Field(1, description="Judgments of a chunk whose mean is its score.")
-    judge_temperature: float = Field(1.0, ge=0)
+    problems: Problems = Field(
+        1000, description="Problems to pick answers for; those after `data.limit`."
+    )
+    responses: Responses = Field(8, description="Answers of a problem to pick from.")
+    votes: Judgements = Field(
+        1, description="Judgements of a chunk whose mean is its score.", examples=[4]
+    )
+    judge_temperature: Number = Field(
+        1.0, ge=0, description="Sampling temperature of the judge.", examples=[0.5]
+    )
 
 
 class FinetuneConfig(Section):
     """SFT of the policy on each pick, and greedy or sampled evaluation."""
 
     sft: SFTConfig = SFTConfig()
-    evaluation_problems: Positive = 500
-    evaluation_samples: Positive = Field(4, description="Samples of a problem.")
-    evaluation_temperature: float = Field(1.0, ge=0)
+    evaluation_problems: Problems = Field(
+        500, description="Problems of `evaluation_data` that the tuned models answer."
+    )
+    evaluation_samples: Responses = Field(
+        4, description="Samples of a problem, whose mean is its accuracy."
+    )
+    evaluation_temperature: Number = Field(
+        1.0,
+        ge=0,
+        description="Sampling temperature of those; 0, with one sample, is greedy.",
+        examples=["finetune.evaluation_temperature=0 finetune.evaluation_samples=1"],
+    )
 
 
 class ServeConfig(Section):
     """The judge over HTTP."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    replicas: Positive = 1
-    votes: Positive = 1
-    max_ongoing_requests: Positive = 64
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; `0.0.0.0`: on all of the machine's.",
+        examples=["0.0.0.0"],
+    )
+    port: Annotated[int, Unit("TCP port")] = Field(
+        8000, ge=0, le=65535, description="Port to listen on.", examples=[8080]
+    )
+    replicas: Annotated[Positive, Unit("replicas")] = Field(
+        1, description="Processes that judge, each with an engine of its own.", examples=[2]
+    )
+    votes: Judgements = Field(
+        1, description="Judgements of a step where a request does not say how many.", examples=[8]
+    )
+    max_ongoing_requests: Annotated[Positive, Unit("requests of a replica")] = Field(
+        64, description="Requests that a replica works on at once; others wait.", examples=[256]
+    )
 
 
 class ClusterConfig(Section):
     """What the run expects of Ray."""
 
     address: str | None = Field(None, description="`auto` joins a running cluster; else local.")
-    cpus: float | None = Field(None, description="Logical CPUs of a local Ray; else the machine's.")
-    expected_gpus: int = Field(0, ge=0, description="GPUs that `--plan` holds the plan against.")
-    wait_for_nodes_s: int = Field(
+    cpus: Cpus | None = Field(None, description="Logical CPUs of a local Ray; else the machine's.")
+    expected_gpus: Annotated[int, Unit("GPUs")] = Field(
+        0, ge=0, description="GPUs that `--plan` holds the plan against."
+    )
+    wait_for_nodes_s: Annotated[int, Unit("seconds")] = Field(
         0, ge=0, description="How long the autoscaler may take to bring what the plan needs."
     )
-    object_store_mb: Positive = Field(512, description="Object store of a local Ray.")
+    object_store_mb: Mebibytes = Field(
+        512, description="Object store of a local Ray.", examples=[2048]
+    )
     shard: str = Field(
-        "0/1", description="i/n: annotate every n-th unit, from the i-th (`--shard`)."
+        "0/1",
+        description="i/n: annotate every n-th unit, from the i-th (`--shard`).",
+        examples=["0/4"],
     )
 
     @field_validator("shard")
@@ -238,8 +339,12 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = "embedded"
-    seed: int = 0
+    name: str = Field("embedded", description="What reports, charts and exports call the run.")
+    seed: Seed = Field(
+        0,
+        description="Seed of everything drawn but the problems, which have `data.seed`.",
+        examples=[7],
+    )
     run_dir: LocalPlace = Field(
         "runs/embedded", description="Folder of the run; on a cluster one that every node sees."
     )
@@ -259,8 +364,10 @@ class RunConfig(Section):
         description="`exact` (same text), `math_verify`, or an own verifier: `module:function` or "
         "an http(s) address.",
     )
-    check_timeout_s: float = Field(5.0, gt=0, description="Seconds of one check, at the longest.")
-    judge_max_tokens: Positive = Field(3096, description="Longest analysis and verdict.")
+    check_timeout_s: Annotated[float, Unit("seconds")] = Field(
+        5.0, gt=0, description="Seconds of one check, at the longest.", examples=[10]
+    )
+    judge_max_tokens: Tokens = Field(3096, description="Longest analysis and verdict.")
     prompts: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     evaluation_data: DataConfig = DataConfig(seed=1_000_003)

@@ -102,7 +102,11 @@ class PromptConfig(BaseModel):
     )
     plain: str = Field(PLAIN, description="Asks the base policy for a solution.")
     policy: str = Field(POLICY, description="Asks the chunk-tuned policy for a solution.")
-    segment: str = Field(SEGMENT, description="Asks the segmenter to insert chunk tags.")
+    segment: str = Field(
+        SEGMENT,
+        description="Asks the segmenter to insert chunk tags.",
+        examples=["{response}\n\nThe same with <chunk> and </chunk> around each step:"],
+    )
     judge: str = Field(JUDGE, description="Asks the judge about one chunk.")
     verdict: str = Field(
         VERDICT, description="In place of `judge` where only a bare verdict is rewarded."
@@ -110,23 +114,28 @@ class PromptConfig(BaseModel):
     discriminative_first: str = Field(
         DISCRIMINATIVE_FIRST, description="First user turn of the discriminative judge."
     )
-    discriminative_next: str = Field("{chunk}", description="Every further user turn.")
+    discriminative_next: str = Field(
+        "{chunk}", description="Every further user turn.", examples=["Next step: {chunk}"]
+    )
     empty_history: str = Field("(none)", description="Stands for the history of the first chunk.")
     history_separator: str = Field("\n\n", description="Between the chunks of the history.")
     system: str | None = Field(
         None,
         description="System message before every user message. Null: none of ours; a chat template"
         " may have one of its own.",
+        examples=["Be brief."],
     )
     chat_template: str | None = Field(
         None,
         description="Jinja file in place of the chat template of every model of the run. Read once:"
         " the run directory keeps its text, and another text is another run.",
+        examples=["mine.jinja"],
     )
     template_variables: dict[str, TemplateValue] = Field(
         default_factory=dict,
         description="Variables that chat templates read, such as enable_thinking or date_string."
         " strftime_now: 2025-07-26 is the day of templates that ask for today.",
+        examples=["prompts.template_variables.enable_thinking=false"],
     )
 
     def __hash__(self) -> int:

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stepwiser.config.base import Positive, Section
+from stepwiser.config.base import (
+    Gpus,
+    Mebibytes,
+    Number,
+    Positive,
+    Prompts,
+    Seconds,
+    Section,
+    Steps,
+    Tokens,
+    Unit,
+)
+
+Ranks = Annotated[Positive, Unit("ranks")]
+Epochs = Annotated[Positive, Unit("passes over the data")]
 
 
 class LearnerConfig(Section):
     """Ray Train workers with DeepSpeed."""
 
-    workers: Positive = Field(1, description="Ray Train workers, one rank each.")
-    min_workers: Positive | None = Field(
+    workers: Ranks = Field(1, description="Ray Train workers, one rank each.")
+    min_workers: Ranks | None = Field(
         None,
         description="Go on with as few while there is no room for all, and grow again later; else "
         "always `workers`.",
+        examples=[1],
     )
-    cpus: Positive = Field(1, description="Ray CPUs, and threads, of one worker.")
-    gpus: float = Field(0.0, ge=0, description="Ray GPUs of one worker; below 1 it shares one.")
+    cpus: Annotated[Positive, Unit("CPUs, as Ray counts them")] = Field(
+        1, description="Ray CPUs, and threads, of one worker."
+    )
+    gpus: Gpus = Field(0.0, description="Ray GPUs of one worker; below 1 it shares one.")
     zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Forward type.")
-    max_tokens_per_microbatch: Positive = Field(16384, description="Token budget of one forward.")
+    max_tokens_per_microbatch: Tokens = Field(16384, description="Token budget of one forward.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
-    max_failures: int = Field(2, ge=-1, description="Worker-group restarts before giving up.")
+    max_failures: Annotated[int, Unit("restarts")] = Field(
+        2,
+        ge=-1,
+        description="Restarts of the workers before giving up; -1: never give up.",
+        examples=[10],
+    )
 
 
 class SFTConfig(Section):
     """Supervised fine-tuning (METHOD: lr 1e-5, packed to 8192, batch 32)."""
 
-    learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    batch_size: Positive = Field(32, description="Examples of one optimizer step, all ranks.")
-    steps: Positive | None = Field(None, description="Optimizer steps; else `epochs`.")
-    epochs: Positive = Field(1)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: Number = Field(1e-5, gt=0, description="Highest learning rate of AdamW.")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="After warm-up: kept, or led to 0 by the last step."
+    )
+    warmup_steps: Annotated[int, Unit("optimizer steps")] = Field(
+        0, ge=0, description="Steps over which the learning rate rises from 0."
+    )
+    batch_size: Annotated[Positive, Unit("examples")] = Field(
+        32, description="Examples of one optimizer step, all ranks.", examples=[16]
+    )
+    steps: Annotated[Positive, Unit("optimizer steps")] | None = Field(
+        None, description="Optimizer steps; else `epochs`.", examples=[40]
+    )
+    epochs: Epochs = Field(1, description="Passes over the examples, where `steps` is unset.")
+    weight_decay: Number = Field(0.0, ge=0, description="Weight decay of AdamW.", examples=[0.01])
 
 
 class TrainConfig(Section):
@@ -53,91 +83,144 @@ class TrainConfig(Section):
         " word besides it (asked with prompts.verdict); or, without labels, verdicts on all steps"
         " of a solution that together tell whether its final answer is right.",
     )
-    steps: Positive = 800
-    prompts_per_step: Positive = 1024
-    minibatch_prompts: Positive = 256
-    group_size: Positive = 4
-    max_response_tokens: Positive = 3096
-    temperature: float = Field(1.0, gt=0)
-    learning_rate: float = Field(1e-6, gt=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.28, gt=0, description="Clip-higher keeps exploration alive.")
-    normalize_advantages: bool = Field(True, description="Divide by the group's deviation.")
-    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    importance_cap: float | None = Field(2.0, description="Truncated engine/learner correction.")
-    kl_coefficient: float = Field(
-        0.0, ge=0, description="Weight of the KL to the judge's start; the paper has none."
+    steps: Steps = Field(800, description="Steps of GRPO: each samples, then learns.")
+    prompts_per_step: Prompts = Field(1024, description="Prompts that one step samples for.")
+    minibatch_prompts: Prompts = Field(
+        256, description="Prompts of one optimizer step; a step makes as many as it has such."
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    max_grad_norm: float = Field(1.0, gt=0)
-    staleness: int = Field(
+    group_size: Annotated[Positive, Unit("judgements of a prompt")] = Field(
+        4, description="Judgements sampled for a prompt and held against one another."
+    )
+    max_response_tokens: Tokens = Field(
+        3096, description="Longest sampled judgement; `judge_max_tokens` bounds it too."
+    )
+    temperature: Number = Field(
+        1.0, gt=0, description="Sampling temperature of the judge.", examples=[0.7]
+    )
+    learning_rate: Number = Field(1e-6, gt=0, description="Highest learning rate of AdamW.")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="After warm-up: kept, or led to 0 by the last step."
+    )
+    warmup_steps: Annotated[int, Unit("training steps")] = Field(
+        0, ge=0, description="Steps over which the learning rate rises from 0."
+    )
+    weight_decay: Number = Field(0.0, ge=0, description="Weight decay of AdamW.", examples=[0.01])
+    clip_low: Number = Field(
+        0.2, gt=0, description="How far below 1 a ratio of probabilities may count.", examples=[0.1]
+    )
+    clip_high: Number = Field(
+        0.28,
+        gt=0,
+        description="How far above 1 it may; more than `clip_low` (clip-higher) keeps exploration "
+        "alive.",
+        examples=[0.2],
+    )
+    normalize_advantages: bool = Field(
+        True, description="Divide advantages by the deviation of their group's rewards."
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = Field(
+        "token_mean",
+        description="How losses of tokens become one: their mean over the mini-batch; the mean of "
+        "each answer's mean; or their sum over the longest answer that is allowed.",
+    )
+    importance_cap: Number | None = Field(
+        2.0,
+        description="Largest weight that corrects for engines having sampled with older weights or "
+        "other arithmetic than the learner's; null corrects without a bound.",
+        examples=[5],
+    )
+    kl_coefficient: Number = Field(
+        0.0,
+        ge=0,
+        description="Weight of the KL to the judge's start; the paper has none.",
+        examples=[0.001],
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="Estimator of that KL: unbiased, squared, or unbiased and positive."
+    )
+    max_grad_norm: Number = Field(
+        1.0,
+        gt=0,
+        description="Norm that gradients of one optimizer step are cut to.",
+        examples=[0.5],
+    )
+    staleness: Annotated[int, Unit("weight versions")] = Field(
         0,
         ge=0,
         description="Weight versions that a sample may be old when it is trained on. 0: engines "
         "and learner take turns; k: up to k steps are sampled while the learner trains.",
+        examples=[1],
     )
     dynamic_sampling: bool = Field(
         False,
         description="Sample further prompts for groups whose rewards are all the same, until a "
         "step has prompts_per_step others; else only while it has none.",
     )
-    max_sampling_rounds: Positive = Field(
-        4, description="Rounds of prompts that one step may sample, the first included."
+    max_sampling_rounds: Annotated[Positive, Unit("rounds")] = Field(
+        4,
+        description="Rounds of prompts that one step may sample, the first included.",
+        examples=[8],
     )
     live: bool = Field(
         False,
         description="Annotate while training goes on, as much as the steps read, in place of the "
         "stages annotate and label.",
     )
-    live_ahead: Positive = Field(
-        2, description="Steps' worth of labelled prompts that live annotation keeps ready."
+    live_ahead: Steps = Field(
+        2,
+        description="Steps' worth of labelled prompts that live annotation keeps ready.",
+        examples=[4],
     )
-    live_reads: Positive = Field(
-        8, description="Most readings of one prompt while live annotation goes on."
+    live_reads: Annotated[Positive, Unit("readings of a prompt")] = Field(
+        8, description="Most readings of one prompt while live annotation goes on.", examples=[4]
     )
-    checkpoint_every: Positive = Field(
+    checkpoint_every: Steps = Field(
         1, description="Steps that the death of a learner may cost, at most one more."
     )
-    evaluate_every: Positive | None = Field(
+    evaluate_every: Steps | None = Field(
         None, description="Score held-out labels after every so many steps, beside the training."
     )
-    evaluate_processbench: Positive | None = Field(
-        None, description="Items of the set of `evaluate` that are scored as well."
+    evaluate_processbench: Annotated[Positive, Unit("items")] | None = Field(
+        None, description="Items of the set of `evaluate` that are scored as well.", examples=[50]
     )
-    evaluator_engines: int = Field(
+    evaluator_engines: Annotated[int, Unit("engines")] = Field(
         0,
         ge=0,
         description="Engines of the evaluation's own; 0 shares those that sample, and the next "
         "weights wait for it.",
+        examples=[1],
     )
     best_by: Literal["heldout_balanced", "processbench_f1"] = Field(
-        "heldout_balanced", description="Score that the best judge is chosen by."
+        "heldout_balanced",
+        description="Score that the best judge is chosen by.",
+        examples=["train.best_by=processbench_f1 train.evaluate_processbench=50"],
     )
-    early_stop_patience: Positive | None = Field(
-        None, description="Stop after so many evaluations without a new best; else never."
+    early_stop_patience: Annotated[Positive, Unit("evaluations")] | None = Field(
+        None,
+        description="Stop after so many evaluations without a new best; else never.",
+        examples=[3],
     )
     keep: Literal["last", "best"] = Field(
         "last", description="Which judge the later stages use; both are exported."
     )
-    publish_timeout_s: Positive = 600
+    publish_timeout_s: Seconds = Field(
+        600, description="Longest that one version of the weights may take to reach the engines."
+    )
     weight_transfer: Literal["auto", "object_store", "cuda_ipc", "nccl"] = Field(
         "auto",
         description="How weights reach the engines: through Ray's object store, by memory of a GPU "
         "that both share, or by a broadcast between GPUs. `auto`: the second "
         "where both have fractions of a GPU, the third where both have whole ones, else the first.",
     )
-    weight_bucket_mb: Positive = Field(
-        512, description="Weights are gathered and sent in pieces of so many MiB."
+    weight_bucket_mb: Mebibytes = Field(
+        512, description="Weights are gathered and sent in pieces of so many MiB.", examples=[256]
     )
     colocated: bool = Field(
         False,
         description="Engines and learner take turns on the same GPUs: engines sleep while the "
         "learner works. Both then need fractions of a GPU (engine.gpus, learner.gpus).",
     )
-    logprob_tolerance: float = Field(
+    logprob_tolerance: Annotated[float, Unit("nats a token")] = Field(
         0.05, gt=0, description="Largest mean engine/learner log-prob gap before training stops."
     )
 
@@ -167,12 +250,18 @@ class DiscriminativeConfig(Section):
 class RejectionConfig(Section):
     """Rejection-sampling fine-tuning of the generative judge (train.method=rs_ft)."""
 
-    rounds: Positive = Field(2, description="Times to sample and to fine-tune on what was right.")
-    prompts: Positive | None = Field(
+    rounds: Annotated[Positive, Unit("rounds")] = Field(
+        2, description="Times to sample and to fine-tune on what was right.", examples=[3]
+    )
+    prompts: Prompts | None = Field(
         None, description="Training prompts sampled in a round, half of each class; all if unset."
     )
-    samples: Positive = Field(8, description="Judgements of a prompt.")
-    keep_per_prompt: Positive = Field(2, description="Most right judgements kept of a prompt.")
+    samples: Annotated[Positive, Unit("judgements of a prompt")] = Field(
+        8, description="Judgements sampled of a prompt in a round.", examples=[16]
+    )
+    keep_per_prompt: Annotated[Positive, Unit("judgements of a prompt")] = Field(
+        2, description="Most right judgements kept of a prompt.", examples=[4]
+    )
     sft: SFTConfig = SFTConfig()
 
 
@@ -184,5 +273,9 @@ class AblateConfig(Section):
         description="Name of each training to what differs from this configuration, as"
         " `section.key: value`; one of them is the full recipe, which usually differs in nothing.",
     )
-    reference: str = Field("full", description="Arm that the others are held against.")
-    seeds: Positive = Field(3, description="Repetitions, each with labels of its own.")
+    reference: str = Field(
+        "full", description="Arm that the others are held against.", examples=["abs-q"]
+    )
+    seeds: Annotated[Positive, Unit("seeds")] = Field(
+        3, description="Repetitions, each with labels of its own.", examples=[5]
+    )

@@ -294,9 +294,9 @@ def test_a_config_with_a_signature_or_without_a_mapping(tmp_path: Path) -> None:
 
 def test_every_text_key_takes_a_text() -> None:
     """No key is forgotten: each that may hold text takes `#` for itself, or refuses the word."""
-    from stepwiser.config.loading import _kinds_of, _value_of
+    from stepwiser.config.loading import _kinds_of, value_of
 
     keys = [key for key in valid_keys() if str in _kinds_of(key)]
     assert len(keys) > 25
     for key in keys:
-        assert _value_of(key, "a #b", "here") == "a #b"
+        assert value_of(key, "a #b", "here") == "a #b"
