@@ -23,7 +23,7 @@ from stepwiser.annotation.admission import COLD_START
 from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.stopping import Question, StoppingPlan
 from stepwiser.config import PromptConfig
-from stepwiser.config.models import AnnotateConfig
+from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.records import ChunkValue, Problem, Trajectory
 from stepwiser.data.verifiers import make_checker
 from stepwiser.errors import UserError

@@ -19,7 +19,7 @@ from pipelines.session.session import Session
 from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, StoppingPlan, StoppingRule, trajectory_labels
-from stepwiser.config.models import AnnotateConfig
+from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.records import Problem, group_by
 from stepwiser.data.verifiers import make_checker
 from stepwiser.generation import Generator, Sample, Sampling

@@ -1,5 +1,5 @@
 """Annotation monitored: a table under the bar or words in a log, metrics for Prometheus, a curve
-for W&B, and lines of the unit log for `stepwiser status`.
+for trackers, and lines of the unit log for `stepwiser status`.
 
 All from one thread that looks at the engines' counters once a second. The loop that hands out units
 never waits for it.
@@ -22,7 +22,7 @@ from actors.pool.pool import EnginePool
 from pipelines.monitoring.formatting import MOST_ENGINES, duration, facts_table, known
 from pipelines.monitoring.progress import ProgressBar
 from pipelines.monitoring.prometheus import PrometheusMetrics
-from pipelines.monitoring.trackers import BackgroundTracker, make_tracker
+from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.annotation.throughput import (
@@ -73,9 +73,7 @@ class AnnotationMonitor:
         )
         self._began = next(read_log(log.path))["time"]
         name = "annotate" if log.shard.count == 1 else f"annotate-{log.path.stem[4:]}"
-        self._curve = BackgroundTracker(
-            make_tracker(config, session.store, name, axis="problems"), session.console
-        )
+        self._curve = Trackers(config, session.store, name, session.console, axis="problems")
         self._metrics = PrometheusMetrics(config.name, str(log.shard))
         self._logged: CounterSnapshot = {}
         self._counters: CounterSnapshot = {}

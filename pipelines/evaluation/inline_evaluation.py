@@ -12,7 +12,7 @@ from actors.pinned import Pinned
 from actors.pool.pool import EnginePool
 from actors.rollout.evaluator import EVALUATION, Evaluator, EvaluatorOptions, fitting_items
 from pipelines.evaluation.items import evaluation_items
-from pipelines.monitoring.trackers import Tracker
+from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.errors import UserError
@@ -130,8 +130,8 @@ def is_evaluation(row: Metrics) -> bool:
     return row.get("kind") == EVALUATION
 
 
-def log_evaluation(tracker: Tracker, row: Metrics) -> None:
-    """To W&B, at the step whose weights these are: training has gone on meanwhile."""
+def log_evaluation(tracker: Trackers, row: Metrics) -> None:
+    """To the trackers, at the step whose weights these are: training has gone on meanwhile."""
     for prefix in ("heldout_", "processbench_"):
         tracker.log_late(row, prefix, axis="evaluated_step")
 

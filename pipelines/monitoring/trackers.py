@@ -1,201 +1,138 @@
-"""Curves to a tracker, Weights & Biases unless told otherwise: of training, whose `metrics.jsonl`
-the learner itself writes, and of annotation, whose diary is the unit log."""
+"""Curves to trackers: of training, whose `metrics.jsonl` the learner itself writes, and of
+annotation, whose diary is the unit log. Nothing waits for a tracker, and nothing fails by one."""
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
-import uuid
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any, Protocol, Self
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 
-from stepwiser.config import RunConfig, flatten
-from stepwiser.run.store import RunStore, writing
+from pipelines.monitoring.tracker_libraries import (
+    Curve,
+    MlflowTracker,
+    TensorboardTracker,
+    Tracker,
+    TrackioTracker,
+    WandbTracker,
+)
+from stepwiser.config import RunConfig
+from stepwiser.run.store import RunStore
 
 FINISH_S = 30.0
-"""Longest that a stage waits for the last rows to be sent."""
+"""Longest that a stage waits for the last rows to be sent, by all trackers."""
 
-
-class Tracker(Protocol):
-    """Where curves go while a stage runs; entered before the first row, left after the last."""
-
-    name: str
-    """Of the curve, within the run."""
-
-    @property
-    def run_id(self) -> str | None:
-        """What a later start continues; None where nothing is kept."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """``kind``: of the error that ended the work, if one did."""
-        ...
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Numbers of one moment; ``step`` says which, and never decreases."""
-        ...
-
-    def log_late(self, row: dict[str, Any], prefix: str, axis: str) -> None:
-        """Numbers that were known only after later ones had been logged.
-
-        Those whose names begin with ``prefix`` are drawn over ``axis``, which gets the row's
-        ``step``.
-        """
-        ...
-
-
-class NoTracker:
-    """Curves stay in the run directory."""
-
-    run_id = None
-
-    def __init__(
-        self, config: RunConfig, store: RunStore, name: str, axis: str | None = None
-    ) -> None:
-        self.name = name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        pass
-
-    def log(self, row: dict[str, Any]) -> None:
-        pass
-
-    def log_late(self, row: dict[str, Any], prefix: str, axis: str) -> None:
-        pass
-
-
-class WandbTracker:
-    """One W&B run, offline where there is no key; a second start continues the same run.
-
-    ``axis``: the figure that charts are drawn over; W&B's own step if None.
-    """
-
-    def __init__(
-        self, config: RunConfig, store: RunStore, name: str, axis: str | None = None
-    ) -> None:
-        self.config = config
-        self.store = store
-        self.name = name
-        self.axis = axis
-
-    def __enter__(self) -> Self:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        run_id = self.run_id
-        has_key = bool(os.environ.get("WANDB_API_KEY"))
-        self._run = wandb.init(
-            project="stepwiser",
-            name=f"{self.config.name}/{self.name}",
-            id=run_id,
-            resume="allow" if has_key else None,
-            mode=None if "WANDB_MODE" in os.environ else "online" if has_key else "offline",
-            dir=str(self.store.root),
-            config=flatten(self.config),
-            settings=wandb.Settings(console="off", x_disable_stats=True),
-        )
-        if self.axis:
-            self._run.define_metric("*", step_metric=self.axis)
-        return self
-
-    @cached_property
-    def run_id(self) -> str:
-        """Of the run in W&B, the same after every start."""
-        file = self.store.root / f"wandb-{self.name}.id"
-        if file.is_file() and (known := file.read_text().strip()):
-            return known
-        run_id = uuid.uuid4().hex[:8]
-        with writing(file) as temporary:
-            temporary.write_text(run_id)
-        return run_id
-
-    def log(self, row: dict[str, Any]) -> None:
-        """See `Tracker`."""
-        self._run.log(_numbers(row), step=row["step"])
-
-    def log_late(self, row: dict[str, Any], prefix: str, axis: str) -> None:
-        """See `Tracker`."""
-        self._run.define_metric(f"{prefix}*", step_metric=axis)
-        figures = {k: v for k, v in _numbers(row).items() if k.startswith(prefix)}
-        if figures:
-            self._run.log({**figures, axis: row["step"]}, commit=False)
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._run.finish(exit_code=0 if kind is None else 1)
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-
-
-TRACKERS: dict[str, Callable[[RunConfig, RunStore, str, str | None], Tracker]] = {
+TRACKERS: dict[str, type[Curve]] = {
     "wandb": WandbTracker,
-    "none": NoTracker,
+    "tensorboard": TensorboardTracker,
+    "mlflow": MlflowTracker,
+    "trackio": TrackioTracker,
 }
-"""By the names of `tracker`; a further one needs an entry here and its name there."""
+"""By the names of `tracker`, besides `none`; a further one needs an entry here and its name there.
+Where its library is no dependency of all, `pyproject.toml` has an extra of that name."""
 
 
-def make_tracker(config: RunConfig, store: RunStore, name: str, axis: str | None = None) -> Tracker:
-    """The tracker that a config asks for, for one curve.
+class Trackers:
+    """One curve in every tracker that a config asks for; entering and leaving are quick."""
 
-    ``axis``: the figure that charts are drawn over; the tracker's own step if None.
-    """
-    return TRACKERS[config.tracker](config, store, name, axis)
+    def __init__(
+        self,
+        config: RunConfig,
+        store: RunStore,
+        name: str,
+        console: Console,
+        axis: str | None = None,
+    ) -> None:
+        """``axis``: the figure that charts are drawn over; the row's ``step`` if None."""
+        made = [TRACKERS[kind](config, store, name, axis) for kind in config.trackers]
+        self.run_id = made[0].run_id if made else None
+        """Of the curve in the first of them; None where nothing is tracked."""
+        self._members = [BackgroundTracker(one, one.library, console) for one in made]  # type: ignore[arg-type]
+
+    def __enter__(self) -> Self:
+        for member in self._members:
+            member.start()
+        return self
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """See `Tracker`."""
+        for member in self._members:
+            member.put(lambda tracker: tracker.log(row))
+
+    def log_late(self, row: Mapping[str, Any], prefix: str, axis: str) -> None:
+        """See `Tracker`."""
+        for member in self._members:
+            member.put(lambda tracker: tracker.log_late(row, prefix, axis))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for member in self._members:
+            member.end(kind)
+        deadline = time.monotonic() + FINISH_S
+        for member in self._members:
+            member.join(deadline)
 
 
 class BackgroundTracker:
-    """A `Tracker` that nobody waits for and that nothing fails by.
+    """A `Tracker` on a thread of its own that nobody waits for.
 
-    W&B takes two seconds to start, more over a slow network, and annotation is done without it:
-    a thread of its own starts it and feeds it. What goes wrong there is a warning, once.
+    W&B takes two seconds to start, more over a slow network, and work is done without it. What goes
+    wrong there (a library that is missing, a disk that is full, a network that is gone) is a
+    warning, once; what comes after it is dropped.
     """
 
-    def __init__(self, tracker: Tracker, console: Console) -> None:
+    def __init__(self, tracker: Tracker, library: str, console: Console) -> None:
         self._tracker = tracker
+        self._library = library
         self._console = console
-        self._rows: queue.SimpleQueue[dict[str, Any] | type[BaseException] | None] = (
+        self._rows: queue.SimpleQueue[Callable[[Tracker], None] | type[BaseException] | None] = (
             queue.SimpleQueue()
         )
-        self._thread = threading.Thread(target=self._feed, name="tracker", daemon=True)
+        self._thread = threading.Thread(target=self._feed, name=f"tracker {library}", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin the curve."""
         self._thread.start()
-        return self
 
-    def log(self, row: dict[str, Any]) -> None:
+    def put(self, log: Callable[[Tracker], None]) -> None:
+        """Have something logged, in turn; nothing where the tracker has failed."""
         if self._thread.is_alive():
-            self._rows.put(row)
+            self._rows.put(log)
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def end(self, kind: type[BaseException] | None) -> None:
+        """The last row is in; ``kind``: of the error that ended the work, if one did."""
         self._rows.put(kind)
-        self._thread.join(FINISH_S)
+
+    def join(self, deadline: float) -> None:
+        """Wait until all is sent, up to a moment of the monotonic clock."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"it was still sending after {FINISH_S:g} s")
 
     def _feed(self) -> None:
         try:
             with self._tracker as tracker:
-                while isinstance(row := self._rows.get(), dict):
-                    tracker.log(row)
-                if row is not None:
-                    raise _Ended
+                while (row := self._rows.get()) is not None:
+                    if isinstance(row, type):
+                        raise _Ended
+                    row(tracker)
         except _Ended:
             pass
+        except ImportError as error:
+            self._warn(
+                f"{error}; `pip install 'stepwiser[{self._library}]'` brings it, or take "
+                f"{self._library} out of `tracker`"
+            )
         except Exception as error:  # of the network, the disk, the service: the work goes on
             self._warn(f"{type(error).__name__}: {error}")
 
     def _warn(self, reason: str) -> None:
         self._console.print(
-            f"[yellow]the tracker has no curve of {self._tracker.name}, or not all of it: {reason}",
+            f"[yellow]{self._library} has no curve of {self._tracker.name}, or not all of it: "
+            f"{escape(reason)}",
             soft_wrap=True,
         )
 

@@ -18,7 +18,7 @@ from stepwiser.annotation.judge_prompts import TOO_LONG, is_held_out, label_traj
 from stepwiser.annotation.label_rules import LabelRule, balance, class_shares
 from stepwiser.annotation.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.config import PromptConfig
-from stepwiser.config.models import LabelConfig
+from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.records import JudgePrompt, Trajectory
 from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import PromptFormat, resolve_model

@@ -26,7 +26,7 @@ from pipelines.evaluation.inline_evaluation import (
     write_card,
 )
 from pipelines.monitoring.formatting import facts_table
-from pipelines.monitoring.trackers import make_tracker
+from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
 from pipelines.stages import label
 from pipelines.training.baselines import (
@@ -161,7 +161,7 @@ def _run_grpo(
     """Train to the end, and describe the judges that came of it."""
     with (
         session.progress("train judge", session.config.train.steps, "steps") as bar,
-        make_tracker(session.config, session.store, JUDGE) as logger,
+        Trackers(session.config, session.store, JUDGE, session.console) as logger,
     ):
 
         def on_metrics(row: dict[str, Any]) -> None:

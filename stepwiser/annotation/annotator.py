@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from stepwiser.annotation.stopping import StoppingPlan, annotated, requests
 from stepwiser.annotation.values import RolloutCounts, ValueEstimate
-from stepwiser.config.models import AnnotateConfig
+from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.imported import ImportedProblem, imported_trajectories
 from stepwiser.data.records import ChunkValue, Problem, Trajectory, content_id
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stepwiser.annotation.stopping import Question, trajectory_labels
-from stepwiser.config.models import LabelConfig
+from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.records import ChunkValue, JudgePrompt, Trajectory, content_id
 from stepwiser.prompting.prompt_format import PromptFormat
 

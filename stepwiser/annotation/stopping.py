@@ -28,7 +28,7 @@ from itertools import accumulate, pairwise
 
 from stepwiser.annotation.label_rules import LabelRule, label_chunks, label_if_decided
 from stepwiser.annotation.values import PRIOR, RolloutCounts
-from stepwiser.config.models import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from stepwiser.data.records import ChunkValue, Trajectory
 
 ValuePath = Sequence[RolloutCounts]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from stepwiser.config.addresses import address_problem
-from stepwiser.config.models import RuleConfig, RunConfig
+from stepwiser.config.annotation import RuleConfig
+from stepwiser.config.models import RunConfig
 from stepwiser.errors import UserError
 
 

@@ -84,7 +84,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def value_of(key: str, text: str, where: str) -> Any:
     """What an override's text stands for: text where the key holds text, else YAML."""
     kinds = _kinds_of(RENAMED.get(key, key))
-    if str not in kinds:
+    is_list = text[:1] == "[" and any(get_origin(kind) is tuple for kind in kinds)
+    if str not in kinds or is_list:
         return _yaml_value(text, where)
     if text in ("", "null", "~") and type(None) in kinds:
         return None

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -106,7 +105,11 @@ def _type_of(kind: Any, metadata: Any = ()) -> str:
     if origin is Annotated:
         return _type_of(inner[0], (*inner[1:], *metadata))
     if origin in (Union, UnionType):
-        words = [_type_of(one, metadata) for one in inner if one is not NoneType]
+        # Names to choose from are one choice.
+        names = [name for one in inner if get_origin(one) is Literal for name in get_args(one)]
+        words = [_type_of(Literal[*names])] if names else []
+        others = [one for one in inner if one is not NoneType and get_origin(one) is not Literal]
+        words += [_type_of(one, metadata) for one in others]
         return ", or ".join([*dict.fromkeys(words), *(["null"] if NoneType in inner else [])])
     if origin is Literal:
         return "one of " + ", ".join(f"`{one}`" for one in inner)
@@ -125,8 +128,8 @@ def _bounds(metadata: Any) -> str:
     found: dict[str, str] = {}
     for one in _flat(metadata):
         for name, word in words.items():
-            if isinstance(one, getattr(annotated_types, name.title())):
-                found[word] = f"{getattr(one, name):g}"
+            if (bound := getattr(one, name, None)) is not None:
+                found[word] = f"{bound:g}"
     return "".join(f", {word} {value}" for word, value in found.items())
 
 
@@ -218,10 +221,9 @@ def accepts(word: str) -> None:
             fields = inner.model_fields if inner else {}
     if not has_value or re.search(r"…|\b[A-Z]+\b", text):
         return
+    kind: Any = Annotated[field.annotation, PURE, *field.metadata]
     try:
-        TypeAdapter(Annotated[field.annotation, PURE, *field.metadata]).validate_python(
-            value_of(key, text, word)
-        )
+        TypeAdapter(kind).validate_python(value_of(key, text, word))
     except ValidationError as error:
         raise UserError(f"{word}: {error.errors()[0]['msg']}") from error
 

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 
 from stepwiser.config import DataConfig
-from stepwiser.config.models import AnnotateConfig
+from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.answers.boxes import boxed_answer, collection
 from stepwiser.data.cells import answer_text, problem_text, text, truth
 from stepwiser.data.cells import steps as steps_of

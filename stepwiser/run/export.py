@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, trajectory_labels
-from stepwiser.config.models import LabelConfig
+from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.labelled_solution import STEP_TAG
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig
-from stepwiser.config.models import RuleConfig
+from stepwiser.config.annotation import RuleConfig
 from stepwiser.run.model_exports import is_score
 from stepwiser.training.rewards import REWARDS
 

@@ -21,6 +21,7 @@ LANGUAGES = {"sh", "bash", "console", "python", "yaml", "json", "text"}
 PROGRAMS = (
     *("stepwiser", "make", "python", "python3.11", "pytest", "pip", "uv", "ruff", "mypy"),
     *("ray", "curl", "docker", "kubectl", "tests/fresh.sh"),
+    *("wandb", "tensorboard", "mlflow", "trackio"),
 )
 """What a command in backquotes or in a comment begins with; a fence may have any other."""
 _PROGRAM = re.compile(

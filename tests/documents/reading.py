@@ -306,12 +306,19 @@ def _docker(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     return _cannot("docker")
 
 
+def _viewer(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
+    _is_installed(call.program)
+    return _cannot("viewers")
+
+
+def _is_installed(program: str) -> None:
+    if not Path(sys.executable).with_name(program).exists():
+        raise NotAsWritten(f"the environment has no {program}")
+
+
 def _other(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
-    if (
-        call.program in ("ruff", "mypy")
-        and not Path(sys.executable).with_name(call.program).exists()
-    ):
-        raise NotAsWritten(f"the environment has no {call.program}")
+    if call.program == "ruff":
+        _is_installed(call.program)
     _files_exist([word for word in arguments if word.startswith("tests/")])
     return _cannot(call.program)
 
@@ -328,6 +335,7 @@ _READERS: dict[str, Callable[[Call, list[str], pytest.MonkeyPatch], str]] = {
     "uv": _installs,
     "kubectl": _kubectl,
     "docker": _docker,
+    **dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio"), _viewer),
     **dict.fromkeys(("ruff", "apt-get", "rm", "tests/fresh.sh"), _other),
 }
 

@@ -53,6 +53,7 @@ PROGRAM_CANNOT = {
     "kubectl": "a Kubernetes cluster; tests/cluster/test_manifests.py has KubeRay's schema",
     "pip": "installs hundreds of packages; .ci/run does from the same pyproject.toml",
     "uv": "installs packages",
+    "viewers": "waits for a person to look",
     "apt-get": "runs in the image",
     "rm": "runs in the image",
     "pytest": "is what runs this",

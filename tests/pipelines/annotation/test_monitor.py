@@ -24,9 +24,7 @@ from actors.pool.pool import EnginePool
 from cluster.local_nodes import local_cluster
 from pipelines.annotation import monitor
 from pipelines.annotation.monitor import AnnotationMonitor
-from pipelines.monitoring import trackers
 from pipelines.monitoring.progress import ProgressBar
-from pipelines.monitoring.trackers import BackgroundTracker, WandbTracker
 from pipelines.session.session import Session
 from stepwiser.annotation.throughput import EngineFigures, Figures
 from stepwiser.config import RunConfig
@@ -99,9 +97,6 @@ def test_a_log_keeps_the_note_of_another_thread() -> None:
     )
 
 
-# --- Weights & Biases -----------------------------------------------------------------------------
-
-
 def _session(root: Path, **config: Any) -> Session:
     session = Session(
         RunConfig.model_validate({"run_dir": str(root)} | config), Console(file=io.StringIO())
@@ -112,81 +107,6 @@ def _session(root: Path, **config: Any) -> Session:
 
 def _said(session: Session) -> str:
     return session.console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_a_second_start_continues_the_curve_and_shards_have_their_own(tmp_path: Path) -> None:
-    session = _session(tmp_path / "run")
-    for name, first in (("annotate", 0), ("annotate-1-of-2", 0), ("annotate", 10)):
-        time.sleep(1.0)  # W&B names the folders of offline runs by the second
-        with BackgroundTracker(
-            WandbTracker(session.config, session.store, name, axis="problems"), session.console
-        ) as curve:
-            for step in range(first, first + 3):
-                curve.log({"step": step, "problems": 4 * step, "gpu_hours": 0.1})
-    root = session.store.root
-    ids = [(root / f"wandb-{name}.id").read_text() for name in ("annotate", "annotate-1-of-2")]
-    files = sorted(path.name for path in root.glob("wandb/offline-run-*/run-*.wandb"))
-    assert ids[0] != ids[1]
-    assert sorted(files) == sorted(f"run-{run}.wandb" for run in (ids[0], ids[0], ids[1]))
-    assert _said(session) == ""
-
-
-class _Broken:
-    """Logs nothing; fails where it is told to."""
-
-    def __init__(self, fails: str) -> None:
-        self.name, self.fails = "annotate", fails
-        self.rows: list[dict[str, Any]] = []
-        self.ended: list[Any] = []
-
-    def __enter__(self) -> _Broken:
-        if self.fails == "start":
-            raise RuntimeError("no network")
-        if self.fails == "slow start":
-            time.sleep(0.6)
-        return self
-
-    def log(self, row: dict[str, Any]) -> None:
-        if self.fails == "log":
-            raise RuntimeError("no disk")
-        self.rows.append(row)
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.ended.append(kind)
-
-
-@pytest.mark.parametrize("fails", ["start", "log"])
-def test_wandb_that_fails_is_a_warning(tmp_path: Path, fails: str) -> None:
-    session = _session(tmp_path / "run")
-    with BackgroundTracker(_Broken(fails), session.console) as curve:  # type: ignore[arg-type]
-        for step in range(100):
-            curve.log({"step": step})
-    assert _said(session).count("the tracker has no curve of annotate") == 1
-
-
-def test_nobody_waits_for_wandb_to_start_and_little_for_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = _session(tmp_path / "run")
-    slow = _Broken("slow start")
-    started = time.monotonic()
-    with BackgroundTracker(slow, session.console) as curve:  # type: ignore[arg-type]
-        curve.log({"step": 1})
-        assert time.monotonic() - started < 0.5 and slow.rows == []
-    assert slow.rows == [{"step": 1}] and slow.ended == [None]
-    monkeypatch.setattr(trackers, "FINISH_S", 0.1)
-    with BackgroundTracker(_Broken("slow start"), session.console):  # type: ignore[arg-type]
-        pass
-    assert "still sending" in _said(session)
-
-
-def test_wandb_learns_that_the_work_failed(tmp_path: Path) -> None:
-    session, logger = _session(tmp_path / "run"), _Broken("")
-    curve = BackgroundTracker(logger, session.console)  # type: ignore[arg-type]
-    with pytest.raises(KeyboardInterrupt), curve:
-        raise KeyboardInterrupt
-    assert len(logger.ended) == 1 and logger.ended[0] is not None
-    assert _said(session) == ""
 
 
 # --- the whole watch ------------------------------------------------------------------------------
@@ -217,10 +137,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_look_that_fails_does_not_end_the_work(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = _session(tmp_path / "run", engine={"gpus": 0.5})
-    monkeypatch.setattr(
-        monitor, "BackgroundTracker", lambda _, console: BackgroundTracker(_Broken(""), console)
-    )
+    session = _session(tmp_path / "run", engine={"gpus": 0.5}, tracker="none")
     monkeypatch.setattr(
         monitor,
         "PrometheusMetrics",

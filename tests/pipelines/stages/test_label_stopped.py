@@ -11,7 +11,7 @@ from pipelines.stages.label import _compare_rules, _refuse_unsettled
 from stepwiser.annotation.judge_prompts import label_trajectory
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig, load_config
-from stepwiser.config.models import LabelConfig
+from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import PromptFormat

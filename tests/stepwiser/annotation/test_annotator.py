@@ -14,7 +14,7 @@ from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.config import load_config
-from stepwiser.config.models import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from stepwiser.data.records import Problem, group_by
 from stepwiser.data.verifiers import ExactChecker
 from stepwiser.generation import Sample, Sampling

@@ -23,7 +23,7 @@ from stepwiser.annotation.stopping import (
     stopping_plan,
 )
 from stepwiser.annotation.values import RolloutCounts
-from stepwiser.config.models import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from tests.stepwiser.annotation.stopping_simulation import Simulated, draw, follow, simulate
 
 ABS_Q = Question(LabelRule.ABS_Q)

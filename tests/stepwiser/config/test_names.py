@@ -12,11 +12,12 @@ import yaml
 
 from stepwiser.annotation.label_rules import DEFINITIONS, LabelRule
 from stepwiser.annotation.stopping import StoppingRule
-from stepwiser.config import RunConfig, load_config, parse_config
+from stepwiser.config import load_config, parse_config
 from stepwiser.config.aliases import RENAMED, RenamedKeyWarning
+from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from stepwiser.config.base import KnownChecker
 from stepwiser.config.loading import valid_keys
-from stepwiser.config.models import AnnotateConfig, RuleConfig
+from stepwiser.config.models import TrackerName
 from stepwiser.config.training import TrainConfig
 from stepwiser.data.verifiers import CHECKERS
 from stepwiser.errors import UserError
@@ -43,7 +44,7 @@ def test_every_choice_of_the_configuration_is_made_by_somebody() -> None:
     assert _choices(RuleConfig, "rule") == {str(rule) for rule in LabelRule} == set(DEFINITIONS)
     assert _choices(AnnotateConfig, "stopping") == {str(rule) for rule in StoppingRule}
     assert _choices(TrainConfig, "reward") == set(REWARDS)
-    assert _choices(RunConfig, "tracker") == set(TRACKERS)
+    assert set(get_args(TrackerName)) == set(TRACKERS)
     assert set(get_args(KnownChecker)) == set(CHECKERS)
 
 

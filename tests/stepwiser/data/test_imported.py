@@ -10,7 +10,7 @@ import pytest
 from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import DataConfig, PromptConfig, load_config
-from stepwiser.config.models import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from stepwiser.data.imported import (
     ImportedProblem,
     ImportedSolution,

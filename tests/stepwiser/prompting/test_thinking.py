@@ -12,7 +12,7 @@ import pytest
 from stepwiser.annotation.annotator import Annotator
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import PromptConfig
-from stepwiser.config.models import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import make_checker
 from stepwiser.generation import Sample, Sampling

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from stepwiser.config import load_config
-from stepwiser.config.models import RuleConfig
+from stepwiser.config.annotation import RuleConfig
 from stepwiser.run.model_card import Training, model_card, rule_in_words
 from tests.support.paths import ROOT
 
