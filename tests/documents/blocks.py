@@ -20,7 +20,7 @@ COMMENTED = sorted(
 LANGUAGES = {"sh", "bash", "console", "python", "yaml", "json", "text"}
 PROGRAMS = (
     *("stepwiser", "make", "python", "python3.11", "pytest", "pip", "uv", "ruff", "mypy"),
-    *("ray", "curl", "docker", "kubectl", "tests/fresh.sh"),
+    *("ray", "curl", "docker", "kubectl", "tests/fresh.sh", "hf"),
     *("wandb", "tensorboard", "mlflow", "trackio"),
 )
 """What a command in backquotes or in a comment begins with; a fence may have any other."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from stepwiser.config import load_config
 from stepwiser.config.shard import Shard
-from stepwiser.prompting.prompt_format import resolve_model
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import UnitLog, write_plan
+from stepwiser.tasks import load_base_model_dir
 from tests.stepwiser.run.annotated_run import COUNTS, trajectory, values, write_unit
 from tests.stepwiser.run.test_merge import write_shard
 from tests.support.paths import ROOT
@@ -40,7 +40,7 @@ def furnish(place: Path) -> None:
     """Write everything that a command of the documents reads."""
     for name in LINKS:
         (place / name).symlink_to(ROOT / name)
-    model = resolve_model("embedded")
+    model = load_base_model_dir()
     for name in ("model", "runs/models/smollm2"):
         shutil.copytree(model, place / name)
     _write_data(place)

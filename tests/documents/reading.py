@@ -35,7 +35,7 @@ STARTS_NOTHING = ("status", "merge", "export", "plan", "data", "version")
 """Commands of `stepwiser` that are run as they stand."""
 UsageError = (click.UsageError, typer.BadParameter.__mro__[1])
 """Of Ray's click and of typer's own: words that a program does not take."""
-HUB = re.compile(r"[\w.-]+/[\w.-]+")
+HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class NotAsWritten(AssertionError):
@@ -76,13 +76,12 @@ def run_stepwiser(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> tu
 # --- stepwiser ------------------------------------------------------------------------------------
 
 
-def _parameters(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The names of a command and what its words mean; raises click's UsageError."""
-    command: Any = typer.main.get_command(app)
+def _parameters(arguments: Sequence[str], command: Any) -> tuple[list[str], dict[str, Any]]:
+    """The names of a command and what its words mean; raises a UsageError."""
     words, names = list(arguments), []
     while hasattr(command, "commands"):
         if not words or words[0] not in command.commands:
-            raise NotAsWritten(f"stepwiser has no command {' '.join([*names, *words[:1]])!r}")
+            raise NotAsWritten(f"there is no command {' '.join([*names, *words[:1]])!r}")
         names.append(words.pop(0))
         command = command.commands[names[-1]]
     with command.make_context(names[-1], words) as context:
@@ -94,7 +93,8 @@ def _stepwiser(
 ) -> tuple[str, str]:
     if arguments in (["--help"], ["version"]):
         return "runs here", _invoke(arguments)
-    names, parameters = _parameters([word.replace("/opt/stepwiser/", "") for word in arguments])
+    here = [word.replace("/opt/stepwiser/", "") for word in arguments]
+    names, parameters = _parameters(here, typer.main.get_command(app))
     if names[0] in STARTS_NOTHING and not execute:
         return "read here", ""
     if names[0] in STARTS_NOTHING:
@@ -233,15 +233,10 @@ def _arguments_of(module: str, words: Sequence[str], monkeypatch: pytest.MonkeyP
 def _ray(call: Call, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     from ray.scripts.scripts import cli
 
-    command: Any = cli
-    words, names = list(arguments), []
-    while isinstance(command, click.Group):
-        names.append(words.pop(0))
-        command = command.commands[names[-1]]
-    with command.make_context(names[-1], words) as context:
-        rest = list(context.params.get("entrypoint") or ())
-        if file := context.params.get("cluster_config_file"):
-            _files_exist([file])
+    names, parameters = _parameters(arguments, cli)
+    rest = list(parameters.get("entrypoint") or ())
+    if file := parameters.get("cluster_config_file"):
+        _files_exist([file])
     if rest:
         inner = Call(call.where, rest[0], tuple(rest[1:]))
         how = read(inner, Path.cwd(), monkeypatch)
@@ -306,6 +301,22 @@ def _docker(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     return _cannot("docker")
 
 
+def _hub(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
+    _is_installed("hf")
+    # With --help it reads its words, refuses those that it does not know, and does nothing.
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hf"), *arguments, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise NotAsWritten(done.stderr)
+    if arguments[0] == "download" and not HUB.fullmatch(arguments[1]):
+        raise NotAsWritten(f"{arguments[1]} is no name on the Hub")
+    return _cannot("hf")
+
+
 def _viewer(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     _is_installed(call.program)
     return _cannot("viewers")
@@ -334,6 +345,7 @@ _READERS: dict[str, Callable[[Call, list[str], pytest.MonkeyPatch], str]] = {
     "pip": _installs,
     "uv": _installs,
     "kubectl": _kubectl,
+    "hf": _hub,
     "docker": _docker,
     **dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio"), _viewer),
     **dict.fromkeys(("ruff", "apt-get", "rm", "tests/fresh.sh"), _other),

@@ -51,6 +51,7 @@ PROGRAM_CANNOT = {
     "ray get-auth-token": "writes into the home folder",
     "docker": "no container engine where the tests run",
     "kubectl": "a Kubernetes cluster; tests/cluster/test_manifests.py has KubeRay's schema",
+    "hf": "a network",
     "pip": "installs hundreds of packages; .ci/run does from the same pyproject.toml",
     "uv": "installs packages",
     "viewers": "waits for a person to look",

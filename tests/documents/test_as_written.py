@@ -43,6 +43,7 @@ from tests.support.paths import ROOT
 
 STAND_INS = {
     "/path/to/hf/model": "model",
+    "/models/judge": "model",
     "/shared/": "shared/",
     "RUN/": "runs/embedded/",
 }
@@ -321,6 +322,8 @@ def test_the_tests_that_the_table_names_exist() -> None:
         ("docker build -f cluster/None .", "does not exist"),
         ("curl localhost:8000/v1/judges -d '{}'", "none of"),
         ("curl localhost:8000/v1/judge -H 'content-type: application/json' -d '{}'", "problem"),
+        ("hf download nowhere", "no name on the Hub"),
+        ("hf download a/model --repo-typ dataset", "No such option"),
         ("uptime", "nobody reads"),
     ],
 )
