@@ -5,7 +5,7 @@ Importable without torch, Ray or vLLM, so that a config can be checked anywhere.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -254,6 +254,19 @@ class RunConfig(Section):
     select: SelectConfig = SelectConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     serve: ServeConfig = ServeConfig()
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _trackers_exist(cls, value: Any) -> Any:
+        """One sentence where pydantic has one for each of the forms that the key may have."""
+        known = get_args(TrackerName)
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if name not in known and (name != "none" or name != value):
+                raise ValueError(
+                    f"{name} is none of {', '.join(known)}: give one of these, a list of them, or "
+                    "none"
+                )
+        return value
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> RunConfig:
