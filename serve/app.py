@@ -107,10 +107,11 @@ class JudgeServer:
         self._engine.wait_ready()
         model = options.engine.model
         name = Path(model).resolve().name if Path(model).is_dir() else model
+        trust = options.engine.trust_remote_code
         self._service = JudgeService(
             judge=GenerativeJudge(
                 generator=self._engine,
-                prompts=PromptFormat.from_model_dir(model, options.prompts),
+                prompts=PromptFormat.from_model_dir(model, options.prompts, trust),
                 sampling=Sampling(options.max_tokens, n=options.serve.votes),
             ),
             max_model_len=options.engine.max_model_len,

@@ -18,6 +18,7 @@ from actors.engine.worker_extension import Payload, tensor_shapes
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.hub.folders import model_folder
 
 _CPU_BLOCK_SIZE = 32
 """Tokens of a KV block. vLLM's own 128 on CPU leaves short prompts, all of the embedded task's,
@@ -34,7 +35,7 @@ class EngineOptions:
     """How one engine is built."""
 
     model: str
-    """A Hugging Face name, or a directory that the engine's node can read."""
+    """A directory that the engine's node can read, or a name on the Hub (`org/name@commit`)."""
     dtype: str = "auto"
     """``float32``, ``bfloat16`` or ``auto`` (what the checkpoint says)."""
     max_model_len: int = 2048
@@ -51,12 +52,15 @@ class EngineOptions:
     seed: int = 0
     enable_sleep: bool = False
     """Let `Engine.sleep` free GPU memory; without effect on a CPU."""
+    trust_remote_code: bool = False
+    """Run code that the model brings."""
+    allow_pickled_weights: bool = False
+    """Load weights that are no safetensors."""
 
 
 def engine_environment(options: EngineOptions) -> dict[str, str]:
     """Variables that vLLM reads when it is imported, for the process that will hold an engine."""
-    offline = {"HF_HUB_OFFLINE": "1"} if Path(options.model).is_dir() else {}
-    return offline | {
+    return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(options.multiprocess)),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         # Ray prints what its workers write; none of this would be news to anyone.
@@ -74,8 +78,8 @@ class VllmCore:
     """A loaded model that continues and scores token ids."""
 
     def __init__(self, options: EngineOptions) -> None:
-        if options.model[:1] in ("/", ".") and not Path(options.model).is_dir():
-            raise UserError(f"model {options.model!r}: there is no such directory on this node")
+        # Raises UserError where this node has no such directory, or cannot fetch the model.
+        folder = str(model_folder(options.model))
         for name, value in engine_environment(options).items():
             os.environ.setdefault(name, value)
         # Not a default: vLLM reads it whenever an engine is made.
@@ -111,7 +115,9 @@ class VllmCore:
             if options.kv_cache_bytes is None:
                 sizes["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
         arguments = EngineArgs(
-            model=options.model,
+            model=folder,
+            trust_remote_code=options.trust_remote_code,
+            load_format="auto" if options.allow_pickled_weights else "safetensors",
             dtype=options.dtype,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
@@ -139,7 +145,7 @@ class VllmCore:
         config = self._llm.model_config
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
         self._tied = vllm_internals.tied_embeddings(config)
-        self._shapes = _loaded_shapes(options.model)
+        self._shapes = _loaded_shapes(folder)
         self._params: dict[Sampling, Any] = {}
 
     # --- requests -------------------------------------------------------------------------------
@@ -344,15 +350,6 @@ def _read_logprobs(
     return sampled, ranked
 
 
-def _loaded_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes of the checkpoint behind a model; None when it is not safetensors."""
-    directory = Path(model)
-    if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            directory = Path(snapshot_download(model, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return None
-    return tensor_shapes(str(directory)) if any(directory.glob("*.safetensors")) else None
+def _loaded_shapes(folder: str) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of the checkpoint in a folder; None when it is not safetensors."""
+    return tensor_shapes(folder) if any(Path(folder).glob("*.safetensors")) else None

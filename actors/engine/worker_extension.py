@@ -11,9 +11,10 @@ from typing import Any
 from actors.engine import vllm_internals
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
+from stepwiser.prompting.hub.folders import model_folder
 
 Payload = str | Sequence[bytes] | TransferSpec
-"""Weights on their way: a directory of ``*.safetensors``, safetensors blobs that together hold
+"""Weights on their way: a model's directory, or name on the Hub, with ``*.safetensors``, safetensors blobs that together hold
 every tensor once, or the transfer of a learner that sends such blobs' parts."""
 
 
@@ -48,7 +49,7 @@ def _headers(payload: Payload) -> Iterator[bytes]:
 
 
 def _files(directory: str) -> list[Path]:
-    files = sorted(Path(directory).glob("*.safetensors"))
+    files = sorted(model_folder(directory).glob("*.safetensors"))
     if not files:
         raise UserError(f"{directory}: no *.safetensors there to load weights from")
     return files

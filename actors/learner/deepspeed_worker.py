@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from actors.learner import checkpoints, shared_prompt
 from actors.learner.batches import FlatTokens
 from stepwiser.errors import UserError
+from stepwiser.prompting.hub.files import FOREIGN, WEIGHTS
+from stepwiser.prompting.hub.folders import model_folder
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -35,6 +37,7 @@ class EngineConfig:
     """How a model is loaded and optimized."""
 
     model_dir: str
+    """A directory that every rank can read, or a name on the Hub (`org/name@commit`)."""
     zero_stage: Literal[2, 3]
     precision: Precision
     gradient_checkpointing: bool
@@ -43,6 +46,10 @@ class EngineConfig:
     use_gpu: bool
     threads: int
     """Of this rank, on the CPU."""
+    trust_remote_code: bool = False
+    """Run code that the model brings."""
+    allow_pickled_weights: bool = False
+    """Load weights that are no safetensors."""
 
 
 def import_deepspeed(use_gpu: bool) -> Any:
@@ -243,7 +250,7 @@ class DeepSpeedWorker:
         for bucket in self.state_buckets():
             state.update({name: tensor.clone() for name, tensor in bucket.items()})
         if self.rank == 0:
-            _write_model(self._hf_model, state, Path(self.config.model_dir), Path(directory))
+            _write_model(self._hf_model, state, model_folder(self.config.model_dir), Path(directory))
         torch.distributed.barrier()
 
     def save_checkpoint(self, directory: str | Path, state: dict[str, Any]) -> None:
@@ -334,11 +341,14 @@ class DeepSpeedWorker:
 def _load_model(config: EngineConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
-    if not (Path(config.model_dir) / "config.json").exists():
+    folder = model_folder(config.model_dir)
+    if not (folder / "config.json").exists():
         raise UserError(f"{config.model_dir} is no model directory: it has no config.json")
     shared_prompt.register()
     model = AutoModelForCausalLM.from_pretrained(
-        config.model_dir,
+        folder,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=None if config.allow_pickled_weights else True,
         dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         attn_implementation=shared_prompt.NAME,
     )
@@ -386,7 +396,7 @@ def _write_model(model: Any, state: dict[str, Tensor], source: Path, target: Pat
     model.save_pretrained(partial, state_dict=state)
     for file in source.iterdir():
         # Tokenizer, chat template, licence: all but weights and what save_pretrained has written.
-        weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"} or ".index." in file.name
+        weights = ".index." in file.name or any(map(file.match, (*WEIGHTS, *FOREIGN)))
         if file.is_file() and not weights and not (partial / file.name).exists():
             shutil.copy2(file, partial / file.name)
     shutil.rmtree(target, ignore_errors=True)

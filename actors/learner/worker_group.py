@@ -46,6 +46,10 @@ class WorkerGroup:
     """Restarts from the last checkpoint before the run is given up."""
     collective_timeout_s: int = 1800
     """A rank that waits longer than this for the others fails, and with it the worker group."""
+    trust_remote_code: bool = False
+    """Run code that a model brings."""
+    allow_pickled_weights: bool = False
+    """Load weights that are no safetensors."""
 
     @property
     def use_gpu(self) -> bool:
@@ -83,6 +87,8 @@ def engine_config(
         weight_decay=weight_decay,
         use_gpu=group.use_gpu,
         threads=group.threads,
+        trust_remote_code=group.trust_remote_code,
+        allow_pickled_weights=group.allow_pickled_weights,
     )
 
 

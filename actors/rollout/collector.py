@@ -62,6 +62,7 @@ class CollectorOptions:
     heldout_limit: int = 256
     balanced: bool = True
     """Half of a step of either class (label.balance)."""
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ class ExperienceCollector:
     ) -> None:
         self.options = options
         self.pool = pool.get()
-        self.format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
+        self.format = PromptFormat.from_model_dir(
+            options.model_dir, options.prompts, options.trust_remote_code
+        )
         self.live = LivePrompts(options.live, options.seed) if options.live else None
         self.source: PromptSource = self.live or _finished(options, prompts.get())
         self.heldout = heldout.get()[: options.heldout_limit]

@@ -62,6 +62,7 @@ class EvaluatorOptions:
     items_too_long: int = 0
     """Items of ProcessBench that were left out (`fitting_items`)."""
     load_timeout_s: float = 600.0
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ class Evaluator:
         self._items = items.get()
         self._pool = pool.get()
         self._collector = collector.get()
-        self._format = PromptFormat.from_model_dir(options.model_dir, options.prompts)
+        self._format = PromptFormat.from_model_dir(
+            options.model_dir, options.prompts, options.trust_remote_code
+        )
         self._turn = asyncio.Lock()
 
     async def status(self, version: int) -> EvaluationStatus:

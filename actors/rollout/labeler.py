@@ -52,6 +52,7 @@ class LabelerOptions:
     checker: str
     check_timeout_s: float
     seed: int
+    trust_remote_code: bool = False
 
 
 # More units than are ever under way at a time, or `allow` would have to wait for one to end.
@@ -62,7 +63,9 @@ class MonteCarloLabeler:
     def __init__(self, options: LabelerOptions, root: str) -> None:
         self._options = options
         self._store = RunStore(root)
-        self._prompts = PromptFormat.from_model_dir(options.model_dir, options.prompts)
+        self._prompts = PromptFormat.from_model_dir(
+            options.model_dir, options.prompts, options.trust_remote_code
+        )
         self._checker = make_checker(options.checker, options.check_timeout_s)
         self._annotator: Annotator | None = None
         self._gate = _Gate(COLD_START)

@@ -39,7 +39,7 @@ from pipelines.stages.runner import run_stages
 from pipelines.stages.train import JUDGE
 from stepwiser.config import RunConfig, load_config
 from stepwiser.data.records import JudgePrompt
-from stepwiser.prompting.prompt_format import resolve_model
+from stepwiser.prompting.hub.folders import resolve_model
 from stepwiser.run.metrics_file import read_metrics
 from stepwiser.run.store import RunStore
 from stepwiser.run.tables import load_judge_prompts

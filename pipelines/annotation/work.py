@@ -64,7 +64,7 @@ def _content(problem: Problem) -> str:
 
 
 def labeler_options(config: RunConfig, model: str) -> LabelerOptions:
-    """What labelers need to annotate with the policy in this directory."""
+    """What labelers need to annotate with this policy."""
     return LabelerOptions(
         model,
         config.prompts,
@@ -74,6 +74,7 @@ def labeler_options(config: RunConfig, model: str) -> LabelerOptions:
         config.answer_checker,
         config.check_timeout_s,
         config.seed,
+        config.trust_remote_code,
     )
 
 

@@ -28,7 +28,7 @@ from stepwiser.data.step_formats import format_of
 from stepwiser.data.step_items import read_step_items
 from stepwiser.data.verifiers import make_checker
 from stepwiser.errors import UserError
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 
 NAMED = 5
 """Rows that are named for each reason."""
@@ -211,7 +211,9 @@ def _reader(
     named = config.policy_model != "embedded" or source == "embedded"
     try:
         prompts = (
-            PromptFormat.from_model_dir(resolve_model(config.policy_model), config.judge_prompts)
+            PromptFormat.from_model_dir(
+                config.policy_model, config.judge_prompts, config.trust_remote_code
+            )
             if named
             else None
         )

@@ -95,6 +95,7 @@ def evaluator(
         patience=train.early_stop_patience,
         own_engines=bool(own),
         items_too_long=len(items) - len(fitting),
+        trust_remote_code=config.trust_remote_code,
     )
     actor = Evaluator.remote(options, Pinned(pool.client()), Pinned(collector), Pinned(fitting))
     try:

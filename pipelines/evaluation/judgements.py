@@ -67,10 +67,8 @@ class JudgementCache:
         import pyarrow.parquet as pq
 
         config = self.session.config
-        folder = Path(self.model)
         asked = content_id(
-            # A name on the Hub has no weights here to tell apart.
-            weights_id(folder) if folder.is_dir() else self.model,
+            weights_id(self.model),
             self.kind,
             votes,
             config.evaluate.temperature,

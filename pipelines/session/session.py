@@ -21,14 +21,16 @@ from actors.pool.pool import EnginePool
 from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options
-from pipelines.session.plan_table import local_cpus, plan_table, shortfalls
+from pipelines.session.plan_table import plan_table, shortfalls
+from pipelines.session.ray_start import start_ray
+from pipelines.session.run_models import RunModels
 from stepwiser.config import DataConfig, RunConfig
 from stepwiser.data.records import Problem
 from stepwiser.data.sources import ProblemSet, load_problems
 from stepwiser.data.verifiers import AnswerChecker, make_checker
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
 from stepwiser.run.store import RunStore
 from stepwiser.search.policy import Solutions, sample_solutions
@@ -56,6 +58,7 @@ class Session:
         self.console = console or make_console()
         # Absolute: Ray Train gives its workers a working directory of their own.
         self.store = RunStore(Path(config.run_dir).resolve())
+        self._models = RunModels(config, self.store, self.console)
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
         self._checker: AnswerChecker | None = None
@@ -71,23 +74,28 @@ class Session:
         return self
 
     def start(self, stages: Sequence[str]) -> None:
-        """Check the plan, open the run directory, start or join Ray.
+        """Check models and plan, open the run directory, start or join Ray.
 
-        Raises UserError when the plan cannot fit, before anything is placed.
+        Raises UserError when a model cannot be used or the plan cannot fit, before anything is
+        placed; a run directory is made for models that can.
         """
+        self.store.refuse_other(self.config)
+        self._models.check(stages)
         self.store.open(self.config)
+        self._models.record()
         plans = plan_run(self.config, stages)
         if not any(plan.needs for plan in plans):
             return
         self.console.print(plan_table(plans))
         if not ray.is_initialized():
-            self._start_ray()
+            self._owns_ray = start_ray(self.config)
         missing = self._wait_for_nodes(plans)
         if missing:
             raise UserError(
                 "; ".join(missing) + "; lower engine.count / learner.workers, or on one machine "
                 "raise cluster.cpus so that processes share its cores"
             )
+        self._models.provide()
 
     def turn(self, config: RunConfig) -> None:
         """Go on with another run: Ray stays, and so do engines that suit it. `start` comes next."""
@@ -99,6 +107,7 @@ class Session:
             self._checker = None
         self.config = config
         self.store = RunStore(Path(config.run_dir).resolve())
+        self._models = RunModels(config, self.store, self.console, self._models.commits)
 
     def _wait_for_nodes(self, plans: Sequence[ResourcePlan]) -> list[str]:
         """What the cluster lacks, once the autoscaler has had its time."""
@@ -118,47 +127,6 @@ class Session:
                     time.sleep(5)
                     missing = shortfalls(plans, ray.cluster_resources())
         return missing
-
-    def _start_ray(self) -> None:
-        if any(character.isspace() for character in sys.executable):
-            raise UserError(
-                f"Ray cannot start workers with the interpreter {sys.executable}: its path has a "
-                "space; run .venv/bin/stepwiser, which `make setup` gave a path without one"
-            )
-        # Submitted jobs and `ray start` leave an address in the environment.
-        address = self.config.cluster.address or os.environ.get("RAY_ADDRESS")
-        environment = {
-            "env_vars": {
-                name: os.environ[name]
-                for name in ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", "WANDB_MODE")
-                if name in os.environ
-            }
-        }
-        if address:
-            ray.init(address=address, log_to_driver=False, runtime_env=environment)
-            return
-        self._owns_ray = True
-        # One process less for each training: nobody takes this machine away with a notice.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        try:
-            ray.init(
-                address="local",
-                num_cpus=int(local_cpus(self.config)),
-                object_store_memory=self.config.cluster.object_store_mb * 2**20,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env=environment,
-            )
-        except Exception as error:
-            # Ray gives its own processes 30 seconds, and raises a bare Exception after that.
-            if "timed out during startup" not in str(error):
-                raise
-            raise UserError(
-                f"Ray did not start within its 30 seconds on {os.cpu_count()} cores with a load of "
-                f"{os.getloadavg()[0]:.0f}: start the same command again when the machine is less "
-                "busy"
-            ) from error
 
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._old_term)
@@ -225,13 +193,13 @@ class Session:
 
         Engines of the same architecture stay up between stages and only change their weights.
         """
-        directory = resolve_model(model)
+        model = self.resolve(model)
         size = count or self.config.engine.count
-        key = f"{size}/{maximum or size}/{architecture(directory)}"
+        key = f"{size}/{maximum or size}/{architecture(model)}"
         held = self._pools.get(slot)
         if held and held[0] == key:
             self._versions += 1
-            self.run(held[1].update_weights(directory, self._versions, 600.0))
+            self.run(held[1].update_weights(model, self._versions, 600.0))
             return held[1]
         # The main slot gives way to named ones and the other way round: a laptop has no room
         # for engines that nobody asks.
@@ -241,7 +209,7 @@ class Session:
         engine = self.config.engine
         with self._waiting(f"starting {size} engine{'s' if size > 1 else ''}"):
             pool = EnginePool(
-                engine_options(self.config, directory),
+                engine_options(self.config, model),
                 count=size,
                 maximum=maximum,
                 cpus=engine.cpus,
@@ -302,14 +270,18 @@ class Session:
             )
 
     def policy_dir(self) -> str:
-        """The policy that writes in steps: chunk-tuned, or as it came for paragraphs."""
+        """The policy (as `resolve` calls it) that writes in steps: chunk-tuned, or as it came for paragraphs."""
         tuned = self.store.model_dir("policy") / "config.json"
         if self.config.prompts.steps == "paragraphs" and not tuned.is_file():
-            return resolve_model(self.config.policy_model)
+            return self.resolve(self.config.policy_model)
         return self.store.find_model("policy", "segment")
 
+    def resolve(self, model: str) -> str:
+        """What processes call a model: an absolute path, or `org/name@commit`."""
+        return self._models.resolve(model)
+
     def prompts(self, model: str) -> PromptFormat:
-        return PromptFormat.from_model_dir(resolve_model(model), self.config.judge_prompts)
+        return self._models.prompts(model)
 
     @property
     def checker(self) -> AnswerChecker:

@@ -21,7 +21,7 @@ from stepwiser.config import PromptConfig
 from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.records import JudgePrompt, Trajectory
 from stepwiser.errors import UserError
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import finished_units, read_unit
 
@@ -37,7 +37,7 @@ def run(session: Session) -> dict[str, Any]:
         quiet_ray_data()
         rules = _compare_rules(session, units)
         _refuse_unsettled(session, rules)
-        model = resolve_model(session.config.policy_model)
+        model = session.resolve(session.config.policy_model)
         labelled = (
             ray.data.from_items([{"unit": unit} for unit in units])
             .map_batches(
@@ -47,6 +47,7 @@ def run(session: Session) -> dict[str, Any]:
                     "model": model,
                     "prompts": session.config.prompts,
                     "config": config,
+                    "trust": session.config.trust_remote_code,
                 },
                 batch_format="pyarrow",
             )
@@ -79,14 +80,14 @@ def quiet_ray_data() -> None:
 
 
 @lru_cache(maxsize=1)
-def _format(model: str, prompts: PromptConfig) -> PromptFormat:
-    return PromptFormat.from_model_dir(model, prompts)
+def _format(model: str, prompts: PromptConfig, trust: bool) -> PromptFormat:
+    return PromptFormat.from_model_dir(model, prompts, trust)
 
 
 def _label_units(
-    batch: pa.Table, root: str, model: str, prompts: PromptConfig, config: LabelConfig
+    batch: pa.Table, root: str, model: str, prompts: PromptConfig, config: LabelConfig, trust: bool
 ) -> pa.Table:
-    prompt_format = _format(model, prompts)
+    prompt_format = _format(model, prompts, trust)
     rows: list[JudgePrompt] = []
     for unit in batch.column("unit").to_pylist():
         trajectories, values = read_unit(RunStore(root), unit)

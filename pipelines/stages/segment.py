@@ -12,7 +12,6 @@ from pipelines.training.learner_options import response_example, run_sft_jobs, w
 from stepwiser.errors import UserError
 from stepwiser.generation import Sampling
 from stepwiser.prompting.chunks import parse_chunks, split_paragraphs
-from stepwiser.prompting.prompt_format import resolve_model
 from stepwiser.prompting.segmentation import (
     PromptedSegmenter,
     RuleSegmenter,
@@ -40,7 +39,7 @@ def run(session: Session) -> dict[str, Any]:
         return done
     with session.stage("segment", resumes=True) as usage:
         config = session.config.segment
-        base = resolve_model(session.config.policy_model)
+        base = session.resolve(session.config.policy_model)
         prompts = session.prompts(base)
         kept, before = _responses(session)
         segmented = _segment(session, [text for _, text in kept])

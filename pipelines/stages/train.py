@@ -145,6 +145,7 @@ def _collector(
         seed=config.seed,
         live=live,
         balanced=config.label.balance,
+        trust_remote_code=config.trust_remote_code,
     )
     arguments = Pinned(pool.client()), Pinned(train), Pinned(heldout)
     collector = ExperienceCollector.remote(options, *arguments)

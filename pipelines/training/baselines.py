@@ -14,7 +14,7 @@ from stepwiser.annotation.judge_prompts import is_held_out
 from stepwiser.data.records import JudgePrompt, Trajectory, group_by
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.tables import load_judge_prompts
 from stepwiser.training.rejection_sampling import choose_prompts, round_figures, select_right
 from stepwiser.training.rewards import outcome_prompts
@@ -26,7 +26,7 @@ DISCRIMINATIVE = "judge-discriminative"
 def judge_start(session: Session) -> str:
     """Where the judge begins: the chunk-tuned policy, unless the config names a model."""
     chosen = session.config.judge_model
-    return resolve_model(chosen) if chosen else session.policy_dir()
+    return session.resolve(chosen) if chosen else session.policy_dir()
 
 
 def train_discriminative(session: Session) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         gradient_checkpointing=learner.gradient_checkpointing,
         max_tokens_per_microbatch=learner.max_tokens_per_microbatch,
         max_failures=learner.max_failures,
+        trust_remote_code=session.config.trust_remote_code,
+        allow_pickled_weights=session.config.allow_pickled_weights,
     )
 
 

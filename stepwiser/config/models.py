@@ -88,7 +88,9 @@ class SegmentConfig(Section):
         "engine", description="Rule-based teacher, prompted vLLM engine, or OpenAI-compatible URL."
     )
     segmenter_model: LocalPlace | None = Field(
-        None, description="Model directory or name of the segmenter; the policy itself if unset."
+        None,
+        description="Model of the segmenter, as policy_model, which it is if unset; for `openai` the "
+        "name that the server knows.",
     )
     segmenter_url: str | None = Field(None, description="Base URL for `openai`.")
     segmentations: Annotated[Positive, Unit("tries at a response")] = Field(
@@ -216,10 +218,22 @@ class RunConfig(Section):
         "runs/embedded", description="Folder of the run; on a cluster one that every node sees."
     )
     policy_model: LocalPlace = Field(
-        "embedded", description="Hugging Face directory or name; `embedded` is the packaged one."
+        "embedded",
+        description="Hugging Face directory, or name on the Hub as `org/name` or `org/name@revision`"
+        " (branch, tag or commit); `embedded` is the packaged one.",
     )
     judge_model: LocalPlace | None = Field(
         None, description="Where the judge starts; the chunk-tuned policy if unset (as the paper)."
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run the Python code that a model's folder brings: as you, with your files and "
+        "tokens, on every machine of the run. Else a model that needs it is refused.",
+    )
+    allow_pickled_weights: bool = Field(
+        False,
+        description="Read weights that are no safetensors (.bin), which are pickled and may run "
+        "code when they are read. Else a model that has no others is refused.",
     )
     tracker: TrackerName | Literal["none"] | tuple[TrackerName, ...] = Field(
         "wandb",
@@ -350,6 +364,9 @@ OPERATIONAL_SECTIONS = frozenset({"cluster", "engine", "learner", "serve", "run_
 OPERATIONAL_KEYS = frozenset(
     {
         "tracker",
+        # Without them a model that needs them is refused: what has run is what they allow.
+        "trust_remote_code",
+        "allow_pickled_weights",
         "annotate.min_engines",
         "annotate.max_engines",
         "train.weight_transfer",

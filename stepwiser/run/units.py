@@ -22,6 +22,7 @@ from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.annotation.throughput import CounterSnapshot
 from stepwiser.config.shard import Shard
 from stepwiser.data.records import ChunkValue, Trajectory, content_id, group_by
+from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.store import (
     RunStore,
     is_temporary,
@@ -130,7 +131,9 @@ def count_labels(
 
 
 def weights_id(model: str | Path) -> str:
-    """Name the weights of a model directory by their content."""
+    """Name the weights of a model: by their content, of one on the Hub by its commit."""
+    if (hub := hub_model(str(model))) is not None and hub.commit is not None:
+        return content_id(str(hub))
     return content_id(*(fingerprint(file) for file in sorted(Path(model).glob("*.safetensors"))))
 
 

@@ -25,7 +25,8 @@ from benchmarks.training.trl import (
 )
 from benchmarks.training.trl_arm import TRLTask, trainer_settings
 from stepwiser.config import RunConfig
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.hub.folders import resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
 
 STEPS = ("train.steps=3", "train.prompts_per_step=8", "train.minibatch_prompts=4")

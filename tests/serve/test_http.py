@@ -29,7 +29,7 @@ def _options(port: int = 8000, **fields: Any):
     from pipelines.session.engine_options import engine_options
     from serve.app import ServeOptions
     from stepwiser.config import load_config
-    from stepwiser.prompting.prompt_format import resolve_model
+    from stepwiser.prompting.hub.folders import resolve_model
 
     overrides = [f"serve.port={port}", "serve.votes=2", "engine.kv_cache_mb=64"]
     config = load_config(ROOT / "configs" / "embedded.yaml", overrides)

@@ -10,7 +10,8 @@ from stepwiser.config import PromptConfig, load_config
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.hub.folders import resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks.tokenizer import build_tokenizer
 from tests.support.paths import ROOT
 from tests.support.tiny import make_tiny_model
@@ -85,7 +86,8 @@ def test_the_packaged_tokenizer_is_the_automatic_one_without_torch() -> None:
     code = """
 import sys
 from stepwiser.config import PromptConfig
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.hub.folders import resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 tokenizer = PromptFormat.from_model_dir(resolve_model("embedded"), PromptConfig()).tokenizer
 assert "torch" not in sys.modules
 from transformers import AutoTokenizer

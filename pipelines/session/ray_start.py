@@ -1,0 +1,68 @@
+"""Ray for one start of the program."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import ray
+
+from pipelines.session.plan_table import local_cpus
+from stepwiser.config import RunConfig
+from stepwiser.errors import UserError
+
+PASSED_ON = (
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "WANDB_MODE",
+)
+"""Variables of this process that those on other nodes get. No token: Ray shows these to whoever
+sees its dashboard."""
+
+
+def start_ray(config: RunConfig) -> bool:
+    """Join the cluster that the config or the environment names, or start one of this process.
+
+    Returns whether it was started here, and ends with `ray.shutdown`. Raises UserError where it
+    cannot be.
+    """
+    if any(character.isspace() for character in sys.executable):
+        raise UserError(
+            f"Ray cannot start workers with the interpreter {sys.executable}: its path has a "
+            "space; run .venv/bin/stepwiser, which `make setup` gave a path without one"
+        )
+    # Submitted jobs and `ray start` leave an address in the environment.
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    environment = {
+        "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    }
+    if address:
+        ray.init(address=address, log_to_driver=False, runtime_env=environment)
+        return False
+    # One process less for each training: nobody takes this machine away with a notice.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=int(local_cpus(config)),
+            object_store_memory=config.cluster.object_store_mb * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env=environment,
+        )
+    except BaseException as error:
+        ray.shutdown()  # what there is of it
+        # Ray gives its own processes 30 seconds, and raises a bare Exception after that.
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            f"Ray did not start within its 30 seconds on {os.cpu_count()} cores with a load of "
+            f"{os.getloadavg()[0]:.0f}: start the same command again when the machine is less "
+            "busy"
+        ) from error
+    return True
