@@ -14,8 +14,9 @@ from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder
 
 Payload = str | Sequence[bytes] | TransferSpec
-"""Weights on their way: a model's directory, or name on the Hub, with ``*.safetensors``, safetensors blobs that together hold
-every tensor once, or the transfer of a learner that sends such blobs' parts."""
+"""Weights on their way: a model's directory, or name on the Hub, with ``*.safetensors``;
+safetensors blobs that together hold every tensor once; or the transfer of a learner that sends such
+blobs' parts."""
 
 
 def tensor_shapes(payload: Payload) -> dict[str, tuple[int, ...]]:

@@ -250,7 +250,9 @@ class DeepSpeedWorker:
         for bucket in self.state_buckets():
             state.update({name: tensor.clone() for name, tensor in bucket.items()})
         if self.rank == 0:
-            _write_model(self._hf_model, state, model_folder(self.config.model_dir), Path(directory))
+            _write_model(
+                self._hf_model, state, model_folder(self.config.model_dir), Path(directory)
+            )
         torch.distributed.barrier()
 
     def save_checkpoint(self, directory: str | Path, state: dict[str, Any]) -> None:

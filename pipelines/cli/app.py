@@ -164,9 +164,22 @@ def quickstart(
     overrides: Overrides = None,
     plan: PlanOption = False,
     skip: SkipOption = False,
+    stages: Annotated[
+        str | None, typer.Option(help="Some of the stages, as annotate,label,train; default all.")
+    ] = None,
 ) -> None:
-    """Run the whole method on the embedded task and write its report."""
-    _run(STAGES, config, overrides, plan, skip)
+    """Run the whole method, or some stages of it, one after the other and write its report."""
+    _run(_chosen(stages), config, overrides, plan, skip)
+
+
+def _chosen(stages: str | None) -> tuple[str, ...]:
+    """In the order in which they follow each other, however they were named."""
+    named = STAGES if stages is None else [name.strip() for name in stages.split(",")]
+    if unknown := [name for name in named if name not in STAGES]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is no stage; they are {', '.join(STAGES)}", param_hint="--stages"
+        )
+    return tuple(name for name in STAGES if name in named)
 
 
 @app.command(epilog=EPILOG)

@@ -9,7 +9,10 @@ from pathlib import Path
 from pipelines.monitoring.formatting import titled_table
 from pipelines.monitoring.progress import make_console
 from stepwiser.annotation import cost
+from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
+from stepwiser.prompting.hub.cache import snapshot
+from stepwiser.prompting.hub.reference import HubModel
 from stepwiser.run.store import RunStore
 
 DEFAULT_MODEL = "7B"
@@ -59,8 +62,7 @@ def _of_run(run: Path, gpu: str) -> tuple[cost.Work, cost.Rate | None, float | N
     metrics = store.read_metrics("annotate")
     if metrics is None or not metrics.keys() >= {"counts", "rollouts_per_prefix"}:
         raise UserError(f"{run} has no metrics/annotate.json yet: run `stepwiser annotate` first")
-    folder = Path(config.policy_model).expanduser()
-    parameters = cost.parameters_of(store.model_dir("policy")) or cost.parameters_of(folder)
+    parameters = cost.parameters_of(store.model_dir("policy")) or _parameters(store, config)
     measured = store.read_metrics("cost-annotate") or {}
     name = run.name
     try:
@@ -68,6 +70,16 @@ def _of_run(run: Path, gpu: str) -> tuple[cost.Work, cost.Rate | None, float | N
     except ZeroDivisionError:
         raise UserError(f"{run} has counted no finished work yet: annotate more of it") from None
     return work, cost.rate_of_run(metrics["counts"], measured, parameters, gpu, name), parameters
+
+
+def _parameters(store: RunStore, config: RunConfig) -> float | None:
+    """Of the policy as it came, where this machine has it; asks nobody."""
+    recorded = store.models().get("policy_model")
+    if recorded:
+        folder = snapshot(HubModel(recorded["name"], recorded["commit"]))
+    else:
+        folder = Path(config.policy_model).expanduser()
+    return cost.parameters_of(folder) if folder else None
 
 
 def _print_work(work: cost.Work) -> None:

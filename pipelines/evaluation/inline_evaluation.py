@@ -16,6 +16,7 @@ from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.errors import UserError
+from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.metrics_file import Metrics, read_metrics
 from stepwiser.run.model_card import Training, model_card
 from stepwiser.run.model_exports import read_evaluation
@@ -146,7 +147,7 @@ def write_card(
     evaluated = read_evaluation(directory)
     training = Training(
         version=version,
-        base_model=_base(session),
+        **_base(session),
         prompts=prompts,
         curve=[row for row in curve if row["step"] < version],
         evaluation=evaluated or next((r for r in lines if r.get("version") == version), None),
@@ -156,9 +157,16 @@ def write_card(
         temporary.write_text(model_card(session.config, training))
 
 
-def _base(session: Session) -> str:
-    """The start's name; of a directory only the last part."""
+def _base(session: Session) -> dict[str, str]:
+    """The start's name, of a directory only the last part; and what else it is."""
     config = session.config
-    start = config.judge_model or config.policy_model
-    name = Path(start).name if Path(start).is_absolute() else start
-    return name if config.judge_model else f"{name} (chunk-tuned)"
+    start = session.resolve(config.judge_model or config.policy_model)
+    hub = hub_model(start)
+    if hub is not None:
+        name, words = hub.name, f"{hub.name} at {hub.revision}"
+    else:
+        named = config.judge_model or config.policy_model
+        name = words = Path(named).name if Path(named).is_absolute() else named
+    if config.judge_model is None and config.prompts.steps == "chunks":
+        words += " (chunk-tuned)"
+    return {"base_model": name, "start": words}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+
 from actors.engine.engine import EngineOptions
 from stepwiser.config import RunConfig
 from stepwiser.prompting.hub.folders import model_folder

@@ -37,9 +37,7 @@ def start_ray(config: RunConfig) -> bool:
         )
     # Submitted jobs and `ray start` leave an address in the environment.
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    environment = {
-        "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    }
+    environment = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     if address:
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
         return False

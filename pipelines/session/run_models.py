@@ -12,7 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from actors.engine.architectures import listed_architectures, refuse_unknown
-from stepwiser.config import RunConfig
+from stepwiser.config import RunConfig, parse_config
+from stepwiser.config.loading import set_key
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub import cache
 from stepwiser.prompting.hub.files import (
@@ -126,6 +127,13 @@ class RunModels:
         found = {use.key: _entry(hub, self.resolve(use.model)) for use, hub in self._on_hub()}
         if found.items() - known.items():
             self._store.record_models(known | found)
+
+    def pinned(self) -> RunConfig:
+        """The configuration with the commit in the name of each model that was checked."""
+        raw = self._config.model_dump(mode="json")
+        for use, _ in self._on_hub():
+            set_key(raw, use.key, self.resolve(use.model), "the commit of a model")
+        return parse_config(raw)
 
     def _on_hub(self) -> list[tuple[ModelUse, HubModel]]:
         pairs = ((use, hub_model(use.model)) for use in self._used)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -270,7 +268,10 @@ class Session:
             )
 
     def policy_dir(self) -> str:
-        """The policy (as `resolve` calls it) that writes in steps: chunk-tuned, or as it came for paragraphs."""
+        """The policy that writes in steps: chunk-tuned, or as it came for paragraphs.
+
+        Called as `resolve` calls models.
+        """
         tuned = self.store.model_dir("policy") / "config.json"
         if self.config.prompts.steps == "paragraphs" and not tuned.is_file():
             return self.resolve(self.config.policy_model)

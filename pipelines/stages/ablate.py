@@ -25,6 +25,7 @@ from pipelines.evaluation.items import evaluation_items
 from pipelines.evaluation.judge_specs import JudgeSpec, make_judge
 from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.monitoring.progress import make_console
+from pipelines.session.run_models import RunModels
 from pipelines.session.session import Session
 from pipelines.stages.runner import run_stage
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
@@ -64,9 +65,15 @@ def run_ablation(config: RunConfig, only: Sequence[str], out: Path | None) -> di
     Raises UserError when arms failed, after the others have run.
     """
     arms = arms_of(config, only)
-    store = RunStore(Path(config.run_dir).resolve()).open(config)
+    store = RunStore(Path(config.run_dir).resolve())
     seeds = range(config.seed, config.seed + config.ablate.seeds)
     console = make_console()
+    store.refuse_other(config)
+    models = RunModels(config, store, console)
+    models.check(STAGES)
+    store.open(config)
+    models.record()
+    config = models.pinned()  # every seed has the same, whenever it starts
     failed: list[str] = []
     for seed in seeds:
         failed += _run_seed(config, seed, arms, console)

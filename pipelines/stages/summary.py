@@ -15,9 +15,20 @@ def print_summary(console: Console, stages: dict[str, Any]) -> None:
     """What the judge learned and what it is good for, in one table, and where the report is."""
     columns = ("", "figure", "compare")
     table = titled_table("Results", *columns, left=columns)
-    for row in (*_policy(stages), *_judge(stages), *_use(stages)):
+    rows = [
+        row
+        for needed, figures in (
+            (("annotate", "label"), _policy),
+            (("evaluate",), _judge),
+            (("solve", "finetune"), _use),
+        )
+        if stages.keys() >= set(needed)
+        for row in figures(stages)
+    ]
+    for row in rows:
         table.add_row(*row)
-    console.print(table)
+    if rows:
+        console.print(table)
     console.print(f"report: {stages['report']['path']}", soft_wrap=True)
 
 

@@ -89,8 +89,8 @@ class SegmentConfig(Section):
     )
     segmenter_model: LocalPlace | None = Field(
         None,
-        description="Model of the segmenter, as policy_model, which it is if unset; for `openai` the "
-        "name that the server knows.",
+        description="Model of the segmenter, named like policy_model, which it is if unset; for "
+        "`openai` the name that the server knows.",
     )
     segmenter_url: str | None = Field(None, description="Base URL for `openai`.")
     segmentations: Annotated[Positive, Unit("tries at a response")] = Field(
@@ -219,8 +219,8 @@ class RunConfig(Section):
     )
     policy_model: LocalPlace = Field(
         "embedded",
-        description="Hugging Face directory, or name on the Hub as `org/name` or `org/name@revision`"
-        " (branch, tag or commit); `embedded` is the packaged one.",
+        description="Hugging Face directory, or name on the Hub: `org/name`, or "
+        "`org/name@revision` with a branch, tag or commit; `embedded` is the packaged one.",
     )
     judge_model: LocalPlace | None = Field(
         None, description="Where the judge starts; the chunk-tuned policy if unset (as the paper)."

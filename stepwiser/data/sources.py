@@ -29,6 +29,7 @@ from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, content_id
 from stepwiser.data.verifiers import AnswerChecker, unverifiable
 from stepwiser.errors import UserError
+from stepwiser.prompting.hub.datasets import dataset_snapshot, why_not_asked
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,23 @@ def _rows(config: DataConfig) -> list[FileRow]:
 def _read_hub(config: DataConfig) -> list[FileRow]:
     import datasets
 
+    unheard = why_not_asked(config.source)
+    if unheard:
+        # The library would ask for minutes.
+        datasets.config.HF_HUB_OFFLINE = True
+    fetched = dataset_snapshot(config.source) if unheard else None
+    # The library looks for tables that it has made itself, not for what `hf download` fetched.
+    source = str(fetched) if fetched is not None else config.source
     try:
-        return rows_of(datasets.load_dataset(config.source, config.subset, split=config.split))
+        return rows_of(datasets.load_dataset(source, config.subset, split=config.split))
     except Exception as error:  # the library raises a dozen unrelated types
+        hint = (
+            f"; {unheard}: run `hf download {config.source} --repo-type dataset` on this machine "
+            "with network, or give a file as data.source"
+            if unheard and fetched is None
+            else ""
+        )
         raise UserError(
             f"dataset {config.source} (subset {config.subset}, split {config.split}) cannot be "
-            f"loaded: {type(error).__name__}: {error}"
+            f"loaded: {type(error).__name__}: {error}{hint}"
         ) from error

@@ -89,14 +89,24 @@ def _facts(config: dict[str, Any], environment: dict[str, Any]) -> list[tuple[st
     shown = (
         ("started", str(environment.get("started") or ABSENT).replace("T", " ")),
         ("seed", config.get("seed")),
-        ("policy", config.get("policy_model")),
-        ("judge starts from", config.get("judge_model") or _policy_of_steps(config)),
+        ("policy", _model(config, environment, "policy_model")),
+        (
+            "judge starts from",
+            _model(config, environment, "judge_model") or _policy_of_steps(config),
+        ),
         ("problems", mapping(config, "data").get("source")),
         ("Python", environment.get("python")),
         ("machine", environment.get("platform")),
         ("CPUs", environment.get("cpus")),
     )
     return [(name, str(value)) for name, value in shown if value is not None]
+
+
+def _model(config: dict[str, Any], environment: dict[str, Any], key: str) -> Any:
+    """A model's name, with the commit that it stood for."""
+    commit = mapping(environment, "models", key).get("commit")
+    named = config.get(key)
+    return f"{named} ({str(commit)[:8]})" if named and commit else named
 
 
 def _policy_of_steps(config: dict[str, Any]) -> str:

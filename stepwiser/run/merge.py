@@ -63,11 +63,14 @@ def merge(runs: Sequence[RunStore], out: RunStore) -> Merged:
     if not sources:
         raise UserError(f"nothing to merge into {out.root}: give other run directories than --out")
     config = _same_config(sources, out)
+    models = _same_models([*sources, out])
     _same_policy([*sources, out])
     for run in sources:
         if not finished_units(run):
             raise UserError(f"{run.root} has no annotated units: leave it out")
     out.open(config)
+    if models:
+        out.record_models(models)
     there = finished_units(out)
     copied = present = 0
     for run in sources:
@@ -112,6 +115,23 @@ def _same_config(sources: Sequence[RunStore], out: RunStore) -> RunConfig:
                 "only runs of the same config can be merged"
             )
     return config
+
+
+def _same_models(stores: Sequence[RunStore]) -> dict[str, dict[str, str]]:
+    """What names of the Hub stood for, by key; raises UserError where two runs differ in it."""
+    found: dict[str, dict[str, str]] = {}
+    places: dict[str, Path] = {}
+    for store in stores:
+        for key, model in store.models().items():
+            known = found.setdefault(key, model)
+            if known != model:
+                raise UserError(
+                    f"{places[key]} and {store.root} ran with different commits of {key}="
+                    f"{model['name']}: {known['commit']} and {model['commit']}; annotate the units "
+                    f"of one of them again with {key}={model['name']}@COMMIT of the other"
+                )
+            places.setdefault(key, store.root)
+    return found
 
 
 def _same_policy(stores: Sequence[RunStore]) -> None:

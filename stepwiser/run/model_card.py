@@ -20,7 +20,9 @@ class Training:
     version: int
     """Steps trained, of `train.steps`."""
     base_model: str
-    """Name of the model that training started from; no path of a machine."""
+    """Name of the model that training started from; no path of a machine, and no revision."""
+    start: str = ""
+    """The same in words, with the commit where it has one and what it was tuned for."""
     prompts: Mapping[str, int] = field(default_factory=dict)
     """Prompts by split; empty where annotation went on beside the training."""
     curve: Sequence[Mapping[str, Any]] = ()
@@ -63,7 +65,7 @@ def model_card(config: RunConfig, training: Training) -> str:
         "## Training",
         _list(
             [
-                ("base model", training.base_model),
+                ("base model", training.start or training.base_model),
                 ("reward", REWARDS[train.reward].words),
                 ("steps", f"{training.version:,} of {train.steps:,}"),
                 (

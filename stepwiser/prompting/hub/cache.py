@@ -28,27 +28,28 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _repository(name: str) -> Path:
-    return cache_folder() / (_PREFIX + name.replace("/", "--"))
+def repository(name: str, kind: str = "model") -> Path:
+    """Where the cache has a model or a data set, if it has it."""
+    return cache_folder() / f"{kind}s--{name.replace('/', '--')}"
 
 
 def cached_commit(model: HubModel) -> str | None:
     """The commit that the cache knows a revision by."""
     if model.commit is not None:
         return model.commit if snapshot(model) is not None else None
-    file = _repository(model.name) / "refs" / model.revision
+    file = repository(model.name) / "refs" / model.revision
     return file.read_text().strip() if file.is_file() else None
 
 
 def cached_commits(name: str) -> list[str]:
     """Commits of a model of which there are files."""
-    folder = _repository(name) / "snapshots"
+    folder = repository(name) / "snapshots"
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def snapshot(model: HubModel) -> Path | None:
     """The folder of one commit, whole or not; None where there is none."""
-    folder = _repository(model.name) / "snapshots" / model.revision
+    folder = repository(model.name) / "snapshots" / model.revision
     return folder if model.commit is not None and folder.is_dir() else None
 
 
@@ -60,4 +61,4 @@ def nearest_cached(name: str) -> list[str]:
         for path in (folder.iterdir() if folder.is_dir() else ())
         if path.name.startswith(_PREFIX)
     ]
-    return difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    return difflib.get_close_matches(name, sorted({*names} - {name}), n=3, cutoff=0.5)

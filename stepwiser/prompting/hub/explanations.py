@@ -6,62 +6,65 @@ import socket
 
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub import cache
-from stepwiser.prompting.hub.reference import HubModel
+from stepwiser.prompting.hub.reference import MAIN, HubModel
 
 
 def command(model: HubModel) -> str:
     """What fetches a model into the cache of the machine on which it is typed."""
-    revision = "" if model.revision == "main" else f" --revision {model.revision}"
+    revision = "" if model.revision == MAIN else f" --revision {model.revision}"
     return f"hf download {model.name}{revision}"
 
 
 def absent(model: HubModel, missing: list[str] | None = None) -> UserError:
     """A model, or some of its files, that the cache lacks while nobody may be asked."""
-    lacks = f"lacks {', '.join(missing[:5])}" if missing else "is not there"
-    words = (
-        f"model {model} {lacks} in the Hub cache of {socket.gethostname()} ({cache.cache_folder()})"
-        ", and HF_HUB_OFFLINE keeps it from being fetched: run `"
-        f"{command(model)}` on that machine with network, or share a cache that has it (HF_HOME)"
+    if missing:
+        lacks = f"{_where()} lacks {', '.join(missing[:5])} of it"
+        words = f"model {model.title} is not whole: {lacks}"
+    else:
+        words = f"model {model.title} is no folder here, and {_where()} does not have it"
+    return UserError(
+        f"{words}; HF_HUB_OFFLINE keeps it from being fetched{_others(model)}. Run "
+        f"`{command(model)}` on that machine with network, or share a cache that has it (HF_HOME)"
     )
-    if missing is None:
-        words += _others(model)
-    return UserError(words)
-
-
-def _others(model: HubModel) -> str:
-    commits = cache.cached_commits(model.name)
-    if commits:
-        known = ", ".join(f"{model.name}@{commit}" for commit in commits[:3])
-        return f"; there is {known}, which can be named so"
-    nearest = cache.nearest_cached(model.name)
-    return f"; what is cached and called alike: {', '.join(nearest)}" if nearest else ""
 
 
 def refused(model: HubModel, error: Exception) -> UserError:
     """What the Hub, or the way to it, answered."""
     from huggingface_hub import errors
 
-    where = f"model {model} (asked from {socket.gethostname()})"
+    page, machine = f"https://huggingface.co/{model.name}", socket.gethostname()
+    title = f"model {model.title}"
     if isinstance(error, errors.GatedRepoError):
         return UserError(
-            f"{where} is gated: ask for access on https://huggingface.co/{model.name}, then log in "
-            "with `hf auth login` or set HF_TOKEN, on every machine that fetches it"
+            f"{title} is gated, and {machine} may not fetch it: ask for access on {page}, then log "
+            "in with `hf auth login` or set HF_TOKEN, on every machine that fetches it"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
-            f"{where}: the Hub has the model but not the revision {model.revision}: leave it out "
-            "for its main branch, or take a branch, tag or commit that "
-            f"https://huggingface.co/{model.name}/commits/main lists"
+            f"{title}: the Hub has this model, but no revision {model.revision}: take a branch, tag"
+            f" or commit of {page}/commits/main, or leave it out for the main branch"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return UserError(
-            f"{where} is neither a folder here nor a model on the Hub, or it is private: look at "
-            "the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
-            f"{_others(model)}"
+            f"{title} is no folder here and no model on the Hub, or a private one{_others(model)}. "
+            "Look at the spelling; for a private one log in with `hf auth login` or set HF_TOKEN, "
+            "on every machine that fetches it"
         )
+    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return UserError(
-        f"{where} is not in the Hub cache ({cache.cache_folder()}) and cannot be fetched: "
-        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; on a machine "
-        f"with network run `{command(model)}` and copy or share its cache (HF_HOME); "
-        f"HF_HUB_OFFLINE=1 spares the question{_others(model)}"
+        f"{title} is no folder here, {_where()} does not have it, and the Hub does not give it "
+        f"({reason}){_others(model)}. Run `{command(model)}` on that machine with network, or share"
+        " a cache that has it (HF_HOME)"
     )
+
+
+def _where() -> str:
+    return f"the Hub cache of {socket.gethostname()} ({cache.cache_folder()})"
+
+
+def _others(model: HubModel) -> str:
+    """What else the cache has that may be meant."""
+    if commits := [c for c in cache.cached_commits(model.name) if c != model.revision]:
+        return f"; cached of it: {', '.join(f'{model.name}@{commit}' for commit in commits[:3])}"
+    nearest = cache.nearest_cached(model.name)
+    return f"; cached and called alike: {', '.join(nearest)}" if nearest else ""

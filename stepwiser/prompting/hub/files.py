@@ -111,8 +111,7 @@ def _what_it_is(names: Collection[str]) -> str:
 
 
 def own_code(folder: Path) -> str:
-    """What to say of a model that brings code of its own, which is not run unasked; else nothing.
-    """
+    """What to say of a model that brings code, which is not run unasked; else nothing."""
     files = [folder / name for name in ("config.json", "tokenizer_config.json")]
     if not any("auto_map" in read_settings(file) for file in files if file.is_file()):
         return ""

@@ -41,8 +41,8 @@ def resolve_model(model: str, commit: str | None = None) -> str:
         model: `embedded`, a folder, `org/name` or `org/name@revision`.
         commit: that the revision has stood for since the run began; asked for if None.
 
-    Raises UserError for a folder that does not exist or has no configuration or tokenizer, and for a name that neither
-    the Hub nor this machine's cache knows.
+    Raises UserError for a folder that does not exist or has no configuration or tokenizer, and for
+    a name that neither the Hub nor this machine's cache knows.
     """
     hub = hub_model(model)
     if hub is None:
@@ -100,8 +100,7 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def files_on_hub(model: HubModel) -> set[str]:
-    """Names of a model's files in the topmost folder; raises UserError where the Hub is not heard.
-    """
+    """Names of a model's own files; raises UserError where the Hub is not heard."""
     from huggingface_hub import HfApi
 
     try:
@@ -122,9 +121,7 @@ def _fetch(model: HubModel, weights: bool) -> Path:
     elif any(name.endswith(".safetensors") for name in names):
         ignored += WEIGHTS[1:]
     try:
-        return Path(
-            snapshot_download(model.name, revision=model.revision, ignore_patterns=ignored)
-        )
+        return Path(snapshot_download(model.name, revision=model.revision, ignore_patterns=ignored))
     except Exception as error:  # the library's HTTP client has errors of its own
         raise refused(model, error) from error
 

@@ -33,6 +33,11 @@ class HubModel:
         """The revision, where it names one commit and not what may move on."""
         return self.revision if _COMMIT.fullmatch(self.revision) else None
 
+    @property
+    def title(self) -> str:
+        """As a person would write it."""
+        return self.name if self.revision == MAIN else str(self)
+
     def at(self, commit: str) -> HubModel:
         return HubModel(self.name, commit)
 
