@@ -1,20 +1,24 @@
 """A real tokenizer and model on real text: the stages of `configs/gsm8k.yaml` with SmolLM2-135M.
 
-It shows that the parts fit together, not that anything is learned: a model of this size solves one
-easy problem in four.
+Model and data have the names that the config ships with and come from a Hub cache, without a
+network. It shows that the parts fit together, not that anything is learned: a model of this size
+solves one easy problem in four.
 """
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stepwiser.config import RunConfig, load_config
 from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, Trajectory
 from stepwiser.data.verifiers import MathVerifyChecker, boxed_answer
 from stepwiser.run.store import RunStore
+from tests.support.commands import command_environment
+from tests.support.hub_cache import SHIPPED, add_to_cache
 from tests.support.paths import ROOT
 from tests.support.smollm2 import make_smollm2
 
@@ -112,7 +116,7 @@ OVERRIDES = (
     "evaluate.temperature=0.5",
     "evaluate.calibration_trajectories=0",
 )
-STAGES = ("annotate", "label", "train", "evaluate")
+STAGES = ("annotate", "label", "train", "evaluate", "report")
 
 
 @pytest.fixture(scope="module")
@@ -124,30 +128,65 @@ def model(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunStore, dict[str, Any]]:
-    from pipelines.stages.runner import run_stages
-
-    folder = tmp_path_factory.mktemp("smollm2")
+def home(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A Hub cache with model and data under the names of the config; the model's commit."""
+    made = tmp_path_factory.mktemp("hf")
+    data = tmp_path_factory.mktemp("data")
     rows = [json.dumps({"question": q, "answer": a}) for q, a in PROBLEMS]
-    (folder / "train.jsonl").write_text("\n".join(rows))
+    for split, part in (("train", rows), ("test", rows[:2])):
+        (data / "main").mkdir(exist_ok=True)
+        (data / "main" / f"{split}.jsonl").write_text("\n".join(part))
+    (data / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: train\n"
+        "    path: main/train.jsonl\n  - split: test\n    path: main/test.jsonl\n---\n"
+    )
+    add_to_cache(made, "openai/gsm8k", data, kind="dataset")
+    return made, add_to_cache(made, SHIPPED[0], model)
+
+
+@pytest.fixture(scope="module")
+def run(
+    home: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunStore, dict[str, Any]]:
+    """The command of docs/gsm8k.md, with sizes for a CPU."""
+    folder = tmp_path_factory.mktemp("smollm2")
     (folder / "steps.json").write_text(json.dumps(STEP_ITEMS))
-    results = run_stages(_config(folder, model), STAGES)
-    return RunStore(str(folder / "run")), results
-
-
-def _config(folder: Path, model: Path) -> RunConfig:
-    return load_config(
-        ROOT / "configs" / "gsm8k.yaml",
+    done = subprocess.run(
         [
+            *(sys.executable, "-m", "pipelines.cli", "quickstart", "-c", "configs/gsm8k.yaml"),
+            *("--stages", ",".join(STAGES)),
             f"run_dir={folder}/run",
-            f"policy_model={model}",
-            f"data.source={folder}/train.jsonl",
             f"evaluate.source={folder}/steps.json",
-            f"prompts.plain={json.dumps(PLAIN)}",
-            f"prompts.judge={json.dumps(JUDGE)}",
+            f"prompts.plain={PLAIN}",
+            f"prompts.judge={JUDGE}",
             *OVERRIDES,
         ],
+        cwd=ROOT,
+        env=command_environment() | {"HF_HOME": str(home[0])},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=800,
     )
+    assert done.returncode == 0, done.stdout[-6000:]
+    store = RunStore(str(folder / "run"))
+    results = {stage: store.read_metrics(stage) for stage in STAGES}
+    return store, results | {"output": done.stdout}
+
+
+def test_names_of_the_hub_carry_a_run_from_annotation_to_report(
+    home: tuple[Path, str], run: tuple[RunStore, dict[str, Any]]
+) -> None:
+    store, results = run
+    recorded = json.loads((store.root / "environment.json").read_text())["models"]
+    entry = {"name": SHIPPED[0], "revision": "main", "commit": home[1]}
+    assert recorded == {"policy_model": entry}
+    assert f"policy_model: {SHIPPED[0]} at {home[1]}" in results["output"]
+    assert str(home[0]) not in results["output"], "the name, not the folder of one machine"
+    assert f"({home[1][:8]})" in (store.root / "reports" / "report.html").read_text()
+    card = (store.model_dir("judge") / "README.md").read_text()
+    assert f"base_model: {SHIPPED[0]}\n" in card and f"{SHIPPED[0]} at {home[1]}" in card
+    assert (store.model_dir("judge") / "tokenizer.json").is_file()
 
 
 def test_annotated_rows_agree_with_math_verify(run: tuple[RunStore, dict[str, Any]]) -> None:
@@ -200,10 +239,9 @@ def test_the_trained_judge_is_scored_in_processbench_format(
     store, results = run
     assert results["evaluate"]["items"] == {"wrong": 1, "right": 1}
     assert set(results["evaluate"]["judges"]) == {"start", "judge"}
-    # The problems of `solve` are on the Hub, out of reach here: judges are scored all the same.
     contamination = results["evaluate"]["contamination"]
     assert contamination["sets"][results["evaluate"]["set"]]["problems"] == 2
-    assert "cannot be loaded" in contamination["not_compared"]["evaluation_data"]
+    assert not contamination.get("not_compared"), "the problems of `solve` are in the cache too"
     for row in results["evaluate"]["judges"].values():
         official = row["single"]["official"]
         assert official["n_error"] == official["n_correct"] == 1

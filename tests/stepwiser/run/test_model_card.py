@@ -12,7 +12,8 @@ from tests.support.paths import ROOT
 
 TRAINING = Training(
     version=30,
-    base_model="embedded",
+    base_model="org/name",
+    start="org/name at 1234 (chunk-tuned)",
     prompts={"train": 1234, "heldout": 56},
     curve=[{"reward": 0.25}, *({"reward": 0.5} for _ in range(8)), {"reward": 0.875}, {"step": 1}],
     evaluation={
@@ -28,6 +29,7 @@ TRAINING = Training(
 def test_everything_a_reader_needs_is_there():
     card = model_card(load_config(ROOT / "configs" / "embedded.yaml"), TRAINING)
     for words in (
+        "**base model**: org/name at 1234 (chunk-tuned)",
         "**steps**: 30 of 50",
         "**train prompts**: 1,234",
         "Rel-Effective, α = 0.8, n = 4",
@@ -43,7 +45,7 @@ def test_everything_a_reader_needs_is_there():
         assert words in card, words
     assert "held-out labels, Positive" not in card, "what is undefined is left out"
     front = yaml.safe_load(card.split("---")[1])
-    assert front["base_model"] == "embedded" and front["library_name"] == "transformers"
+    assert front["base_model"] == "org/name" and front["library_name"] == "transformers"
 
 
 @pytest.mark.parametrize(
