@@ -48,7 +48,9 @@ def refuse_unknown(model: str, trust_remote_code: bool) -> None:
 
     folder = str(model_folder(model, weights=False))
     try:
-        EngineArgs(model=folder, trust_remote_code=trust_remote_code).create_model_config()
+        EngineArgs(
+            model=folder, runner="generate", trust_remote_code=trust_remote_code
+        ).create_model_config()
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         words = str(error).partition("Supported architectures")[0]
         raise UserError(f"vLLM cannot load model {model}: {words.strip()}") from error

@@ -125,7 +125,7 @@ class RunModels:
         """Write into the run directory what each name stands for."""
         known = self._store.models()
         found = {use.key: _entry(hub, self.resolve(use.model)) for use, hub in self._on_hub()}
-        if found.items() - known.items():
+        if known | found != known:
             self._store.record_models(known | found)
 
     def pinned(self) -> RunConfig:

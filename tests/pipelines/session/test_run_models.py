@@ -133,7 +133,7 @@ def test_architectures_are_those_that_vllm_lists() -> None:
 
 @pytest.mark.slow  # vLLM is imported
 def test_vllm_says_of_what_it_does_not_list_whether_it_takes_it(tmp_path: Path) -> None:
-    # transformers knows the type, vLLM not the class, and there is no code of transformers' for it.
+    # transformers knows it as a causal language model, and vLLM takes it for embeddings only.
     config = {"architectures": ["BertLMHeadModel"], "model_type": "bert", "is_decoder": True}
     folder = _model(tmp_path / "strange", config=config)
     assert not listed_architectures().intersection(config["architectures"])  # type: ignore[call-overload]
