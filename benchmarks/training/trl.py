@@ -39,7 +39,7 @@ from pipelines.stages.runner import run_stages
 from pipelines.stages.train import JUDGE
 from stepwiser.config import RunConfig, load_config
 from stepwiser.data.records import JudgePrompt
-from stepwiser.prompting.hub.folders import resolve_model
+from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.run.metrics_file import read_metrics
 from stepwiser.run.store import RunStore
 from stepwiser.run.tables import load_judge_prompts
@@ -174,7 +174,7 @@ def trl_task(config: RunConfig, setting: Setting, folder: Path) -> TRLTask:
     updates = train.prompts_per_step // train.minibatch_prompts
     of_an_update = train.minibatch_prompts * train.group_size // setting.processes
     return TRLTask(
-        model_dir=resolve_model(config.judge_model or config.policy_model),
+        model_dir=str(model_folder(config.judge_model or config.policy_model)),
         prompts=str(folder / "prompts.json"),
         answer=str(folder / "answer"),
         seed=config.seed,

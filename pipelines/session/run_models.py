@@ -147,28 +147,37 @@ class RunModels:
         Raises UserError with what each of them lacks.
         """
         wanted = [(self.resolve(use.model), use.weights) for use, _ in self._on_hub()]
-        here, nodes = ray.get_runtime_context().get_node_id(), self._nodes()
+        here, loading, all_nodes = ray.get_runtime_context().get_node_id(), *self._nodes()
         if wanted:
-            if len(nodes) > 1:
-                self._console.print(f"models on {len(nodes)} nodes …", highlight=False)
-            others = {a: _fetch.options(**_on(n)).remote(wanted) for n, a in nodes if n != here}
-            if here in dict(nodes):
-                _fetch_here(wanted)
+            if len(all_nodes) > 1:
+                self._console.print(f"models on {len(all_nodes)} nodes …", highlight=False)
+            # Tokenizers are read by actors that may be anywhere.
+            small = [(model, False) for model, _ in wanted]
+            others = {
+                address: _fetch.options(**_on(node)).remote(wanted if node in loading else small)
+                for node, address in all_nodes.items()
+                if node != here
+            }
+            _fetch_here(wanted if here in loading else small)
             _collect(others)
-        node, address = nodes[0]
+        node, address = next(iter(loading.items()))
         for model in {self.resolve(use.model) for use in self._used if use.weights}:
             settings = read_settings(model_folder(model, weights=False) / "config.json")
             if not listed_architectures().intersection(settings.get("architectures") or ()):
                 trust = self._config.trust_remote_code
                 _collect({address: _ask_vllm.options(**_on(node)).remote(model, trust)})
 
-    def _nodes(self) -> list[tuple[str, str]]:
-        """Ids and addresses of the nodes that engines and learners may be placed on."""
+    def _nodes(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Addresses by id of the nodes that engines and learners may be placed on, and of all."""
         config = self._config
         kind = "GPU" if config.engine.gpus or config.learner.gpus else "CPU"
         alive = [node for node in ray.nodes() if node["Alive"]]
         chosen = [node for node in alive if node["Resources"].get(kind)] or alive
-        return [(node["NodeID"], node["NodeManagerAddress"]) for node in chosen]
+        loading, others = (
+            {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+            for nodes in (chosen, alive)
+        )
+        return loading, others
 
 
 def _entry(model: HubModel, resolved: str) -> dict[str, str]:

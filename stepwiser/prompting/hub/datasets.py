@@ -18,8 +18,8 @@ def why_not_asked(name: str) -> str:
         return "HF_HUB_OFFLINE is set"
     try:
         HfApi().dataset_info(name, timeout=PATIENCE_S)
-    except HfHubHTTPError:
-        return ""  # the library that loads it has words for that
+    except (HfHubHTTPError, ValueError):
+        return ""  # it said no, or that is no name: the library that loads it has words for that
     except Exception as error:  # the HTTP client has errors of its own
         return f"the Hub was not heard ({type(error).__name__}: {error})"
     return ""

@@ -50,12 +50,16 @@ def refused(model: HubModel, error: Exception) -> UserError:
             "Look at the spelling; for a private one log in with `hf auth login` or set HF_TOKEN, "
             "on every machine that fetches it"
         )
-    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return UserError(
         f"{title} is no folder here, {_where()} does not have it, and the Hub does not give it "
-        f"({reason}){_others(model)}. Run `{command(model)}` on that machine with network, or share"
-        " a cache that has it (HF_HOME)"
+        f"({reason(error)}){_others(model)}. Run `{command(model)}` on that machine with network, "
+        "or share a cache that has it (HF_HOME)"
     )
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _where() -> str:

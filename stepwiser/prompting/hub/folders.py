@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub import cache
-from stepwiser.prompting.hub.explanations import absent, refused
+from stepwiser.prompting.hub.explanations import absent, reason, refused
 from stepwiser.prompting.hub.files import (
     FOREIGN,
     WEIGHTS,
@@ -72,8 +72,7 @@ def find_commit(model: HubModel) -> HubCommit:
     except Exception as error:  # the library's HTTP client has errors of its own
         if known is None or isinstance(error, RevisionNotFoundError):
             raise refused(model, error) from error
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return HubCommit(known, f"the Hub was not heard ({reason}): taken from the cache")
+        return HubCommit(known, f"the Hub was not heard ({reason(error)}): taken from the cache")
     return HubCommit(str(info.sha))
 
 

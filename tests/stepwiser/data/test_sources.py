@@ -12,6 +12,7 @@ from stepwiser.data.sources import load_problems
 from stepwiser.data.step_items import load_step_items
 from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker
 from stepwiser.errors import UserError
+from tests.support.hub_cache import add_to_cache, use_cache
 
 ROWS = [
     {"question": "1+1?", "answer": "one and one\n#### 2"},
@@ -158,3 +159,24 @@ def test_real_gsm8k_and_processbench(shared_data: Path) -> None:
     assert len(loaded.problems) == 50
     assert all(p.answer.replace(",", "").lstrip("-").isdigit() for p in loaded.problems)
     assert len(load_step_items(str(shared_data / "processbench" / "gsm8k.json"), None)) == 400
+
+
+def test_a_known_name_is_read_from_the_hub_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    use_cache(monkeypatch, tmp_path)
+    config = DataConfig(source="gsm8k")
+    with pytest.raises(UserError, match="run `hf download openai/gsm8k --repo-type dataset`"):
+        load_problems(config, ExactChecker())
+    folder = tmp_path / "set"
+    (folder / "main").mkdir(parents=True)
+    (folder / "main" / "train.jsonl").write_text('{"question": "2+3?", "answer": "5\\n#### 5"}\n')
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: main/*}\n---\n"
+    )
+    add_to_cache(tmp_path, "openai/gsm8k", folder, kind="dataset")
+    (problem,) = load_problems(config, ExactChecker()).problems
+    assert (problem.question, problem.answer) == ("2+3?", "5")
