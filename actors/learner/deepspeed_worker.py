@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from actors.learner import checkpoints, shared_prompt
 from actors.learner.batches import FlatTokens
+from actors.learner.model_files import write_model
 from stepwiser.errors import UserError
-from stepwiser.prompting.hub.files import FOREIGN, WEIGHTS
 from stepwiser.prompting.hub.folders import model_folder
 
 Precision = Literal["float32", "bfloat16"]
@@ -250,9 +250,7 @@ class DeepSpeedWorker:
         for bucket in self.state_buckets():
             state.update({name: tensor.clone() for name, tensor in bucket.items()})
         if self.rank == 0:
-            _write_model(
-                self._hf_model, state, model_folder(self.config.model_dir), Path(directory)
-            )
+            write_model(self._hf_model, state, model_folder(self.config.model_dir), Path(directory))
         torch.distributed.barrier()
 
     def save_checkpoint(self, directory: str | Path, state: dict[str, Any]) -> None:
@@ -389,17 +387,3 @@ def _buckets(
         size += bytes_here
     if bucket:
         yield bucket
-
-
-def _write_model(model: Any, state: dict[str, Tensor], source: Path, target: Path) -> None:
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial, state_dict=state)
-    for file in source.iterdir():
-        # Tokenizer, chat template, licence: all but weights and what save_pretrained has written.
-        weights = ".index." in file.name or any(map(file.match, (*WEIGHTS, *FOREIGN)))
-        if file.is_file() and not weights and not (partial / file.name).exists():
-            shutil.copy2(file, partial / file.name)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.engine.engine import EngineFailure, EngineStats
+from actors.engine.engine import EngineFailure
 from actors.pinned import Pinned
 from actors.pool.client import EnginesEnded, PoolClient
+from actors.rollout.idle_clock import IdleClock
 from actors.rollout.prompt_source import (
     FinishedPrompts,
     FinishedSolutions,
@@ -80,22 +81,6 @@ class Group:
         return len(set(self.rewards)) == 1
 
 
-class _Clock:
-    """How much of its time the pool had nothing to compute, from one look to the next."""
-
-    def __init__(self) -> None:
-        self._before: tuple[float, float] | None = None
-
-    def idle(self, stats: Sequence[EngineStats]) -> float | None:
-        """Share of the engines' time since the last look; None at the first."""
-        busy, seconds = sum(s.busy_seconds for s in stats), sum(s.seconds for s in stats)
-        before, self._before = self._before, (busy, seconds)
-        if before is None or seconds <= before[1]:
-            return None
-        # The counters of an engine that died are those it last sent: a second may be missing.
-        return min(1.0, max(0.0, 1.0 - (busy - before[0]) / (seconds - before[1])))
-
-
 def _remedy(silent: float) -> str:
     """What to change when no group has a gradient and this share of answers has no verdict."""
     if silent > 0.5:
@@ -145,7 +130,7 @@ class ExperienceCollector:
         self._steps: dict[int, asyncio.Task[ExperienceBatch]] = {}
         self._figures_of_step: dict[int, dict[str, float]] = {}
         self._hopeless: dict[str, str] = {}
-        self._clock = _Clock()
+        self._clock = IdleClock()
         self._life = uuid.uuid4().hex
         self._units: set[str] = set()
 
