@@ -52,5 +52,7 @@ def refuse_unknown(model: str, trust_remote_code: bool) -> None:
             model=folder, runner="generate", trust_remote_code=trust_remote_code
         ).create_model_config()
     except (ValueError, RuntimeError, ImportError, OSError) as error:
-        words = str(error).partition("Supported architectures")[0]
+        # Without pydantic's account of itself, and without the names of three hundred others.
+        words = str(error).rpartition("Value error, ")[2].partition("Supported architectures")[0]
+        words = words.partition(" [type=")[0]
         raise UserError(f"vLLM cannot load model {model}: {words.strip()}") from error

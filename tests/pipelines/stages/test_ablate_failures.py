@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> RunConfig:
     return RunConfig.model_validate(
         {
             "run_dir": str(tmp_path / "run"),
-            "judge_model": str(tmp_path),
+            "judge_model": "embedded",
             "discriminative": {"enabled": False},
             "ablate": {"arms": arms, "reference": "second", "seeds": 2},
         }
