@@ -66,7 +66,8 @@ class RunModels:
         if name not in self.commits:
             found = find_commit(hub)
             if found.notice:
-                self._console.print(f"{hub}: {found.notice}", style="yellow", markup=False)
+                words = f"{hub.title}: {found.notice}"
+                self._console.print(words, style="yellow", markup=False, soft_wrap=True)
             self.commits[name] = found.commit
         return resolve_model(model, self.commits[name])
 
