@@ -87,6 +87,7 @@ class Session:
         self.console.print(plan_table(plans))
         if not ray.is_initialized():
             self._owns_ray = start_ray(self.config)
+            signal.signal(signal.SIGTERM, _interrupt)  # which Ray has taken for itself
         missing = self._wait_for_nodes(plans)
         if missing:
             raise UserError(

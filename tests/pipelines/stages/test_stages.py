@@ -283,17 +283,19 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
     assert live["prompts_read"] == len({prompt for read in reads for prompt in read.prompts})
 
 
-def test_ctrl_c_keeps_finished_work_and_leaves_no_process(
-    quickstart: tuple[Path, str], tmp_path: Path
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_keeps_finished_work_and_leaves_no_process(
+    quickstart: tuple[Path, str], tmp_path: Path, told: signal.Signals
 ) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
     # Many small units: with a few large ones a quick machine is done before the signal arrives.
     process = start("annotate", f"run_dir={folder}", "annotate.problems_per_unit=1", *ONE)
     wait_for(lambda: len(list((folder / "units").glob("*.json"))) >= 2, process)
     family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(told)
     output = finish(process, 60)
     assert process.returncode == 130, output[-3000:]
+    assert "*** SIGTERM" not in output and "stack trace" not in output.lower()
     assert "finished work is kept" in output
     assert "Traceback" not in output
     deadline = time.monotonic() + 20
