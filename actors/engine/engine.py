@@ -32,6 +32,7 @@ class EngineStats:
     """Counters since the engine was ready."""
 
     generated_tokens: int = 0
+    """As they are sampled, also of requests that are not answered yet or never will be."""
     prompt_tokens: int = 0
     """Tokens of the prompts answered, each prompt once however many samples it gave."""
     cached_prompt_tokens: int = 0
@@ -96,7 +97,7 @@ class Engine:
         self._failure: BaseException | None = None
         self._core: VllmCore | None = None
         self._version = 0
-        self._counts = {"generated": 0, "prompt": 0, "cached": 0, "finished": 0}
+        self._counts = {"scored": 0, "prompt": 0, "cached": 0, "finished": 0}
         self._busy = 0.0
         self._started = time.monotonic()
         self._ready: Future[None] = Future()
@@ -191,13 +192,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters at this moment."""
-        unfinished, running, kv_usage = 0, 0, None
+        unfinished, running, kv_usage, sampled = 0, 0, None, 0
         if self._core is not None:
+            sampled = self._core.sampled - self._counts["scored"]
             unfinished, kv_usage = self._core.unfinished, self._core.kv_usage
             running = min(unfinished, self._core.running)
         queued = sum(r.sampling.n for r in list(self._requests))
         return EngineStats(
-            generated_tokens=self._counts["generated"],
+            generated_tokens=sampled,
             prompt_tokens=self._counts["prompt"],
             cached_prompt_tokens=self._counts["cached"],
             finished_requests=self._counts["finished"],
@@ -355,10 +357,9 @@ class Engine:
         self._counts["prompt"] += len(request.prompt_ids)
         self._counts["cached"] += output.num_cached_tokens or 0
         if request.score_from is None:
-            samples = core.samples(output, request.sampling, request.version)
-            self._counts["generated"] += sum(len(s.token_ids) for s in samples)
-            result: Any = samples
+            result: Any = core.samples(output, request.sampling, request.version)
         else:
+            self._counts["scored"] += 1  # vLLM samples a token that nobody wants
             result = core.scores(output, request.score_from)
         if request.future.set_running_or_notify_cancel():
             request.future.set_result(result)

@@ -140,7 +140,7 @@ class VllmCore:
         self._llm = LLMEngine.from_engine_args(arguments)
         self._figures = vllm_internals.SchedulerFigures(self._llm)
         if options.multiprocess:
-            self._figures.listen()
+            self._figures.unlog()
             vllm_internals.unblock_when_dead(self._llm)
         config = self._llm.model_config
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
@@ -164,6 +164,11 @@ class VllmCore:
     def kv_usage(self) -> float | None:
         """Share of the KV cache in use; from another process, as of the last step."""
         return self._figures.kv_usage
+
+    @property
+    def sampled(self) -> int:
+        """Tokens so far, as they come; one for each score."""
+        return self._figures.sampled
 
     def add(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
         """Queue a prompt. Raises UserError for one that vLLM refuses."""

@@ -83,32 +83,47 @@ INTERNALS = (
     ),
     Internal(
         "vllm.v1.engine.llm_engine:LLMEngine.log_stats",
-        "SchedulerFigures.listen",
+        "SchedulerFigures.unlog",
         "EngineArgs.disable_log_stats would silence the core in the other process as well",
     ),
     Internal(
         "vllm.v1.engine.llm_engine:LLMEngine.output_processor",
-        "SchedulerFigures.listen",
+        "SchedulerFigures.unlog",
         "it has a log_stats of its own, taken when it was made",
     ),
     Internal(
         "vllm.v1.engine.output_processor:OutputProcessor.log_stats",
-        "SchedulerFigures.listen",
+        "SchedulerFigures.unlog",
         "EngineArgs.disable_log_stats would silence the core in the other process as well",
     ),
     Internal(
         "vllm.v1.engine.llm_engine:LLMEngine.logger_manager",
-        "SchedulerFigures.listen",
+        "SchedulerFigures.unlog",
         "EngineArgs.disable_log_stats would silence the core in the other process as well",
     ),
     Internal(
         "vllm.v1.engine.core_client:SyncMPClient.get_output",
-        "SchedulerFigures.listen",
+        "SchedulerFigures._listen",
         "LLMEngine.step drops the scheduler's figures that come with the outputs",
     ),
     Internal(
+        "vllm.v1.engine.core_client:InprocClient.get_output",
+        "SchedulerFigures._listen",
+        "LLMEngine.step tells of finished requests alone",
+    ),
+    Internal(
+        "vllm.v1.engine:EngineCoreOutputs.outputs",
+        "SchedulerFigures._listen",
+        "LLMEngine.step tells of finished requests alone",
+    ),
+    Internal(
+        "vllm.v1.engine:EngineCoreOutput.new_token_ids",
+        "SchedulerFigures._listen",
+        "LLMEngine.step tells of finished requests alone",
+    ),
+    Internal(
         "vllm.v1.engine:EngineCoreOutputs.scheduler_stats",
-        "SchedulerFigures.listen",
+        "SchedulerFigures._listen",
         "LLMEngine.step drops the scheduler's figures that come with the outputs",
     ),
     Internal(
@@ -251,10 +266,13 @@ def _client(llm: Any) -> Any:
 
 
 class SchedulerFigures:
-    """How many sequences an engine decodes and how full its cache is."""
+    """What an engine has sampled, how many sequences it decodes and how full its cache is."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
+        self.sampled = 0
+        """Tokens so far, those of requests that are not finished included."""
+        self._listen()
         self._last: Any = None
         """The figures that a core in another process sent last."""
 
@@ -285,24 +303,28 @@ class SchedulerFigures:
         core = getattr(_client(self._llm), "engine_core", None)
         return core.scheduler if core else None
 
-    def listen(self) -> None:
-        """Keep the scheduler's figures that a core in another process sends with its outputs.
-
-        vLLM's own use of them (timings of every request, Prometheus) is turned off again: nobody
-        reads it, and the process that collects outputs is the one that limits a GPU engine.
-        """
-        self._llm.log_stats = self._llm.output_processor.log_stats = False
-        self._llm.logger_manager = None
+    def _listen(self) -> None:
+        """Note what the core sends after every step."""
         client = _client(self._llm)
         get_output = client.get_output
 
         def listening() -> Any:
             outputs = get_output()
+            self.sampled += sum(len(output.new_token_ids) for output in outputs.outputs)
             if outputs.scheduler_stats is not None:
                 self._last = outputs.scheduler_stats
             return outputs
 
         client.get_output = listening
+
+    def unlog(self) -> None:
+        """Turn vLLM's own use of a core's figures off again, which it sends for ours.
+
+        Nobody reads it (timings of every request, Prometheus), and the process that collects
+        outputs is the one that limits a GPU engine.
+        """
+        self._llm.log_stats = self._llm.output_processor.log_stats = False
+        self._llm.logger_manager = None
 
 
 def unblock_when_dead(llm: Any) -> None:

@@ -24,7 +24,7 @@ from actors.learner.step_metrics import StepMetrics
 from actors.learner.worker_group import WorkerGroup, engine_config, keep_checkpoint, last_checkpoint
 from actors.weight_sync.sender import make_sender
 from actors.weight_sync.transfer import TransferBackend
-from stepwiser.run.metrics_file import Metrics, append_metrics, read_metrics
+from stepwiser.run.metrics_file import LOST, Metrics, append_metrics, read_metrics
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.grpo import GRPOLossConfig, grpo_loss, loss_denominator, token_logprobs
 from stepwiser.training.packing import pack_micro_batches, prompt_units, split_groups
@@ -193,7 +193,8 @@ class GRPOLoop:
             self._evaluation.free_engines()
             published, publish_s = self._publish(step + 1)
             self._evaluation.after_publish(step + 1)
-            metrics = {**published, **metrics}
+            # They go with a collector that dies before it is asked for them.
+            metrics = {**(published or {LOST: "figures of the rollouts"}), **metrics}
             began, seconds = time.monotonic(), time.monotonic() - began
             metrics |= {
                 "seconds_fetch": fetch_s,

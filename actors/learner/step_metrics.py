@@ -14,8 +14,8 @@ from actors.learner.deepspeed_worker import DeepSpeedWorker
 from stepwiser.run.metrics_file import Metrics
 from stepwiser.training.grpo import entropy
 
-ENTROPY_ROWS = 2048
-"""Positions whose distributions are held at once."""
+ENTROPY_NUMBERS = 1 << 24
+"""Logits whose distributions are held at once, several times over: 64 MiB each."""
 
 
 class StepMetrics:
@@ -54,7 +54,7 @@ class StepMetrics:
                 self._sums[name] += value * tokens
         self._sums["tokens"] += tokens
         if tokens:
-            for rows in logits.split(ENTROPY_ROWS):
+            for rows in logits.split(max(1, ENTROPY_NUMBERS // logits.shape[1])):
                 self._entropy = self._entropy + entropy(rows, temperature).sum()
 
     def compare(self, at_start: Tensor, micro_batch: ResponseBatch, step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from actors.learner.grpo_loop import KIND, GRPOTrainOptions, grpo_worker, steps_trained
 from actors.learner.worker_group import run_worker_group
 from actors.rollout.evaluator import EVALUATION
-from stepwiser.run.metrics_file import Metrics, read_metrics
+from stepwiser.run.metrics_file import Metrics, read_metrics, write_lost
 from stepwiser.run.model_exports import link_model, read_evaluation
 
 __all__ = ["GRPOTrainOptions", "TrainResult", "train_grpo"]
@@ -27,7 +27,7 @@ class TrainResult:
     steps: int
     """Steps trained, of this run and the runs it continued."""
     metrics: tuple[Metrics, ...]
-    """One entry a step."""
+    """One entry a step; that of a step whose figures are lost says so (`metrics_file.LOST`)."""
     evaluations: tuple[Metrics, ...]
     """One entry an evaluation."""
 
@@ -68,6 +68,7 @@ def train_grpo(
     )
     path, name = options.metrics_path, options.group.name
     steps = steps_trained(path, name)
+    write_lost(path, KIND, name, steps)
     metrics = tuple(line for line in read_metrics(path, KIND, name) if line["step"] < steps)
     last, best = Path(options.last_dir), Path(options.best_dir)
     figures = read_evaluation(best)

@@ -36,8 +36,8 @@ class EnginePool(PoolClient):
     engines must serve before the pool is there; up to ``maximum`` come while work goes on, as nodes
     join. An engine that is lost with its node is replaced where there is room; one whose node
     announces its end answers what it has and gets nothing new. Raises UserError, before anything
-    is started, when the cluster can never hold ``count``. ``build`` makes the engine inside its
-    actor.
+    is started, when the cluster can never hold ``count``. ``threads`` of an engine are as many as
+    it has whole CPUs, unless given. ``build`` makes the engine inside its actor.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class EnginePool(PoolClient):
         maximum: int | None = None,
         cpus: float = 1.0,
         gpus: float = 0.0,
+        threads: int | None = None,
         start_timeout_s: float = 900.0,
         build: Callable[[EngineOptions], Any] = Engine,
     ) -> None:
         name = f"stepwiser-weights-{uuid.uuid4().hex}"
-        template = EngineTemplate(options, name, cpus, gpus, build)
+        threads = threads or max(1, int(cpus))
+        template = EngineTemplate(options, name, cpus, gpus, threads, build)
         _require_room(template.bundle, count)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         registry = EngineRegistry.options(name=name, scheduling_strategy=here).remote()

@@ -53,6 +53,8 @@ class EngineTemplate:
     process's object store, as Ray warns for each of them."""
     cpus: float
     gpus: float
+    threads: int
+    """Of one engine, on the CPU."""
     build: Callable[[EngineOptions], Any]
 
     @property
@@ -62,7 +64,7 @@ class EngineTemplate:
     def make(self, index: int, group: PlacementGroup) -> Any:
         """The actor; it starts when its group has found a place."""
         variables = engine_environment(self.options)
-        variables |= {"OMP_NUM_THREADS": str(max(1, int(self.cpus)))}
+        variables |= {"OMP_NUM_THREADS": str(self.threads)}
         return RolloutGenerator.options(
             num_cpus=self.cpus,
             num_gpus=self.gpus,

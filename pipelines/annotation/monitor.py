@@ -129,7 +129,7 @@ class AnnotationMonitor:
         if self._bar.is_live:
             self._bar.show(under=table(figures))
         else:
-            self._bar.show(note=note(figures))
+            self._bar.show(note=note(figures), left_s=figures.eta_s)
         if last or now >= self._due_curve:
             self._due_curve = now + CURVE_S
             # Seconds since the shard's very first start: they grow over all of its starts.

@@ -55,6 +55,7 @@ class ProgressBar:
         self._already = done
         self._started = time.monotonic()
         self._note = ""
+        self._told_left: float | None = None
         self._exits = ExitStack()
         self._bar: _Bar | None = None
         if console.is_terminal:
@@ -118,20 +119,30 @@ class ProgressBar:
         """There is a bar, under which more can be shown."""
         return self._bar is not None
 
-    def show(self, *, note: str = "", under: RenderableType | None = None) -> None:
-        """From any thread: what stands under the bar, or as the note of a log, which has none."""
+    def show(
+        self,
+        *,
+        note: str = "",
+        under: RenderableType | None = None,
+        left_s: float | None = None,
+    ) -> None:
+        """From any thread: what stands under the bar, or as the note of a log, which has none.
+
+        ``left_s``: seconds to go, where more is known than how many units are done.
+        """
         if self._bar:
             self._bar.under = under
             self._bar.update(self._task, eta="")
         else:
-            self._note = note
+            self._note, self._told_left = note, left_s
 
     def _say(self, last: bool = False) -> None:
         words = f"{self.title}: {self.done}/{self.total} {self.unit}, {self.elapsed:.0f} s"
         if self.rate > 0:
             words += f", {self.rate:.3g}/s"
             if not last:
-                words += f", ETA {self._left:.0f} s"
+                left = self._left if self._told_left is None else self._told_left
+                words += f", ETA {left:.0f} s"
         note = "" if last else self._note
         # One line each, however long: logs are searched by line.
         self.console.print(f"{words}  {note}".rstrip(), highlight=False, soft_wrap=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 from actors.engine.engine import EngineOptions
 from stepwiser.config import RunConfig
 from stepwiser.prompting.hub.folders import model_folder
+from stepwiser.run.resource_plan import plan_stage
 
 NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 """Keys of a model's config.json that say nothing about the shape of its weights."""
@@ -31,6 +33,32 @@ def engine_options(config: RunConfig, model: str) -> EngineOptions:
         trust_remote_code=config.trust_remote_code,
         allow_pickled_weights=config.allow_pickled_weights,
     )
+
+
+def engine_threads(config: RunConfig, stage: str, count: int) -> int:
+    """CPU threads of one engine, where ``count`` are started for a stage.
+
+    Engines without a GPU compute with all cores that nobody else does: those of `engine.cpus` where
+    that is set, else an even share of the machine's. A learner takes turns with them, unless it
+    trains while they sample. On a joined cluster, whose machines nobody has counted, it is one.
+    """
+    engine = config.engine
+    if engine.cpus is not None or engine.gpus or _joins(config):
+        return max(1, int(engine.ray_cpus))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit():
+        return max(1, int(given))
+    needs = plan_stage(config, stage).needs
+    together = sum(need.count for need in needs if "engine" in need.role)
+    cores = len(os.sched_getaffinity(0))
+    if stage == "train" and config.train.staleness:
+        cores -= config.learner.workers * config.learner.cpus
+    return max(1, cores // max(count, together))
+
+
+def _joins(config: RunConfig) -> bool:
+    """Whether Ray is there already, on whatever machines."""
+    return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def architecture(model: str) -> str:

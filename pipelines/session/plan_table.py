@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.monitoring.formatting import titled_table
+from pipelines.session.memory_table import memory_plan, planned_nodes, print_memory
 from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
 
@@ -50,4 +51,9 @@ def print_plan(config: RunConfig, stages: Sequence[str]) -> bool:
     if not missing:
         words = ", ".join(f"{amount:g} {name}" for name, amount in available.items() if amount)
         console.print(f"fits {words}")
-    return not missing
+    nodes = planned_nodes(config, available["CPU"], available["GPU"])
+    memory, refusal = memory_plan(config, stages, nodes)
+    print_memory(console, memory, nodes)
+    if refusal is not None:
+        console.print(refusal, style="red", markup=False, soft_wrap=True)
+    return not missing and refusal is None

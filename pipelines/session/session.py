@@ -16,9 +16,11 @@ from rich.markup import escape
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
+from pipelines.monitoring.memory_kills import KillWatch
 from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
-from pipelines.session.engine_options import architecture, engine_options
+from pipelines.session.engine_options import architecture, engine_options, engine_threads
+from pipelines.session.memory_table import memory_plan, print_memory, running_nodes
 from pipelines.session.plan_table import plan_table, shortfalls
 from pipelines.session.ray_start import start_ray
 from pipelines.session.run_models import RunModels
@@ -95,6 +97,15 @@ class Session:
                 "raise cluster.cpus so that processes share its cores"
             )
         self._models.provide()
+        self._check_memory(stages)
+
+    def _check_memory(self, stages: Sequence[str]) -> None:
+        """Show what is needed of each node; raise UserError where it cannot fit."""
+        nodes = running_nodes()
+        plans, refusal = memory_plan(self.config, stages, nodes)
+        print_memory(self.console, plans, nodes)
+        if refusal is not None:
+            raise UserError(refusal)
 
     def turn(self, config: RunConfig) -> None:
         """Go on with another run: Ray stays, and so do engines that suit it. `start` comes next."""
@@ -151,8 +162,9 @@ class Session:
         self.usage = usage = Usage(name, cpus=plan.total["CPU"], gpus=plan.total["GPU"])
         others = sum(need.total["GPU"] for need in plan.needs if need.role != "engine")
         held = self.engine_gpu_seconds
+        kills = KillWatch(self.console, self.store.curve, name)
         try:
-            with metered(usage):
+            with metered(usage), named(kills), kills:
                 before = self._tokens()
                 yield usage
                 after = self._tokens()
@@ -211,8 +223,9 @@ class Session:
                 engine_options(self.config, model),
                 count=size,
                 maximum=maximum,
-                cpus=engine.cpus,
+                cpus=engine.ray_cpus,
                 gpus=engine.gpus,
+                threads=engine_threads(self.config, self.usage.stage, size),
                 start_timeout_s=engine.start_timeout_s,
                 build=self._build,
             )

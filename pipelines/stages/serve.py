@@ -20,7 +20,7 @@ def run(session: Session) -> dict[str, Any]:
         prompts=config.judge_prompts,
         serve=config.serve,
         max_tokens=config.judge_max_tokens,
-        cpus=config.engine.cpus,
+        cpus=config.engine.ray_cpus,
         gpus=config.engine.gpus,
     )
     run_app(options, blocking=True)

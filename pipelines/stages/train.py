@@ -39,6 +39,7 @@ from pipelines.training.baselines import (
 )
 from pipelines.training.learner_options import grpo_options
 from stepwiser.data.records import JudgePrompt
+from stepwiser.run.metrics_file import LOST
 from stepwiser.run.model_exports import is_score, read_evaluation
 from stepwiser.run.resource_plan import engine_range
 from stepwiser.run.tables import load_judge_prompts
@@ -169,8 +170,7 @@ def _run_grpo(
             if is_evaluation(row):
                 log_evaluation(logger, row)
                 return
-            # The figures of a batch go with a collector that dies before the next publication.
-            note = ""
+            note = "its figures are lost with a process that ended"
             if "reward" in row:
                 note = (
                     f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
@@ -194,6 +194,7 @@ def _run_grpo(
 
 def _figures(result: TrainResult) -> dict[str, Any]:
     rows = result.metrics
+    lost = sum(LOST in row for row in rows)
     window = max(1, len(rows) // 10)
     return {
         "steps": rows[-1]["step"] + 1 if rows else 0,
@@ -208,7 +209,10 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         # The first step waits for engines and learner to warm up.
         "engine_idle": _mean(rows[1:], "engine_idle"),
         "learner_idle": _mean(rows[1:], "learner_idle"),
-        "trained_tokens": sum(row["prompt_tokens"] + row["response_tokens"] for row in rows),
+        "trained_tokens": sum(
+            row.get("prompt_tokens", 0) + row.get("response_tokens", 0) for row in rows
+        ),
+        "steps_lost": lost,
         "kept": result.kept,
         "best": read_evaluation(Path(f"{result.model_dir}-best")),
         "evaluations": len(result.evaluations),

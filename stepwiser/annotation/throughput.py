@@ -1,8 +1,9 @@
 """What annotation is doing right now: counts and engine counters in, figures out.
 
-Two sources of different grain. Engines count tokens request by request, so two looks at their
+Two sources of different grain. Engines count tokens as they sample them, so two looks at their
 counters a few seconds apart give a rate. Problems, chunks, rollouts and labels are known when their
-unit is finished, which may take minutes: their rates are over as long as `RECENT_S`.
+unit is finished, which may take minutes: their rates are over as long as `RECENT_S`. The time to go
+needs both: many units are under way together, and what was sampled for them is done already.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from dataclasses import dataclass, field
 from stepwiser.annotation.stopping import StoppingPlan, StoppingRule
 
 WINDOW_S = 30.0
-"""Seconds that engines' rates are taken over: a few requests of a slow engine, and still news."""
+"""Seconds that engines' rates are taken over: many steps of a slow engine, and still news."""
 
 RECENT_S = 600.0
 """Seconds that rates of finished work are taken over: several units of a slow run."""
+
+LEAST_LEFT = 0.1
+"""Share of a unit's work that one under way still has before it, at the least."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ def engine_figures(earlier: CounterSnapshot, later: CounterSnapshot) -> dict[int
 def cache_hits(earlier: CounterSnapshot, later: CounterSnapshot) -> float | None:
     """Share of the prompt tokens that prefix caches held, all engines together."""
     return _hits([now - earlier.get(index, _NOTHING) for index, now in later.items()])
+
+
+def sampled_tokens(earlier: CounterSnapshot, later: CounterSnapshot) -> int:
+    """Generated between the two looks, all engines together."""
+    return sum((now - earlier.get(i, _NOTHING)).generated_tokens for i, now in later.items())
 
 
 def _hits(made: list[EngineCounters]) -> float | None:
@@ -173,11 +182,19 @@ class ThroughputMonitor:
         self._planned_problems = problems + _problems(self._counts)
         self._recent: deque[tuple[float, int]] = deque()
         self._looks: deque[tuple[float, CounterSnapshot]] = deque()
+        self._first: CounterSnapshot | None = None
+        self._sampled: deque[tuple[float, int]] = deque([(now, 0)])
+        """Tokens of this start, by the time of the look."""
+        self._own: Counter[str] = Counter()
+        """Counts of this start."""
+        self._own_units = 0
 
     def finished(self, now: float, counts: Mapping[str, int]) -> None:
         """A unit is done."""
         self._counts.update(counts)
+        self._own.update(counts)
         self._units += 1
+        self._own_units += 1
         self._recent.append((now, counts.get("rollouts", 0)))
 
     def look(self, now: float, engines: CounterSnapshot, gpu_seconds: float) -> Figures:
@@ -191,6 +208,10 @@ class ThroughputMonitor:
         while self._recent and self._recent[0][0] <= now - RECENT_S:
             self._recent.popleft()
         self._looks.append((now, engines))
+        self._first = engines if self._first is None else self._first
+        self._sampled.append((now, sampled_tokens(self._first, engines)))
+        while self._sampled[1][0] <= now - RECENT_S:
+            self._sampled.popleft()
         # One look that is as old as the window, or older, stays.
         while len(self._looks) > 1 and self._looks[1][0] <= now - WINDOW_S:
             self._looks.popleft()
@@ -198,7 +219,6 @@ class ThroughputMonitor:
         figures = engine_figures(earlier, engines)
         seconds = now - self._started
         span = min(RECENT_S, seconds)
-        left = self._planned_units - self._units
         counts, worked = self._counts, bool(self._recent) and span > 0
         saved, rollouts = saved_rollouts(self._plan, counts), counts["rollouts"]
         length = counts["rollout_tokens"] / max(1, rollouts)
@@ -210,7 +230,7 @@ class ThroughputMonitor:
             planned_units=self._planned_units,
             chunks=counts["chunks"],
             rollouts=rollouts,
-            tokens=counts["response_tokens"] + counts["rollout_tokens"],
+            tokens=_tokens(counts),
             rollouts_per_s=sum(n for _, n in self._recent) / span if worked else None,
             tokens_per_s=sum(e.tokens_per_s for e in figures.values()) if figures else None,
             cache_hits=cache_hits(earlier, engines),
@@ -220,8 +240,28 @@ class ThroughputMonitor:
             saved_share=saved_share(self._plan, counts),
             saved_tokens=None if saved is None else round(saved * length),
             gpu_hours=self._before.gpu_hours + gpu_seconds / 3600,
-            eta_s=left * span / len(self._recent) if worked else None,
+            eta_s=self._left_s(now),
         )
+
+    def _left_s(self, now: float) -> float | None:
+        """Seconds to go: the tokens that are left, at the mean rate of the last minutes.
+
+        Those of all units are taken from the finished ones; units under way have had a part of
+        theirs, which the number of finished units does not tell.
+        """
+        (began, earlier), (_, sampled) = self._sampled[0], self._sampled[-1]
+        left = self._planned_units - self._units
+        if not self._own_units or sampled <= earlier or now <= began:
+            return None
+        per_unit = _tokens(self._own) / self._own_units
+        still = per_unit * (self._own_units + left) - sampled
+        # Units that are left take something, however much more than the others they have had.
+        still = max(still, left * per_unit * LEAST_LEFT)
+        return still * (now - began) / (sampled - earlier)
+
+
+def _tokens(counts: Mapping[str, int]) -> int:
+    return counts.get("response_tokens", 0) + counts.get("rollout_tokens", 0)
 
 
 def _problems(counts: Mapping[str, int]) -> int:

@@ -51,7 +51,13 @@ class EngineConfig(Section):
     """vLLM engines that generate: how many, how big, with what."""
 
     count: Engines = Field(1, description="Engines of a pool.")
-    cpus: Cpus = Field(1.0, gt=0, description="Ray CPUs of one engine.", examples=[2])
+    cpus: Cpus | None = Field(
+        None,
+        gt=0,
+        description="Ray CPUs, and threads, of one engine. Unset: one Ray CPU, and without a GPU "
+        "an even share of the machine's cores as threads (OMP_NUM_THREADS, where that is set).",
+        examples=[2],
+    )
     gpus: Gpus = Field(0.0, description="Ray GPUs of one engine; below 1 they share one.")
     dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="Weights' type.")
     max_model_len: Tokens = Field(4096, description="Tokens of prompt and response together.")
@@ -76,6 +82,11 @@ class EngineConfig(Section):
     start_timeout_s: Seconds = Field(
         900, description="Give up on an engine after so long.", examples=[1800]
     )
+
+    @property
+    def ray_cpus(self) -> float:
+        """What Ray sets apart for one engine."""
+        return 1.0 if self.cpus is None else self.cpus
 
 
 class SegmentConfig(Section):

@@ -35,6 +35,22 @@ def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+LOST = "lost"
+"""Key of a line that lacks figures: says which."""
+
+
+def write_lost(path: str, kind: str, name: str, steps: int) -> list[int]:
+    """Add a line for every step of a run that has none; returns those steps.
+
+    A process that is killed between an update and its line takes the figures with it.
+    """
+    known = {line["step"] for line in read_metrics(path, kind, name)}
+    missing = [step for step in range(steps) if step not in known]
+    for step in missing:
+        append_metrics(path, kind, name, {"step": step, LOST: "all figures"})
+    return missing
+
+
 class MetricsTail:
     """Reads a growing metrics file from where it stopped the last time."""
 

@@ -92,12 +92,14 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
         count = max(2, engine.count) if stage == "solve" else engine.count
         if stage == "annotate":
             count, _ = engine_range(config)
-        needs.append(Need("engine", count, engine.cpus, engine.gpus))
+        needs.append(Need("engine", count, engine.ray_cpus, engine.gpus))
     if stage == "train" and config.train.live:
-        needs.append(Need("annotation engine", engine_range(config)[0], engine.cpus, engine.gpus))
+        needs.append(
+            Need("annotation engine", engine_range(config)[0], engine.ray_cpus, engine.gpus)
+        )
     if stage == "train" and config.train.evaluate_every and config.train.evaluator_engines:
         own = config.train.evaluator_engines
-        needs.append(Need("evaluation engine", own, engine.cpus, engine.gpus))
+        needs.append(Need("evaluation engine", own, engine.ray_cpus, engine.gpus))
     if stage in STAGES_WITH_LEARNERS:
         # What an elastic group lacks of its full size it can do without.
         workers = learner.min_workers or learner.workers
@@ -105,7 +107,7 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     if stage == "label":
         needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":
-        needs.append(Need("replica", config.serve.replicas, engine.cpus, engine.gpus))
+        needs.append(Need("replica", config.serve.replicas, engine.ray_cpus, engine.gpus))
     return ResourcePlan(stage, tuple(needs))
 
 

@@ -78,7 +78,7 @@ def test_work_is_measured_over_minutes_and_earlier_starts_count() -> None:
     assert (figures.units, figures.planned_units) == (3, 5)
     assert (figures.chunks, figures.rollouts, figures.tokens) == (90, 600, 13_500)
     assert figures.rollouts_per_s == pytest.approx(400 / 100), "of this start"
-    assert figures.eta_s == pytest.approx(2 / (2 / 100))
+    assert figures.eta_s is None, "no engine has said what it sampled"
     assert (figures.saved_rollouts, figures.saved_share) == (360, pytest.approx(0.375))
     assert figures.saved_tokens == 360 * 20, "a rollout had 20 tokens"
     assert figures.labels == {"abs_q": 0.8} and figures.gpu_hours == 1.5
@@ -86,7 +86,38 @@ def test_work_is_measured_over_minutes_and_earlier_starts_count() -> None:
     late = watch.look(1041.0 + RECENT_S, {}, 3600.0)
     assert late.rollouts_per_s == pytest.approx(200 / RECENT_S), "the first unit is long ago"
     stalled = watch.look(1091.0 + RECENT_S, {}, 3600.0)
-    assert stalled.rollouts_per_s is stalled.eta_s is None
+    assert stalled.rollouts_per_s is None
+
+
+def test_the_time_to_go_counts_what_is_under_way() -> None:
+    """Ten units of 4,500 tokens at 100 tokens/s, all begun at once: they end together."""
+    watch = ThroughputMonitor(1000.0, 10, 40, FIXED, EarlierWork(units=7, counts=UNIT))
+
+    def look(second: int) -> float | None:
+        engines = {0: EngineCounters(50.0 + second, 9000 + 100 * second, 0, 0)}
+        return watch.look(1000.0 + second, engines, 0.0).eta_s
+
+    assert look(0) is look(100) is None, "nothing is finished, so nobody knows how much there is"
+    watch.finished(1400.0, UNIT)
+    for second in (400, 420, 440):
+        # By finished units alone it would be 9 × 400 s.
+        assert look(second) == pytest.approx(450 - second if second < 405 else 40.5, abs=10)
+    for _ in range(9):
+        watch.finished(1450.0, UNIT)
+    assert look(451) == 0.0
+    assert look(451 + int(RECENT_S)) == 0.0
+
+
+def test_the_time_to_go_is_that_of_the_present_rate() -> None:
+    watch = ThroughputMonitor(0.0, 100, 400, FIXED, EarlierWork())
+    for second in range(2001):
+        # A second engine after 1,000 s.
+        sampled = 45 * second + 45 * max(0, second - 1000)
+        figures = watch.look(second, {0: EngineCounters(second, sampled, 0, 0)}, 0.0)
+        if second and sampled % 4500 == 0:
+            watch.finished(second, UNIT)
+    left = 100 * 4500 - sampled
+    assert figures.eta_s == pytest.approx(left / 90, rel=0.02)
 
 
 def test_engines_are_measured_over_a_short_window() -> None:

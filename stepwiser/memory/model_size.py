@@ -1,0 +1,73 @@
+"""How large a model is, from its config.json and the headers of its safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepwiser.annotation.cost import parameters_of
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one number, by torch's names of types."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What memory depends on. Lengths are numbers of elements."""
+
+    parameters: float
+    """Exact, from the headers; a tied output layer counts once."""
+    width: int
+    """Bytes of a parameter as the checkpoint has it (`engine.dtype=auto`)."""
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @property
+    def attention(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_dim
+
+    def kv_token(self, width: int) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * width
+
+
+def read_model_size(folder: str | Path) -> ModelSize | None:
+    """The size of the model in a folder; None where that cannot be told from its files."""
+    path = Path(folder)
+    try:
+        raw = json.loads((path / "config.json").read_text())
+        parameters = parameters_of(path)
+        # Models that see images keep the part that writes in a section of its own.
+        text = raw.get("text_config") or raw
+        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        if parameters is None:
+            return None
+        return ModelSize(
+            parameters=parameters,
+            width=WIDTHS.get(_type_of(raw, text), 2),
+            hidden=hidden,
+            intermediate=int(text["intermediate_size"]),
+            layers=int(text["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=int(text.get("head_dim") or hidden // heads),
+            vocabulary=int(text["vocab_size"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _type_of(raw: dict[str, Any], text: dict[str, Any]) -> str:
+    for section in (raw, text):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(section.get(key), str):
+                return str(section[key])
+    return "float32"
