@@ -8,6 +8,7 @@ kernel's kills only this machine's are known, by the counter in /proc/vmstat.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 import time
@@ -93,10 +94,9 @@ class KillWatch:
         # Not public, but all there is without Ray's dashboard.
         for actor in ray._private.state.state.actor_table(None).values():
             node, pid = actor["Address"]["NodeID"], actor["Pid"]
-            if actor["State"] != "ALIVE":
-                continue
+            # One that is started anew has the process that ended, until there is another.
             self._names[node, pid] = actor["ActorClassName"].rpartition(".")[2]
-            if node == here:
+            if node == here and actor["State"] == "ALIVE":
                 with contextlib.suppress(psutil.Error):
                     self._sizes[pid] = psutil.Process(pid).memory_info().rss
 
@@ -119,7 +119,7 @@ class KillWatch:
                 by = KERNEL
             else:
                 continue
-            name = self._names.get((node, pid), "worker")
+            name = self._names.get((node, pid)) or killed_actor(worker.exit_detail, pid)
             # Ray before 2.60 does not note it.
             size = getattr(worker, "memory_used_bytes_at_death", 0) or self._sizes.get(pid)
             address = worker.worker_address.ip_address
@@ -169,6 +169,12 @@ def dead_workers() -> list[Any]:
     accessor = ray._private.state.state._connect_and_get_accessor()
     rows = (gcs_pb2.WorkerTableData.FromString(row) for row in accessor.get_worker_table())
     return [row for row in rows if not row.is_alive]
+
+
+def killed_actor(detail: str, pid: int) -> str:
+    """The class of the actor that was killed, as Ray's account of the kill has it."""
+    found = re.search(rf"task name=(\w+)[^)]*\bpid={pid}\b", detail)
+    return found[1] if found else "worker"
 
 
 def _exit_type(name: str) -> int:

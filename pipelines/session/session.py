@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
-from pipelines.monitoring.memory_kills import KillWatch
+from pipelines.monitoring.memory_kills import KillWatch, named
 from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options, engine_threads
