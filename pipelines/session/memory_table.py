@@ -15,6 +15,7 @@ from stepwiser.errors import UserError
 from stepwiser.memory import remedies
 from stepwiser.memory.machine import Node, gpu_memory, this_machine
 from stepwiser.memory.plan import Process, StageMemory, gigabytes, place, plan_memory, shortfalls
+from stepwiser.memory.processes import Parts
 from stepwiser.prompting.prompt_format import resolve_model
 
 PARTS = ("base", "weights", "gradients", "optimizer", "activations", "KV cache", "copies")
@@ -47,7 +48,7 @@ def running_nodes() -> list[Node]:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    nodes = []
+    nodes: list[Node] = []
     for node in ray.nodes():
         if not node["Alive"]:
             continue
@@ -114,7 +115,7 @@ def _table(plan: StageMemory) -> Table:
     return table
 
 
-def _add(table: Table, process: Process, parts: dict[str, float], name: str) -> None:
+def _add(table: Table, process: Process, parts: Parts, name: str) -> None:
     shown = [f"{parts[part] / 1e9:.2f}" if parts.get(part) else "" for part in PARTS]
     count = f" x {process.count}" if process.count > 1 else ""
     table.add_row(f"{name}{count}", f"{sum(parts.values()) / 1e9:.2f}", *shown)
