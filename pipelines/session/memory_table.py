@@ -14,11 +14,16 @@ from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
 from stepwiser.memory import remedies
 from stepwiser.memory.machine import Node, gpu_memory, this_machine
-from stepwiser.memory.plan import Process, StageMemory, gigabytes, place, plan_memory, shortfalls
+from stepwiser.memory.plan import (
+    Placed,
+    StageMemory,
+    gigabytes,
+    place,
+    plan_memory,
+    shortfalls,
+)
 from stepwiser.memory.processes import Parts
 from stepwiser.prompting.prompt_format import resolve_model
-
-PARTS = ("base", "weights", "gradients", "optimizer", "activations", "KV cache", "copies")
 
 
 def model_folder(name: str) -> str | None:
@@ -88,34 +93,48 @@ def print_memory(console: Console, plans: Sequence[StageMemory], nodes: Sequence
     largest = max(plans, key=lambda plan: sum(one.host_bytes for one in place(plan, nodes)))
     console.print(_table(largest))
     for one in place(largest, nodes):
-        of = "" if one.node.limit is None else f" of {gigabytes(one.node.limit)}"
-        words = f"{one.node.name}: {gigabytes(one.host_bytes)}{of} in stage {largest.stage}"
-        if one.node.limit is None:
-            words += ", and nobody knows how much it has"
-        elif one.node.others + one.host_bytes > one.node.limit:
-            words += f"; other programs have {gigabytes(one.node.others)} now, which is too much"
-        if one.gpu_bytes:
-            has = "unknown" if one.node.gpu_limit is None else gigabytes(one.node.gpu_limit)
-            words += f"; on its fullest GPU {gigabytes(one.gpu_bytes)} of {has}"
-        console.print(words, highlight=False, soft_wrap=True)
+        console.print(_of_node(one, largest.stage), highlight=False, soft_wrap=True)
     for name in dict.fromkeys(name for plan in plans for name in plan.unknown):
         console.print(
-            f"[yellow]memory for {name} is not planned: it is no folder of this machine[/]",
+            f"memory for {name} is not planned: it is no folder of this machine",
+            style="yellow",
             highlight=False,
             soft_wrap=True,
         )
 
 
 def _table(plan: StageMemory) -> Table:
-    table = titled_table(f"Memory of a process in stage {plan.stage}, GB", "process", "all", *PARTS)
+    columns = ("process", "GB each", "of it")
+    title = f"Memory in stage {plan.stage}, which needs most"
+    table = titled_table(title, *columns, left=("process", "of it"))
+    rest = [process for process in plan.processes if process.cpus == process.gpus == 0]
     for process in plan.processes:
-        _add(table, process, process.host, process.role)
-        if process.gpu:
-            _add(table, process, process.gpu, f"{process.role}, GPU")
+        count = f" x {process.count}" if process.count > 1 else ""
+        if process not in rest:
+            _add(table, f"{process.role}{count}", process.host)
+            if process.gpu:
+                _add(table, f"{process.role}, GPU", process.gpu)
+    _add(table, "all others", {one.role: one.host_bytes * one.count for one in rest})
     return table
 
 
-def _add(table: Table, process: Process, parts: Parts, name: str) -> None:
-    shown = [f"{parts[part] / 1e9:.2f}" if parts.get(part) else "" for part in PARTS]
-    count = f" x {process.count}" if process.count > 1 else ""
-    table.add_row(f"{name}{count}", f"{sum(parts.values()) / 1e9:.2f}", *shown)
+def _add(table: Table, name: str, parts: Parts) -> None:
+    shown = [f"{part} {size / 1e9:.2f}" for part, size in parts.items() if size >= 5e6]
+    table.add_row(name, f"{sum(parts.values()) / 1e9:.2f}", ", ".join(shown))
+
+
+def _of_node(one: Placed, stage: str) -> str:
+    node = one.node
+    words = f"{node.name}: {gigabytes(one.host_bytes)} in stage {stage}"
+    if node.limit is None:
+        words += "; what it has is not known yet"
+    else:
+        words += f" of the {gigabytes(node.limit)} at which Ray begins to kill"
+        if node.others + one.host_bytes > node.limit >= one.host_bytes:
+            words += f", but other programs have {gigabytes(node.others)} now: end some first"
+    if one.gpu_bytes:
+        has = "" if node.gpu_limit is None else f" of {gigabytes(node.gpu_limit)}"
+        words += f"; {gigabytes(one.gpu_bytes)}{has} on its fullest GPU, estimated"
+        if node.gpu_limit is not None and one.gpu_bytes > node.gpu_limit:
+            words += ", which may be too much"
+    return words

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.monitoring.formatting import titled_table
+from pipelines.monitoring.progress import make_console
 from pipelines.session.memory_table import memory_plan, planned_nodes, print_memory
 from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
@@ -41,7 +41,7 @@ def shortfalls(plans: Sequence[ResourcePlan], available: Mapping[str, float]) ->
 
 def print_plan(config: RunConfig, stages: Sequence[str]) -> bool:
     """Print the plan; False where it cannot fit what the config says is there."""
-    console = Console()
+    console = make_console()
     plans = plan_run(config, stages)
     console.print(plan_table(plans))
     available = expected_resources(config)

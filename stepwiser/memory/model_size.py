@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ class ModelSize:
         return 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
+@cache
 def read_model_size(folder: str | Path) -> ModelSize | None:
-    """The size of the model in a folder; None where that cannot be told from its files."""
+    """The size of the model in a folder; None where that cannot be told from its files.
+
+    Read once: a plan is made for many settings.
+    """
     path = Path(folder)
     try:
         raw = json.loads((path / "config.json").read_text())

@@ -161,22 +161,15 @@ def place(stage: StageMemory, nodes: Sequence[Node]) -> list[Placed]:
 
 
 def shortfalls(stage: StageMemory, nodes: Sequence[Node]) -> list[str]:
-    """What is short where, in words; empty where the stage fits or nobody knows what there is."""
-    words = []
-    for one in place(stage, nodes):
-        limit, gpu_limit = one.node.limit, one.node.gpu_limit
-        if limit is not None and one.host_bytes > limit:
-            words.append(
-                f"{stage.stage} needs {gigabytes(one.host_bytes)} of memory on {one.node.name} "
-                f"({_largest(one)}) but processes may have {gigabytes(limit)} there: "
-                f"{gigabytes(one.host_bytes - limit)} short"
-            )
-        if gpu_limit is not None and one.gpu_bytes > gpu_limit:
-            words.append(
-                f"{stage.stage} needs {gigabytes(one.gpu_bytes)} on a GPU of {one.node.name} but "
-                f"it has {gigabytes(gpu_limit)}: {gigabytes(one.gpu_bytes - gpu_limit)} short"
-            )
-    return words
+    """What is short of host memory and where, in words; empty where the stage fits, or nobody knows
+    what there is."""
+    return [
+        f"{stage.stage} needs {gigabytes(one.host_bytes)} of memory on {one.node.name} "
+        f"({_largest(one)}) but processes may have {gigabytes(one.node.limit)} there: "
+        f"{gigabytes(one.host_bytes - one.node.limit)} short"
+        for one in place(stage, nodes)
+        if one.node.limit is not None and one.host_bytes > one.node.limit
+    ]
 
 
 def _largest(one: Placed) -> str:

@@ -44,13 +44,16 @@ CUDA_HOST = 2048 * MIB
 """What CUDA and its libraries take of host memory in each process."""
 CUDA_DEVICE = 600 * MIB
 """The context of a process on a GPU."""
-WORKING = 2.4
-"""A backward pass holds as much again as the forward pass has saved, and freed memory that the
-allocator keeps: 2.3 to 2.6 from 4,000 to 60,000 tokens of the packaged model."""
-LOGIT_COPIES = 7.5
-"""Float32 copies of the logits: one is saved, the others are the gradient's and the entropy's."""
+WORKING, WORKING_GPU = 2.4, 1.3
+"""A backward pass holds as much again as the forward pass has saved, and on a CPU freed memory that
+the allocator keeps: 2.3 to 2.6 from 4,000 to 60,000 tokens of the packaged model."""
+LOGIT_COPIES = 4.5
+"""Float32 copies of the logits at the start of a backward pass: one is saved, the others are the
+gradient's."""
+ENTROPY_BYTES = 5 * 4 * 2**24
+"""What the entropies of a GRPO pass work with (`actors/learner/step_metrics.py`)."""
 SAMPLING_COPIES = 4
-"""The same in an engine that samples with log-probs."""
+"""Float32 copies of the logits in an engine that samples with log-probs."""
 BATCHED_TOKENS = 2048
 """Tokens of one step of an engine, by vLLM's default."""
 MARK_EVERY = 16
@@ -71,6 +74,8 @@ class MicroBatch:
     response_tokens: int
     chosen: int
     """Positions that get logits."""
+    entropy: bool = False
+    """The entropy of these is taken, for logging."""
 
     @property
     def tokens(self) -> int:
@@ -91,7 +96,8 @@ def grpo_micro_batch(config: RunConfig) -> MicroBatch:
     share = max(1, math.ceil(groups / learner.workers))
     passes = math.ceil(share * unit / budget)
     units = max(1, min(budget // unit, math.ceil(share / passes)))
-    return MicroBatch(units, prompt, units * together, response, chosen=units * together * response)
+    responses = units * together
+    return MicroBatch(units, prompt, responses, response, responses * response, entropy=True)
 
 
 def sft_micro_batch(config: RunConfig, examples: int) -> MicroBatch:
@@ -206,13 +212,16 @@ def _micro_batches(config: RunConfig, stage: str) -> list[MicroBatch]:
 def activations(config: RunConfig, size: ModelSize, batch: MicroBatch) -> float:
     """Bytes that a forward pass leaves for its backward pass, and what that works with."""
     width = _learner_width(config)
+    working = WORKING_GPU if config.learner.gpus else WORKING
     layer = _saved_layer(size, batch, width)
     if config.learner.gradient_checkpointing:
         saved = size.layers * batch.tokens * size.hidden * width + layer
     else:
         saved = size.layers * layer
-    logits = batch.chosen * size.vocabulary * (width + 4 * LOGIT_COPIES)
-    return saved * WORKING + logits
+    numbers = batch.chosen * size.vocabulary
+    logits = numbers * (width + 4 * LOGIT_COPIES)
+    entropy = min(ENTROPY_BYTES, 5 * 4 * numbers) if batch.entropy else 0.0
+    return saved * working + logits + entropy
 
 
 def _saved_layer(size: ModelSize, batch: MicroBatch, width: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from stepwiser.config import RunConfig
@@ -12,7 +12,9 @@ from stepwiser.config.loading import parse_config, set_key
 from stepwiser.errors import UserError
 
 WANTED = 3
-"""Settings that a person is offered."""
+"""Settings that a person is offered, each of which is enough."""
+MOST = 5
+"""Settings that are tried together where none is."""
 
 Fits = Callable[[RunConfig], bool]
 
@@ -21,10 +23,10 @@ Setting = tuple[str, Any]
 
 
 def remedies(config: RunConfig, stages: Sequence[str], fits: Fits) -> tuple[bool, list[Setting]]:
-    """Up to three settings that would make a plan fit, each as near to the present value as does.
+    """Settings that would make a plan fit, each as near to the present value as does.
 
-    The flag says whether any one of them is enough; else they are needed together. No setting at
-    all: nothing that is tried makes it fit.
+    The flag says whether any one of them is enough, which is so for up to three; else they are the
+    fewest that are enough together. No setting at all: nothing that is tried makes it fit.
     """
     choices = {key: list(values) for key, values in _choices(config)}
     alone: list[Setting] = []
@@ -34,7 +36,9 @@ def remedies(config: RunConfig, stages: Sequence[str], fits: Fits) -> tuple[bool
             alone.append((key, found))
     if alone:
         return True, alone[:WANTED]
-    for keys in combinations([key for key, values in choices.items() if values], WANTED):
+    tried = [key for key, values in choices.items() if values]
+    more = (combinations(tried, number) for number in range(2, MOST + 1))
+    for keys in chain.from_iterable(more):
         together = _together(config, stages, keys, choices, fits)
         if together:
             return False, together

@@ -23,7 +23,6 @@ from tests.support.tiny import make_tiny_model
 
 GB = 10**9
 EMBEDDED = ROOT / "configs" / "embedded.yaml"
-QWEN_05 = ModelSize(494_032_768, 2, 896, 4864, 24, 14, 2, 64, 151_936)
 
 
 def folder_of(name: str) -> str | None:
@@ -39,7 +38,7 @@ def test_a_model_is_as_large_as_its_files_say(tmp_path: Path) -> None:
     size = read_model_size(load_base_model_dir())
     assert size == ModelSize(796_544, 4, 128, 384, 4, 4, 2, 32, 70)
     assert size.kv_token(4) == 2 * 4 * 2 * 32 * 4 and size.attention == 128
-    assert read_model_size(tmp_path) is None, "no model"
+    assert read_model_size(tmp_path / "none") is None
     tiny = make_tiny_model(tmp_path / "tiny")
     config = json.loads((tiny / "config.json").read_text())
     (tiny / "config.json").write_text(json.dumps({"text_config": config, "dtype": "bfloat16"}))
@@ -95,9 +94,9 @@ def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) 
 def test_a_micro_batch_is_what_the_settings_let_in() -> None:
     config = load_config(EMBEDDED)
     # 64 groups over two ranks; 150 + 8 * 90 tokens each, at most 16384 together, in even parts.
-    assert grpo_micro_batch(config) == MicroBatch(16, 150, 128, 90, 128 * 90)
+    assert grpo_micro_batch(config) == MicroBatch(16, 150, 128, 90, 128 * 90, entropy=True)
     small = load_config(EMBEDDED, ["learner.max_tokens_per_microbatch=512"])
-    assert grpo_micro_batch(small) == MicroBatch(1, 150, 4, 90, 360), "a group is cut"
+    assert grpo_micro_batch(small) == MicroBatch(1, 150, 4, 90, 360, True), "a group is cut"
     for one in (config, small):
         assert grpo_micro_batch(one).tokens <= one.learner.max_tokens_per_microbatch
 
@@ -145,8 +144,8 @@ def test_processes_go_where_they_have_room() -> None:
     assert [(p.role, n) for p, n in first.processes] == [("engine", 2), ("driver", 1)]
     assert [(p.role, n) for p, n in second.processes] == [("engine", 1), ("learner", 1)]
     assert (first.host_bytes, second.host_bytes) == (7 * GB, 6 * GB)
-    (short,) = shortfalls(stage, nodes)
-    assert short == "train needs 30.0 GB on a GPU of a but it has 20.0 GB: 10.0 GB short"
+    assert (first.gpu_bytes, second.gpu_bytes) == (30 * GB, 30 * GB)
+    assert shortfalls(stage, nodes) == []
     short = shortfalls(stage, [node(6.0, cpus=2.0, gpus=2.0)])[0]
     assert "train needs 7.0 GB of memory on this machine (2 engine x 3.0 GB" in short
     assert short.endswith("but processes may have 6.0 GB there: 1.0 GB short")
@@ -171,7 +170,9 @@ def test_what_does_not_fit_is_given_settings_with_which_it_does(share: float) ->
 
     assert not fits(config)
     enough, settings = remedies(config, STAGES, fits)
-    assert 1 <= len(settings) <= 3 and len({key for key, _ in settings}) == len(settings)
+    assert 1 <= len(settings) <= (3 if enough else 5) and len({key for key, _ in settings}) == len(
+        settings
+    )
     for tried in [[one] for one in settings] if enough else [settings]:
         changed = with_settings(config, STAGES, tried)
         assert changed is not None and fits(changed), tried
