@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MAX_KILLS = 3
 WINDOW_S = 3600.0
@@ -101,6 +103,24 @@ class KillCount:
             return None
         parts = ", ".join(f"{process} {count} ×" for process, count in self._all.items())
         return f"killed for want of memory: {parts}; at last {self.last.words}: {self.last.remedy}"
+
+
+def kill_notices(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each thing that was killed, from the kills' lines in metrics.jsonl."""
+    by_process: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_process.setdefault(str(row.get("process")), []).append(row)
+    notices = []
+    for process, kills in by_process.items():
+        sizes = [kill["size"] for kill in kills if isinstance(kill.get("size"), int)]
+        largest = f", at {max(sizes) / 1e9:.1f} GB at most" if sizes else ""
+        whose = ", ".join(sorted({str(kill.get("by")) for kill in kills}))
+        stages = ", ".join(dict.fromkeys(str(kill.get("stage")) for kill in kills))
+        notices.append(
+            f"{process}: killed {len(kills)} × for want of memory by {whose} in {stages}{largest}. "
+            f"To do: {kills[-1].get('remedy')}"
+        )
+    return notices
 
 
 def ordinal(number: int) -> str:

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from stepwiser.memory.kills import kill_notices
 from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section
 from stepwiser.report.charts import swatch
 from stepwiser.report.curves import training
@@ -56,7 +57,7 @@ def build_report(store: RunStore) -> Path:
         versions=[(str(k), str(v)) for k, v in mapping(data.environment, "packages").items()],
         config=yaml.safe_dump(data.config, sort_keys=False) if data.config else "",
         headline=headline(data),
-        notices=data.notices,
+        notices=[*data.notices, *kill_notices(store.read_kills())],
     )
     path = store.root / "reports" / "report.html"
     with writing(path) as temporary:

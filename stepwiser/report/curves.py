@@ -98,6 +98,7 @@ def training(data: RunData) -> Section:
             Facts(
                 [
                     ("steps", whole(number(metrics, "steps"))),
+                    ("steps whose figures are lost", whole(number(metrics, "steps_lost"))),
                     ("training prompts", whole(number(metrics, "prompts", "train"))),
                     ("held-out prompts", whole(number(metrics, "prompts", "heldout"))),
                     ("reward, first → last tenth", _arrow(metrics, "reward", 3)),

@@ -268,6 +268,10 @@ class RunStore:
         path = self.root / "metrics" / f"{stage}.json"
         return read_object(path) if path.is_file() else None
 
+    def read_kills(self) -> list[dict[str, Any]]:
+        """Lines about processes that were killed for want of memory."""
+        return [row for row in json_lines(self.curve) if row.get("kind") == "kill"]
+
     def read_curve(self, name: str | None = None) -> list[dict[str, Any]]:
         """Lines of the training curve, of one run of training if `name` is given."""
         rows = json_lines(self.curve)

@@ -1,6 +1,15 @@
 """What is said of processes that were ended for want of memory, and when it ends a run."""
 
-from stepwiser.memory.kills import KERNEL, MAX_KILLS, RAY, WINDOW_S, KillCount, MemoryKill, ordinal
+from stepwiser.memory.kills import (
+    KERNEL,
+    MAX_KILLS,
+    RAY,
+    WINDOW_S,
+    KillCount,
+    MemoryKill,
+    kill_notices,
+    ordinal,
+)
 
 ENGINE = MemoryKill("engine", 4711, 5_800_000_000, RAY, "10.0.0.2")
 LEARNER = MemoryKill("learner", 12, None, KERNEL, "10.0.0.3")
@@ -43,3 +52,14 @@ def test_ordinals() -> None:
     assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th",
     ]  # fmt: skip
+
+
+def test_the_report_has_one_sentence_for_each_thing() -> None:
+    rows = [ENGINE.row("annotate"), ENGINE.row("train"), LEARNER.row("train")]
+    first, second = kill_notices(rows)
+    assert first == (
+        "engine: killed 2 × for want of memory by Ray's memory monitor in annotate, train, at "
+        "5.8 GB at most. To do: lower engine.kv_cache_mb, engine.max_num_seqs or engine.count"
+    )
+    assert second.startswith("learner: killed 1 × for want of memory by the kernel in train. To do")
+    assert kill_notices([]) == []
