@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,21 @@ def test_counters_add_up(engine, prompt):
     assert after.prompt_tokens - before.prompt_tokens == 3 * len(prompt)
     assert after.finished_requests - before.finished_requests == 3
     assert 0.0 < after.busy_seconds - before.busy_seconds <= after.seconds - before.seconds
+
+
+def test_tokens_count_as_they_are_sampled(engine, prompt):
+    before = engine.stats()
+    future = engine.submit(prompt, Sampling(max_tokens=200, n=4))
+    seen = []
+    while not future.done():
+        seen.append(engine.stats())
+        time.sleep(0.002)
+    generated = sum(len(sample.token_ids) for sample in future.result())
+    counts = [one.generated_tokens - before.generated_tokens for one in seen]
+    early = [n for n, one in zip(counts, seen, strict=True)
+             if one.finished_requests == before.finished_requests]  # fmt: skip
+    assert counts == sorted(counts) and max(early) > generated / 2, "before it is answered"
+    assert engine.stats().generated_tokens - before.generated_tokens == generated
 
 
 def test_requests_wait_while_the_engine_sleeps(engine, prompt):
