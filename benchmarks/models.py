@@ -35,7 +35,7 @@ from rich.console import Console
 from benchmarks.command import CONFIG, arguments
 from benchmarks.process_monitor import role
 from pipelines.monitoring.formatting import titled_table
-from pipelines.session.memory_table import model_folder
+from pipelines.session.memory_table import folder_here
 from stepwiser.config import RunConfig, load_config
 from stepwiser.data.records import JudgePrompt
 from stepwiser.memory.kills import NAMES
@@ -213,7 +213,7 @@ def _measure_model(name: str, model: str, out: Path) -> dict[str, dict[str, floa
             _give_prompts(store, name)
         with peaks() as measured:
             run_stages(config, (stage,))
-        for process in plan_memory(config, stage, model_folder).processes:
+        for process in plan_memory(config, stage, folder_here).processes:
             if process.role in ROLES:
                 found[f"{process.role}, {stage}"] = {
                     "planned": process.host_bytes / 1e9,
@@ -226,7 +226,7 @@ def _give_policy(config: RunConfig, store: RunStore) -> None:
     """A model in place of the chunk-tuned one: what is measured is its size."""
     if config.prompts.steps == "paragraphs":
         return
-    folder = model_folder(config.policy_model)
+    folder = folder_here(config.policy_model)
     assert folder is not None
     shutil.copytree(folder, store.model_dir("policy"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -23,16 +22,22 @@ from stepwiser.memory.plan import (
     shortfalls,
 )
 from stepwiser.memory.processes import Parts
-from stepwiser.prompting.prompt_format import resolve_model
+from stepwiser.prompting.hub import cache
+from stepwiser.prompting.hub.folders import model_folder
+from stepwiser.prompting.hub.reference import hub_model
 
 
-def model_folder(name: str) -> str | None:
-    """The folder of a model; None for one that is not on this machine, or not yet made."""
+def folder_here(name: str) -> str | None:
+    """The folder of a model on this machine; None for one that is not here, or not yet."""
     try:
-        folder = resolve_model(name)
+        hub = hub_model(name)
+        if hub is None:
+            return str(model_folder(name, weights=False))
+        commit = hub.commit or cache.cached_commit(hub)
     except UserError:
         return None
-    return folder if Path(folder).is_dir() else None
+    folder = cache.snapshot(hub.at(commit)) if commit else None
+    return None if folder is None else str(folder)
 
 
 def planned_nodes(config: RunConfig, cpus: float, gpus: float) -> list[Node]:
@@ -72,14 +77,14 @@ def memory_plan(
     config: RunConfig, stages: Sequence[str], nodes: Sequence[Node]
 ) -> tuple[list[StageMemory], str | None]:
     """Of each stage, and why they cannot fit, with what to do about it; None where they can."""
-    plans = [plan_memory(config, stage, model_folder) for stage in stages]
+    plans = [plan_memory(config, stage, folder_here) for stage in stages]
     short = [line for plan in plans for line in shortfalls(plan, nodes)]
     if not short:
         return plans, None
 
     def fits(changed: RunConfig) -> bool:
         return not any(
-            shortfalls(plan_memory(changed, stage, model_folder), nodes) for stage in stages
+            shortfalls(plan_memory(changed, stage, folder_here), nodes) for stage in stages
         )
 
     return plans, f"{short[0]}; {remedies.words(*remedies.remedies(config, stages, fits))}"
@@ -96,7 +101,7 @@ def print_memory(console: Console, plans: Sequence[StageMemory], nodes: Sequence
         console.print(_of_node(one, largest.stage), highlight=False, soft_wrap=True)
     for name in dict.fromkeys(name for plan in plans for name in plan.unknown):
         console.print(
-            f"memory for {name} is not planned: it is no folder of this machine",
+            f"memory for {name} is not planned: it is not on this machine",
             style="yellow",
             highlight=False,
             soft_wrap=True,
