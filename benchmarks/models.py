@@ -38,8 +38,8 @@ from pipelines.monitoring.formatting import titled_table
 from pipelines.session.memory_table import folder_here
 from stepwiser.config import RunConfig, load_config
 from stepwiser.data.records import JudgePrompt
-from stepwiser.memory.kills import NAMES
-from stepwiser.memory.plan import plan_memory
+from stepwiser.run.memory.kills import NAMES
+from stepwiser.run.memory.plan import plan_memory
 from stepwiser.run.periodic import repeating
 from stepwiser.run.store import RunStore
 

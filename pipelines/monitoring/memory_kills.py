@@ -21,7 +21,7 @@ import ray
 from rich.console import Console
 
 from stepwiser.errors import UserError
-from stepwiser.memory.kills import KERNEL, KIND, NAMES, RAY, KillCount, MemoryKill
+from stepwiser.run.memory.kills import KERNEL, KIND, NAMES, RAY, KillCount, MemoryKill
 from stepwiser.run.metrics_file import append_metrics
 from stepwiser.run.periodic import repeating
 

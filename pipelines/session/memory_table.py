@@ -11,9 +11,12 @@ from rich.table import Table
 from pipelines.monitoring.formatting import titled_table
 from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
-from stepwiser.memory import remedies
-from stepwiser.memory.machine import Node, gpu_memory, this_machine
-from stepwiser.memory.plan import (
+from stepwiser.prompting.hub import cache
+from stepwiser.prompting.hub.folders import model_folder
+from stepwiser.prompting.hub.reference import hub_model
+from stepwiser.run.memory import remedies
+from stepwiser.run.memory.machine import Node, gpu_memory, this_machine
+from stepwiser.run.memory.plan import (
     Placed,
     StageMemory,
     gigabytes,
@@ -21,10 +24,7 @@ from stepwiser.memory.plan import (
     plan_memory,
     shortfalls,
 )
-from stepwiser.memory.processes import Parts
-from stepwiser.prompting.hub import cache
-from stepwiser.prompting.hub.folders import model_folder
-from stepwiser.prompting.hub.reference import hub_model
+from stepwiser.run.memory.processes import Parts
 
 
 def folder_here(name: str) -> str | None:

@@ -12,7 +12,6 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from stepwiser.memory.kills import kill_notices
 from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section
 from stepwiser.report.charts import swatch
 from stepwiser.report.curves import training
@@ -23,6 +22,7 @@ from stepwiser.report.solutions import examples
 from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
 from stepwiser.report.trust import trust
 from stepwiser.report.uses import headline, selecting, solving
+from stepwiser.run.memory.kills import kill_notices
 from stepwiser.run.store import RunStore, writing
 
 SECTIONS = (

@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.local_nodes import local_cluster
 from pipelines.monitoring.memory_kills import KillWatch, interrupt, killed_actor, named
 from stepwiser.errors import UserError
-from stepwiser.memory.kills import KIND, MAX_KILLS, RAY
+from stepwiser.run.memory.kills import KIND, MAX_KILLS, RAY
 from stepwiser.run.metrics_file import MetricsTail
 
 

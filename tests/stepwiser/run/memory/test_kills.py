@@ -1,6 +1,6 @@
 """What is said of processes that were ended for want of memory, and when it ends a run."""
 
-from stepwiser.memory.kills import (
+from stepwiser.run.memory.kills import (
     KERNEL,
     MAX_KILLS,
     RAY,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stepwiser.config import RunConfig
-from stepwiser.memory.machine import Node
-from stepwiser.memory.model_size import ModelSize, read_model_size
-from stepwiser.memory.processes import (
+from stepwiser.run.memory.machine import Node
+from stepwiser.run.memory.model_size import ModelSize, read_model_size
+from stepwiser.run.memory.processes import (
     Parts,
     engine_gpu,
     engine_host,

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from stepwiser.config import RunConfig, load_config
-from stepwiser.memory.machine import Node, this_machine
-from stepwiser.memory.model_size import ModelSize, read_model_size
-from stepwiser.memory.plan import Process, StageMemory, place, plan_memory, shortfalls
-from stepwiser.memory.processes import MicroBatch, _saved_layer, grpo_micro_batch
-from stepwiser.memory.remedies import remedies, with_settings, words
+from stepwiser.run.memory.machine import Node, this_machine
+from stepwiser.run.memory.model_size import ModelSize, read_model_size
+from stepwiser.run.memory.plan import Process, StageMemory, place, plan_memory, shortfalls
+from stepwiser.run.memory.processes import MicroBatch, _saved_layer, grpo_micro_batch
+from stepwiser.run.memory.remedies import remedies, with_settings, words
 from stepwiser.tasks import load_base_model_dir
 from tests.support.paths import ROOT
 from tests.support.tiny import make_tiny_model

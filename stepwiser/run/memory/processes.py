@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stepwiser.config import RunConfig
-from stepwiser.memory.model_size import WIDTHS, ModelSize
+from stepwiser.run.memory.model_size import WIDTHS, ModelSize
 from stepwiser.run.resource_plan import STAGES_WITH_ENGINES as ENGINE_STAGES
 from stepwiser.run.resource_plan import STAGES_WITH_LEARNERS as LEARNER_STAGES
 
