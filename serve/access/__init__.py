@@ -1,0 +1,6 @@
+"""Who may ask, how often, how much at a time, and what is refused before it is read.
+
+In: a header, a key's name, an ASGI request. Out: a key or 401 (`keys`, `gate`), a place in the
+queue or 429 with the seconds to wait (`rate`, `queue`), 413 for a body that is too large (`gate`).
+Nothing here knows Ray, the judge or a route's schema.
+"""

@@ -1,0 +1,123 @@
+"""What every request passes before its route: a request id, a key, a look at the body's size.
+
+Plain ASGI, so that a client that leaves cancels its request at once, and nothing is read of a body
+that is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+
+from serve.access.keys import KeyRing, secret_of
+from serve.errors import ApiError, error_response
+from stepwiser.errors import UserError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+"""Without a key: the page, which holds nothing, and what load balancers ask."""
+ANONYMOUS = "anonymous"
+"""Name of all clients of a server that wants no keys."""
+
+
+class Observer(Protocol):
+    """Told of every answered request."""
+
+    def answered(self, route: str, status: int, seconds: float) -> None: ...
+
+
+class Gate:
+    """ASGI middleware; leaves the client's `Key` or None in ``scope["state"]["key"]``."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        keys: KeyRing,
+        max_body_bytes: int,
+        observer: Observer,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._max_body_bytes = max_body_bytes
+        self._observer = observer
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 499  # of a client that left
+        request_id = self._new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            try:
+                self._admit(scope)
+            except ApiError as error:
+                response = error_response(error.failure, request_id)
+                await response(scope, receive, send_with_id)
+            else:
+                await self._app(scope, self._limited(receive), send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._observer.answered(route, status, time.monotonic() - began)
+
+    def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        scope["state"]["key"] = None
+        if self._keys.required and scope["path"] not in OPEN_PATHS:
+            try:
+                key = self._keys.find(secret_of(headers.get("authorization", "")))
+            except UserError as error:
+                raise ApiError("unavailable", str(error), retry_after_s=10) from error
+            if key is None:
+                raise ApiError(
+                    "unauthorized",
+                    "missing, wrong or revoked key: send the header `Authorization: Bearer KEY`",
+                )
+            scope["state"]["key"] = key
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit():
+            raise ApiError("malformed_request", f"content-length: is {length[:40]!r}; no number")
+        if int(length) > self._max_body_bytes:
+            raise ApiError("too_large", self._too_large())
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Stops a body that told no length, or a wrong one."""
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > self._max_body_bytes:
+                    # The one kind of exception that the framework hands on while it reads a body.
+                    raise HTTPException(413, self._too_large())
+            return message
+
+        return limited
+
+    def _too_large(self) -> str:
+        return (
+            f"body: is larger than {self._max_body_bytes} bytes; split the request, or serve with "
+            "a larger serve.max_body_kb"
+        )
