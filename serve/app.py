@@ -1,39 +1,45 @@
-"""The judge over HTTP: a Ray Serve application whose replicas hold the engines themselves."""
+"""The application: what is deployed, started, drained and taken down."""
 
 from __future__ import annotations
 
-import hmac
+import contextlib
+import ipaddress
 import os
 import re
+import signal
 import socket
-import time
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import HTTPOptions
-from ray.serve.context import _get_global_client
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.context import _get_global_client, _get_serve_request_context
+from ray.serve.schema import LoggingConfig
 
-from actors.engine.engine import Engine, EngineFailure, EngineOptions
-from serve.schema import Health, JudgeRequest, JudgeResponse, ModelInfo, explain
-from serve.service import JudgeService
-from stepwiser import __version__
+from actors.engine.engine import EngineOptions
+from serve.access.keys import read_keys
+from serve.dispatch import Replicas
+from serve.ingress import IngressOptions, make_api
+from serve.judging.replica import JudgeReplica, ReplicaOptions
 from stepwiser.config import PromptConfig
-from stepwiser.config.models import ServeConfig
+from stepwiser.config.serving import ServeConfig
 from stepwiser.errors import UserError
-from stepwiser.generation import Sampling
-from stepwiser.judging.judges import GenerativeJudge
-from stepwiser.prompting.prompt_format import PromptFormat
 
 APP_NAME = "stepwiser-judge"
+JUDGE = "judge"
+INGRESS = "ingress"
+TOKEN_VARIABLE = "STEPWISER_API_TOKEN"
+STOP_S = 5.0
+"""For a drained replica to end."""
 _TRACEBACK_END = re.compile(r"[\w.]*(Error|Exception|Failure)\b.*: ")
 """The last line of a traceback."""
-TOKEN_VARIABLE = "STEPWISER_API_TOKEN"
+_MOST_CONNECTIONS = 10_000
+"""Of the ingress, which refuses on its own terms long before."""
 
 
 def _token_of_environment() -> str | None:
@@ -42,7 +48,7 @@ def _token_of_environment() -> str | None:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Everything a replica needs."""
+    """Everything the application needs."""
 
     engine: EngineOptions
     """Its model is the judge: a Hugging Face name, or a directory that every node can reach."""
@@ -53,8 +59,11 @@ class ServeOptions:
     cpus: float = 1.0
     gpus: float = 0.0
     """Ray resources of one replica."""
+    label_rule: str | None = None
+    """What Positive was in training, in words."""
+    revision: str | None = None
     api_token: str | None = field(default_factory=_token_of_environment, repr=False)
-    """Bearer token that /v1 asks for; None leaves it open. Default: STEPWISER_API_TOKEN."""
+    """A key without limits. Default: STEPWISER_API_TOKEN."""
 
     def __post_init__(self) -> None:
         if self.max_tokens >= self.engine.max_model_len:
@@ -63,168 +72,159 @@ class ServeOptions:
                 f"engine.max_model_len={self.engine.max_model_len}: lower the former or raise the "
                 "latter"
             )
-
-
-class Refused(Exception):
-    """A request without the right bearer token."""
-
-
-api = FastAPI(title="StepWiser judge", version=__version__, docs_url=None, redoc_url=None)
-
-
-def _error(status: int, kind: str, message: str, **headers: str) -> JSONResponse:
-    body = {"error": {"type": kind, "message": message}}
-    return JSONResponse(body, status_code=status, headers=headers)
-
-
-@api.exception_handler(RequestValidationError)
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    return _error(422, "invalid_request", explain(error.errors()))
-
-
-@api.exception_handler(UserError)
-async def _unusable(_: Request, error: UserError) -> JSONResponse:
-    return _error(422, "invalid_request", str(error))
-
-
-@api.exception_handler(EngineFailure)
-async def _failed(_: Request, error: EngineFailure) -> JSONResponse:
-    return _error(503, "engine_failed", str(error))
-
-
-@api.exception_handler(Refused)
-async def _refused(_: Request, error: Refused) -> JSONResponse:
-    return _error(401, "unauthorized", str(error), **{"WWW-Authenticate": "Bearer"})
-
-
-class JudgeServer:
-    """One replica: an engine, its judge and the routes."""
-
-    def __init__(self, options: ServeOptions) -> None:
-        self._token = options.api_token
-        self._page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-        self._engine = Engine(options.engine)
-        self._engine.wait_ready()
-        model = options.engine.model
-        name = Path(model).resolve().name if Path(model).is_dir() else model
-        trust = options.engine.trust_remote_code
-        self._service = JudgeService(
-            judge=GenerativeJudge(
-                generator=self._engine,
-                prompts=PromptFormat.from_model_dir(model, options.prompts, trust),
-                sampling=Sampling(options.max_tokens, n=options.serve.votes),
-            ),
-            max_model_len=options.engine.max_model_len,
-            model=ModelInfo(name=name, weight_version=self._engine.weight_version),
-        )
-
-    def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.shutdown()
-
-    async def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica whose engine has died."""
-        await self._engine.check_health()
-
-    def _authorize(self, request: Request) -> None:
-        if self._token is None:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(token.strip().encode(), self._token.encode())
-        if scheme.lower() != "bearer" or not known:
-            raise Refused(
-                "missing or wrong token: send the header `Authorization: Bearer <token>` with the "
-                f"value of {TOKEN_VARIABLE} on the server"
+        if self.serve.keys is not None:
+            read_keys(Path(self.serve.keys))
+        elif self.api_token is None and not _is_loopback(self.serve.host):
+            raise UserError(
+                f"serve.host={self.serve.host}: anyone who reaches this machine could ask the "
+                "judge; make keys with `stepwiser keys add NAME --file keys.json` and set "
+                f"serve.keys=keys.json, or set {TOKEN_VARIABLE}"
             )
 
-    @api.post("/v1/judge")
-    async def judge(self, body: JudgeRequest, request: Request) -> JudgeResponse:
-        """Judge every step of a solution."""
-        self._authorize(request)
-        return await self._service.answer(body)
-
-    @api.get("/v1/models")
-    async def models(self, request: Request) -> dict[str, Any]:
-        """The one model that is served, in the shape OpenAI clients expect."""
-        self._authorize(request)
-        model = self._service.model
-        entry = {"id": model.name, "object": "model", "owned_by": "stepwiser"}
-        limits = {
-            "weight_version": model.weight_version,
-            "max_prompt_tokens": self._service.max_prompt_tokens,
-            "max_judge_tokens": self._service.judge.sampling.max_tokens,
-        }
-        return {"object": "list", "data": [entry | limits]}
-
-    @api.get("/health")
-    async def health(self) -> JSONResponse:
-        """200 when the engine answers, 503 with its error when it does not."""
-        problem = None
-        try:
-            await self._engine.check_health()
-        except Exception as error:  # reported, not swallowed: it is the body of the 503
-            problem = f"{type(error).__name__}: {error}"
-        health = Health(
-            ready=problem is None,
-            model=self._service.model,
-            version=__version__,
-            token_required=self._token is not None,
-            error=problem,
-        )
-        return JSONResponse(health.model_dump(), status_code=200 if problem is None else 503)
-
-    @api.get("/", response_class=HTMLResponse)
-    async def page(self) -> str:
-        """Paste a solution, see its steps coloured by score."""
-        return self._page
-
-
-_JudgeIngress = serve.ingress(api)(JudgeServer)
+    @property
+    def max_replicas(self) -> int:
+        return max(self.serve.replicas, self.serve.max_replicas or 0)
 
 
 def build_app(options: ServeOptions) -> serve.Application:
     """The application, not yet running."""
-    deployment = serve.deployment(
-        name="judge",
+    config = options.serve
+    quiet = LoggingConfig(encoding="JSON")
+    replicas: dict[str, Any] = {"num_replicas": config.replicas}
+    if options.max_replicas > config.replicas:
+        replicas = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=config.replicas,
+                max_replicas=options.max_replicas,
+                # Half full, so that a replica that is only now starting comes before the queue.
+                target_ongoing_requests=max(1, config.max_ongoing_requests // 2),
+            )
+        }
+    judge = serve.deployment(
+        name=JUDGE,
         max_constructor_retry_count=2,
         # Three failed checks replace a replica; its engine answers them between two steps.
         health_check_period_s=2,
-        num_replicas=options.serve.replicas,
         # Serve's own default of 5 would starve the engine's batches.
-        max_ongoing_requests=options.serve.max_ongoing_requests,
+        max_ongoing_requests=config.max_ongoing_requests,
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        logging_config=quiet,
+        **replicas,
+    )(JudgeReplica).bind(
+        ReplicaOptions(
+            engine=options.engine,
+            prompts=options.prompts,
+            max_tokens=options.max_tokens,
+            votes=config.votes,
+            label_rule=options.label_rule,
+            revision=options.revision,
+        )
     )
-    return deployment(_JudgeIngress).bind(options)
+    limits = IngressOptions(
+        places=options.max_replicas * config.max_ongoing_requests,
+        max_waiting=config.max_queued_requests,
+        max_body_bytes=config.max_body_kb * 1024,
+        deadline_s=config.deadline_s,
+        keys_file=str(Path(config.keys).absolute()) if config.keys else None,
+        api_token=options.api_token,
+        allowed_origins=tuple(config.allowed_origins),
+    )
+
+    def asgi() -> FastAPI:
+        """Called in the ingress."""
+        application = serve.get_replica_context().app_name
+        handle = serve.get_deployment_handle(JUDGE, app_name=application)
+        return make_api(limits, Replicas(handle), lambda: _get_serve_request_context().request_id)
+
+    @serve.ingress(asgi)
+    class Ingress:
+        """The routes, and the end of them. It is given the judge only to be deployed with it."""
+
+        def __init__(self, judge: Any) -> None:
+            pass
+
+        async def drain(self, patience_s: float) -> int:
+            """Refuse what is new; how much of the rest is not done after so many seconds."""
+            left: int = await self.app.state.work.drain(patience_s)
+            return left
+
+    ingress = serve.deployment(
+        name=INGRESS,
+        # One, so that a key's limits and the turns of the queue are of the whole service.
+        num_replicas=1,
+        max_ongoing_requests=_MOST_CONNECTIONS,
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=quiet,
+    )
+    return ingress(Ingress).bind(judge)
 
 
 def run(options: ServeOptions, blocking: bool = True) -> str:
     """Serve on the Ray cluster of this process (started here if there is none); return the URL.
 
-    When blocking, Ctrl-C takes the service down and returns. Raises UserError for a port that is
-    taken and for a cluster whose Serve already listens somewhere else.
+    When blocking, Ctrl-C takes the service down and returns, and SIGTERM does so once the requests
+    that were accepted are answered. Raises UserError for a port that is taken and for a cluster
+    whose Serve already listens somewhere else.
     """
     app = build_app(options)
     host, port = options.serve.host, options.serve.port
     if not ray.is_initialized():
         ray.init()
-    _start_http(host, port)
-    try:
-        serve.run(app, name=APP_NAME, route_prefix="/")
-    except RuntimeError as error:
-        reason = _why_not_started() or str(error)
-        serve.shutdown()
-        raise UserError(f"the judge {options.engine.model} did not start: {reason}") from error
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    print(f"serving {options.engine.model} at {url} (Ctrl-C stops it)", flush=True)
-    if blocking:
+    with _told_to_end() as told:
+        _start_http(host, port)
         try:
-            while True:
-                time.sleep(1.0)
-        except KeyboardInterrupt:
-            print("stopping", flush=True)
-        finally:
+            serve.run(app, name=APP_NAME, route_prefix="/")
+        except RuntimeError as error:
+            reason = _why_not_started() or str(error)
             serve.shutdown()
+            raise UserError(f"the judge {options.engine.model} did not start: {reason}") from error
+        except KeyboardInterrupt:
+            serve.shutdown()
+            raise
+        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        print(f"serving {options.engine.model} at {url} (Ctrl-C stops it)", flush=True)
+        if blocking:
+            try:
+                while not told.wait(1.0):
+                    pass
+                _drain(options.serve.drain_s)
+            except KeyboardInterrupt:
+                print("stopping", flush=True)
+            finally:
+                serve.shutdown()
     return url
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Set by SIGTERM, which is what systemd, Docker and Kubernetes send."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drain(patience_s: float) -> None:
+    print(f"stopping: answering what was accepted, for at most {patience_s:g} s", flush=True)
+    handle = serve.get_app_handle(APP_NAME)
+    left = handle.drain.remote(patience_s).result(timeout_s=patience_s + STOP_S)
+    print(f"{left} requests were given up" if left else "all answered", flush=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _start_http(host: str, port: int) -> None:

@@ -102,5 +102,10 @@ def error_response(failure: Failure, request_id: str | None) -> JSONResponse:
 
 def failure_of_status(status: int, detail: str) -> Failure:
     """What the web framework refuses, in this shape."""
-    named = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "malformed_request"}
+    named = {
+        404: "not_found",
+        405: "method_not_allowed",
+        413: "too_large",
+        400: "malformed_request",
+    }
     return Failure(named.get(status, "internal" if status >= 500 else "invalid_request"), detail)

@@ -66,6 +66,7 @@ class _Request:
     sampling: Sampling
     future: Future[Any]
     score_from: int | None = None
+    on_text: Callable[[str], None] | None = None
     version: int = 0
 
 
@@ -133,6 +134,20 @@ class Engine:
         """
         return await asyncio.wrap_future(self.submit(prompt_ids, sampling))
 
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, on_text: Callable[[str], None]
+    ) -> Sample:
+        """`generate` for one sample whose text so far is told after every step.
+
+        ``on_text`` is called in the engine's thread: it must return at once and not raise.
+        """
+        if sampling.n != 1:
+            raise UserError(f"n={sampling.n}: one sample can be streamed")
+        self._check(sampling)
+        request = _Request(list(prompt_ids), sampling, Future(), on_text=on_text)
+        (sample,) = await asyncio.wrap_future(self._enqueue(request))
+        return sample
+
     def generate_sync(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[list[Sample]]:
@@ -142,13 +157,17 @@ class Engine:
 
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Future[list[Sample]]:
         """Queue a prompt from any thread."""
+        self._check(sampling)
+        return self._enqueue(_Request(list(prompt_ids), sampling, Future()))
+
+    @staticmethod
+    def _check(sampling: Sampling) -> None:
         if sampling.n < 1 or sampling.max_tokens < 1 or sampling.temperature < 0:
             raise UserError(f"{sampling}: n and max_tokens start at 1, temperature at 0")
         if sampling.top_logprobs > MAX_TOP_LOGPROBS:
             raise UserError(
                 f"top_logprobs={sampling.top_logprobs}: at most {MAX_TOP_LOGPROBS} per position"
             )
-        return self._enqueue(_Request(list(prompt_ids), sampling, Future()))
 
     async def score(self, token_ids: Sequence[int], start: int) -> list[float]:
         """Log-probs of ``token_ids[start:]``, each given all tokens before it, at temperature 1.
@@ -301,7 +320,10 @@ class Engine:
             outputs = core.step()
             self._busy += time.perf_counter() - began
             for output in outputs:
-                self._finish(core, output)
+                if output.finished:
+                    self._finish(core, output)
+                elif (request := self._running.get(output.request_id)) and request.on_text:
+                    request.on_text(core.text_so_far(output))
 
     def _may_run(self, command: _Command) -> bool:
         if command.after == "requests":
@@ -332,7 +354,7 @@ class Engine:
         self._running[request_id] = request
         try:
             if request.score_from is None:
-                core.add(request_id, request.prompt_ids, request.sampling)
+                core.add(request_id, request.prompt_ids, request.sampling, bool(request.on_text))
             else:
                 core.add_score(request_id, request.prompt_ids)
         except UserError as refusal:

@@ -102,6 +102,7 @@ class VllmCore:
         """Memory that is freed: while there is any, nothing may be run."""
         self.on_cpu = bool(current_platform.is_cpu())
         self._final_only = RequestOutputKind.FINAL_ONLY
+        self._so_far = RequestOutputKind.CUMULATIVE
         self._sampling_params = SamplingParams
         self._tokens_input = tokens_input
         self._refusals = vllm_internals.refusals()
@@ -146,7 +147,7 @@ class VllmCore:
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
         self._tied = vllm_internals.tied_embeddings(config)
         self._shapes = _loaded_shapes(folder)
-        self._params: dict[Sampling, Any] = {}
+        self._params: dict[tuple[Sampling, bool], Any] = {}
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -170,13 +171,18 @@ class VllmCore:
         """Tokens so far, as they come; one for each score."""
         return self._figures.sampled
 
-    def add(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
-        """Queue a prompt. Raises UserError for one that vLLM refuses."""
-        params = self._params.get(sampling)
+    def add(
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling, stream: bool = False
+    ) -> None:
+        """Queue a prompt, one whose sample is looked at while it grows where it is to `stream`.
+
+        Raises UserError for a prompt that vLLM refuses.
+        """
+        params = self._params.get((sampling, stream))
         if params is None:
             if len(self._params) > 1000:  # seeds make every request's parameters its own
                 self._params.clear()
-            params = self._params[sampling] = self._make_params(sampling)
+            params = self._params[sampling, stream] = self._make_params(sampling, stream)
         self._queue(request_id, prompt_ids, params)
 
     def add_score(self, request_id: str, token_ids: list[int]) -> None:
@@ -196,7 +202,7 @@ class VllmCore:
         except self._refusals as error:
             raise UserError(f"vLLM refuses a prompt of {len(token_ids)} tokens: {error}") from error
 
-    def _make_params(self, sampling: Sampling) -> Any:
+    def _make_params(self, sampling: Sampling, stream: bool) -> Any:
         tokens = [self._text.stop_tokens(stop) for stop in sampling.stop]
         watch = None in tokens
         wanted = sampling.logprobs or sampling.top_logprobs > 0
@@ -214,7 +220,7 @@ class VllmCore:
             include_stop_str_in_output=True,
             # The text is decoded here, once; vLLM decodes only to find stop strings.
             detokenize=watch,
-            output_kind=self._final_only,
+            output_kind=self._so_far if stream else self._final_only,
         )
         # These parameters are ours alone.
         return vllm_internals.never_copied(params)
@@ -223,8 +229,13 @@ class VllmCore:
         self._llm.abort_request([request_id])
 
     def step(self) -> list[Any]:
-        """One step of every running sequence; the requests that are finished with it."""
-        return [output for output in self._llm.step() if output.finished]
+        """One step of every running sequence; requests that are finished with it or stream."""
+        return list(self._llm.step())
+
+    def text_so_far(self, output: Any) -> str:
+        """Of the one sample of a request that streams, without the beginning of a character."""
+        (text,) = self._text.decode([output.outputs[0].token_ids])
+        return text.rstrip("\ufffd")
 
     def samples(self, output: Any, sampling: Sampling, version: int) -> list[Sample]:
         """What a finished generation gave, in the order of its seeds."""

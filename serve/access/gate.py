@@ -6,7 +6,9 @@ that is refused.
 
 from __future__ import annotations
 
+import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
 from serve.access.keys import KeyRing, secret_of
-from serve.errors import ApiError, error_response
+from serve.errors import ApiError, Failure, error_response
 from stepwiser.errors import UserError
 
 Scope = MutableMapping[str, Any]
@@ -27,6 +29,12 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Without a key: the page, which holds nothing, and what load balancers ask."""
 ANONYMOUS = "anonymous"
 """Name of all clients of a server that wants no keys."""
+
+
+UNANSWERED = 499
+"""Status, in the figures, of a request whose client left before it was answered."""
+
+_log = logging.getLogger("ray.serve")
 
 
 class Observer(Protocol):
@@ -57,7 +65,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 499  # of a client that left
+        began, status = time.monotonic(), UNANSWERED
         request_id = self._new_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
@@ -69,13 +77,18 @@ class Gate:
             await send(message)
 
         try:
-            try:
-                self._admit(scope)
-            except ApiError as error:
-                response = error_response(error.failure, request_id)
-                await response(scope, receive, send_with_id)
-            else:
-                await self._app(scope, self._limited(receive), send_with_id)
+            self._admit(scope)
+            await self._app(scope, self._limited(receive), send_with_id)
+        except ApiError as error:
+            await error_response(error.failure, request_id)(scope, receive, send_with_id)
+        except Exception as error:  # a fault of this program: told as one, and logged
+            # Without its message, in which a part of the request may stand.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("%s in request %s\n%s", type(error).__name__, request_id, frames)
+            if status != UNANSWERED:
+                raise
+            failure = Failure("internal", f"{type(error).__name__}: the server's log has more")
+            await error_response(failure, request_id)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._observer.answered(route, status, time.monotonic() - began)

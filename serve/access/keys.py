@@ -112,7 +112,10 @@ class KeyRing:
     """
 
     def __init__(self, path: Path | None, token: str | None = None) -> None:
-        """``token``: a key without limits, called `environment`. Raises UserError for a bad file."""
+        """``token``: a key without limits, called `environment`.
+
+        Raises UserError for a file that cannot be read.
+        """
         self._path = path
         self._fixed = []
         if token is not None:

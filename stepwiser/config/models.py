@@ -34,6 +34,7 @@ from stepwiser.config.base import (
 from stepwiser.config.data import DataConfig
 from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
+from stepwiser.config.serving import ServeConfig
 from stepwiser.config.shard import Shard
 from stepwiser.config.training import (
     AblateConfig,
@@ -165,28 +166,6 @@ class FinetuneConfig(Section):
         ge=0,
         description="Sampling temperature of those; 0, with one sample, is greedy.",
         examples=["finetune.evaluation_temperature=0 finetune.evaluation_samples=1"],
-    )
-
-
-class ServeConfig(Section):
-    """The judge over HTTP."""
-
-    host: str = Field(
-        "127.0.0.1",
-        description="Address to listen on; `0.0.0.0`: on all of the machine's.",
-        examples=["0.0.0.0"],
-    )
-    port: Annotated[int, Unit("TCP port")] = Field(
-        8000, ge=0, le=65535, description="Port to listen on.", examples=[8080]
-    )
-    replicas: Annotated[Positive, Unit("replicas")] = Field(
-        1, description="Processes that judge, each with an engine of its own.", examples=[2]
-    )
-    votes: Judgements = Field(
-        1, description="Judgements of a step where a request does not say how many.", examples=[8]
-    )
-    max_ongoing_requests: Annotated[Positive, Unit("requests of a replica")] = Field(
-        64, description="Requests that a replica works on at once; others wait.", examples=[256]
     )
 
 

@@ -70,6 +70,15 @@ class ChatTemplate:
         """Text of a prompt with one user message, up to where the answer begins."""
         return self._render([*self._head(), self._message("user", content)])
 
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
+        """Text of a prompt with whole turns, each a role and a content, the last one the user's.
+
+        A system message of their own goes in place of the run's.
+        """
+        messages = [self._message(role, content) for role, content in turns]
+        head = [] if turns[0][0] == "system" else self._head()
+        return self._render([*head, *messages])
+
     def follow_up(self, contents: Sequence[str]) -> str:
         """What comes after an answer: its end, and the next user message up to the next answer.
 

@@ -258,6 +258,14 @@ class PromptFormat:
         """Any one user message."""
         return self._ask(message)
 
+    def conversation_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """A conversation of others, each turn a role and a content, the last one the user's.
+
+        Raises UserError where the chat template does not take it.
+        """
+        safe = [(role, self._safe(content)) for role, content in turns]
+        return self._prompt_ids(self._template.conversation(safe))
+
     def judge_ids(self, problem: str, history: Sequence[str], chunk: str) -> list[int]:
         """Prompt of the generative judge about `chunk`, which follows `history`."""
         separator = self.config.history_separator

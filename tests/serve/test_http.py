@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,17 +25,22 @@ STEPS = ["buys 64+21=85\n", "doubles 2*85=170\n\\boxed{170}"]
 PROBLEM = "ana has 64 coins. buys 21. doubles them. how many?"
 
 
-def _options(port: int = 8000, **fields: Any):
+def _options(port: int = 8000, more: Sequence[str] = (), **fields: Any):
     from pipelines.session.engine_options import engine_options
     from serve.app import ServeOptions
     from stepwiser.config import load_config
     from stepwiser.prompting.hub.folders import resolve_model
 
-    overrides = [f"serve.port={port}", "serve.votes=2", "engine.kv_cache_mb=64"]
+    overrides = [f"serve.port={port}", "serve.votes=2", "engine.kv_cache_mb=64", *more]
     config = load_config(ROOT / "configs" / "embedded.yaml", overrides)
     engine = engine_options(config, resolve_model("embedded"))
     return ServeOptions(
-        engine, config.prompts, config.serve, max_tokens=config.judge_max_tokens, **fields
+        engine,
+        config.prompts,
+        config.serve,
+        max_tokens=config.judge_max_tokens,
+        label_rule="Rel-Effective",
+        **fields,
     )
 
 

@@ -61,9 +61,7 @@ def test_a_revoked_key_is_refused_without_a_restart(
     assert ring.find(third) is not None
 
 
-def test_every_hash_is_compared_whichever_fits(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_hash_is_compared_whichever_fits(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = [add_key(file, f"k{i}") for i in range(5)]
     ring = KeyRing(file)
     compared = []

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from actors.engine.engine import EngineFailure
-from serve.schema import JudgeRequest, ModelInfo, steps_of
-from serve.service import JudgeService
+from serve.judging.service import JudgeService
+from serve.schema import JudgeRequest, ModelInfo, ScoreRequest, steps_of
 from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
@@ -38,6 +38,7 @@ class ByChunk:
     prompts: PromptFormat
     answer: Callable[[str], str]
     asked: list[str] = field(default_factory=list)
+    samplings: list[Sampling] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
     async def generate(
@@ -45,6 +46,7 @@ class ByChunk:
     ) -> list[Sample]:
         chunk = self.prompts.decode(prompt_ids).rpartition("judge ")[2]
         self.asked.append(chunk)
+        self.samplings.append(sampling)
         try:
             await asyncio.sleep(0.05 if "slow" in chunk else 0)
         except asyncio.CancelledError:
@@ -133,6 +135,47 @@ def test_a_response_is_cut_at_its_tags() -> None:
     assert steps_of(request) == ["one\n", "two\n\\boxed{2}"]
 
 
+def test_a_response_without_tags_is_cut_at_blank_lines() -> None:
+    request = JudgeRequest(problem="p", response="one\nmore\n\ntwo\n\n\nthree")
+    assert steps_of(request) == ["one\nmore\n\n", "two\n\n\n", "three"]
+
+
+async def test_options_of_a_request_reach_the_sampling(prompts: PromptFormat) -> None:
+    service, generator = _service(prompts, _verdict)
+    request = JudgeRequest(problem="p", steps=["good"], temperature=0, max_tokens=5, votes=2)
+    await service.answer(request)
+    await service.answer(JudgeRequest(problem="p", steps=["good"]))
+    first, second = generator.samplings
+    assert (first.temperature, first.max_tokens, first.n, first.top_logprobs) == (0, 5, 2, 0)
+    assert (second.temperature, second.max_tokens, second.n) == (1, MAX_TOKENS, 1)
+    assert second.top_logprobs > 0  # a lone vote tells how sure it is
+    with pytest.raises(UserError, match="max_tokens: is 65, this server's limit is 64"):
+        await service.answer(JudgeRequest(problem="p", steps=["good"], max_tokens=65))
+
+
+async def test_scores_alone_have_no_texts(prompts: PromptFormat) -> None:
+    service, _ = _service(prompts, _verdict)
+    (step,) = (
+        await service.answer(JudgeRequest(problem="p", steps=["bad"], score_only=True))
+    ).steps
+    assert (step.verdict, step.score, step.text, step.analysis) == ("Negative", 0.0, None, None)
+
+
+async def test_a_number_is_asked_for_until_there_is_a_verdict(prompts: PromptFormat) -> None:
+    answers = iter(["glance", "glance", "so \\boxed{Positive}"])
+    service, generator = _service(prompts, lambda _: next(answers))
+    response = await service.answer(ScoreRequest(problem="p", steps=["good"]))
+    assert response.steps[0].score == 1.0
+    assert len(generator.asked) == 3
+    assert response.usage.judge_tokens == len(prompts.encode("glance")) * 2 + len(
+        prompts.encode("so \\boxed{Positive}")
+    )
+    service, generator = _service(prompts, lambda _: "glance")
+    response = await service.answer(ScoreRequest(problem="p", steps=["good"]))
+    assert response.steps[0].score is None
+    assert len(generator.asked) == 3
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -144,8 +187,8 @@ def test_a_response_is_cut_at_its_tags() -> None:
         ({"response": "<chunk>a"}, "response: missing closing tag"),
         ({"response": "a</chunk>"}, "response: unbalanced"),
         ({"response": "<chunk>a<chunk>b</chunk></chunk>"}, "response: nested"),
-        ({"response": "plain"}, "response: no chunk"),
-        ({"response": "<chunk>a</chunk>" * 513}, "513 chunks, the limit is 512"),
+        ({"response": " \n\n "}, "response: is blank"),
+        ({"response": "<chunk>a</chunk>" * 513}, "513 steps, the limit is 512"),
     ],
 )
 def test_steps_that_cannot_be_read_are_explained(fields: dict, message: str) -> None:
