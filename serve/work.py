@@ -137,7 +137,7 @@ class Work:
     async def chat_events(self, request: ChatRequest, key: Key | None) -> AsyncGenerator[bytes]:
         """Lines of OpenAI's stream; raises ApiError."""
         self.count(key)
-        head = chunk_head(request.model or "judge")
+        head = chunk_head((await self.card()).model.name)
         async with (
             self.queue.place(*_client(key)),
             aclosing(self._replicas.stream("chat_stream", request)) as pieces,

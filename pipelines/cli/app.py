@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
+
+from pipelines.cli.keys_command import keys
+from pipelines.cli.words import explained, place
 
 if TYPE_CHECKING:
     from stepwiser.config import RunConfig
@@ -38,17 +39,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def place(text: str) -> Path:
-    """A path as it is typed; an address is none, and never a folder that is called so."""
-    from stepwiser.config.addresses import local_path
-    from stepwiser.errors import UserError
-
-    try:
-        return local_path("value", text)
-    except UserError as error:
-        raise typer.BadParameter(str(error).removeprefix("value=")) from None
 
 
 ConfigOption = Annotated[
@@ -104,25 +94,6 @@ def _run(
         from pipelines.stages.runner import run_stages
 
         run_stages(settings, stages)
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turn what a user can cause into a message and an exit code."""
-    from stepwiser.errors import UserError
-
-    try:
-        yield
-    except UserError as error:
-        typer.secho(f"stepwiser: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.secho(
-            "stepwiser: interrupted; finished work is kept, start the same command to go on",
-            fg="yellow",
-            err=True,
-        )
-        raise typer.Exit(130) from None
 
 
 def _add_stage(name: str) -> None:
@@ -336,6 +307,9 @@ def check(
 
         settings = load_config(config, overrides or [])
         raise typer.Exit(0 if check_data(settings, source, rows, examples) else 1)
+
+
+app.add_typer(keys, name="keys")
 
 
 @app.command()

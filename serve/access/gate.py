@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from serve.access.keys import KeyRing, secret_of
@@ -55,6 +55,7 @@ class Gate:
         observer: Observer,
         new_id: Callable[[], str],
     ) -> None:
+        """``new_id``: of the request that is being answered, as whoever is in front tells it."""
         self._app = app
         self._keys = keys
         self._max_body_bytes = max_body_bytes
@@ -69,18 +70,17 @@ class Gate:
         request_id = self._new_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
-        async def send_with_id(message: Message) -> None:
+        async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
             await send(message)
 
         try:
             self._admit(scope)
-            await self._app(scope, self._limited(receive), send_with_id)
+            await self._app(scope, self._limited(receive), watched)
         except ApiError as error:
-            await error_response(error.failure, request_id)(scope, receive, send_with_id)
+            await error_response(error.failure, request_id)(scope, receive, watched)
         except Exception as error:  # a fault of this program: told as one, and logged
             # Without its message, in which a part of the request may stand.
             frames = "".join(traceback.format_tb(error.__traceback__))
@@ -88,7 +88,7 @@ class Gate:
             if status != UNANSWERED:
                 raise
             failure = Failure("internal", f"{type(error).__name__}: the server's log has more")
-            await error_response(failure, request_id)(scope, receive, send_with_id)
+            await error_response(failure, request_id)(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._observer.answered(route, status, time.monotonic() - began)

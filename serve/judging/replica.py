@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from actors.engine.engine import Engine, EngineFailure, EngineOptions
+from actors.engine.engine import Engine, EngineFailure, EngineOptions, EngineStats
 from serve.errors import Failure
 from serve.judging.service import Event, JudgeService
 from serve.protocols.chat import ChatChoice, ChatRequest, ChatResult
@@ -87,6 +87,10 @@ class JudgeReplica:
             max_prompt_tokens=service.max_prompt_tokens,
             max_judge_tokens=self._options.max_tokens,
         )
+
+    async def stats(self) -> EngineStats:
+        """What the engine has counted."""
+        return self._engine.stats()
 
     async def probe(self) -> JudgeCard | Failure:
         """The card of a judge that answers: it has lately, or does so now."""

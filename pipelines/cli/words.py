@@ -1,0 +1,39 @@
+"""Between a person and a command: places as they are typed, and errors as they are said."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+
+def place(text: str) -> Path:
+    """A path as it is typed; an address is none, and never a folder that is called so."""
+    from stepwiser.config.addresses import local_path
+    from stepwiser.errors import UserError
+
+    try:
+        return local_path("value", text)
+    except UserError as error:
+        raise typer.BadParameter(str(error).removeprefix("value=")) from None
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can cause into a message and an exit code."""
+    from stepwiser.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        typer.secho(f"stepwiser: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho(
+            "stepwiser: interrupted; finished work is kept, start the same command to go on",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(130) from None
