@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from cluster.ports import reserved_ports
+from tests.support.fuzz import mutated
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -44,30 +51,80 @@ def _options(port: int = 8000, more: Sequence[str] = (), **fields: Any):
     )
 
 
+@dataclass(frozen=True)
+class Server:
+    url: str
+    keys: Path
+
+
 @pytest.fixture(scope="module")
-def client(ray_local: None) -> Iterator[httpx.Client]:
+def server(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from ray import serve
 
+    from serve.access.keys import add_key
     from serve.app import run
 
+    keys = tmp_path_factory.mktemp("serving") / "keys.json"
+    add_key(keys, "unused")
+    limits = [f"serve.keys={keys}", "serve.max_ongoing_requests=16", "serve.max_queued_requests=24"]
     with reserved_ports(1) as (port,):
         try:
-            url = run(_options(port, api_token=TOKEN), blocking=False)
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            with httpx.Client(base_url=url, timeout=120, headers=headers) as client:
-                yield client
+            options = _options(port, [*limits, "serve.max_body_kb=64"], api_token=TOKEN)
+            yield Server(run(options, blocking=False), keys)
         finally:
             serve.shutdown()
 
 
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=server.url, timeout=120, headers=headers) as client:
+        yield client
+
+
+def _replica(method: str) -> Any:
+    from ray import serve
+
+    from serve.app import APP_NAME, JUDGE
+
+    return getattr(serve.get_deployment_handle(JUDGE, app_name=APP_NAME), method).remote()
+
+
+def _idle_within(seconds: float) -> bool:
+    """Whether the engine has nothing left to do by then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        stats = _replica("stats").result()
+        if stats.sequences_running + stats.sequences_waiting == 0:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
+def _shape(reply: httpx.Response) -> dict[str, Any]:
+    """The error of an answer, which has the one shape and the id of its header."""
+    body = reply.json()
+    assert set(body) == {"error"}
+    error = body["error"]
+    assert {"type", "message", "request_id"} <= set(error) <= {
+        "type", "message", "request_id", "param"
+    }  # fmt: skip
+    assert error["request_id"] == reply.headers["x-request-id"]
+    return dict(error)
+
+
 def test_health_and_models_name_the_model(client: httpx.Client) -> None:
-    health = client.get("/health")
-    assert health.status_code == 200
-    assert health.json()["ready"] is True
-    assert health.json()["model"] == {"name": "base_model", "weight_version": 0}
+    for route in ("/health", "/ready"):
+        health = client.get(route, headers={"Authorization": ""})
+        assert health.status_code == 200
+        assert health.json()["ready"] is True
+        assert health.json()["model"] == {"name": "base_model", "weight_version": 0}
     (model,) = client.get("/v1/models").json()["data"]
     assert model["id"] == "base_model"
     assert model["max_prompt_tokens"] == CONTEXT - MAX_TOKENS
+    judge = client.get("/version").json()["judge"]
+    assert judge["label_rule"] == "Rel-Effective"
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
@@ -109,7 +166,7 @@ def test_a_tagged_response_is_the_same_request(client: httpx.Client) -> None:
     [
         ({"steps": ["a"]}, "problem: is missing"),
         ({"problem": "", "steps": ["a"]}, "problem: is empty"),
-        ({"problem": "p", "steps": []}, "steps: is empty; give at least one step"),
+        ({"problem": "p", "steps": []}, "steps: is empty; give at least one"),
         ({"problem": "p", "steps": ["a", ""]}, "steps.1: is empty"),
         ({"problem": "p", "steps": ["a"] * 513}, "steps: has 513 entries, the limit is 512"),
         ({"problem": "p", "steps": ["a"], "votes": 0}, "votes: "),
@@ -124,17 +181,75 @@ def test_bad_input_is_explained(client: httpx.Client, body: Any, message: str) -
     sent = {"content": body} if isinstance(body, str) else {"json": body}
     reply = client.post("/v1/judge", **sent, headers={"Content-Type": "application/json"})
     assert reply.status_code == 422, reply.text
-    assert message in reply.json()["error"]["message"]
+    error = _shape(reply)
+    assert error["type"] == "invalid_request"
+    assert message in error["message"]
 
 
-def test_v1_wants_the_token(client: httpx.Client) -> None:
-    for header in ("", f"Bearer {TOKEN}x", f"Basic {TOKEN}"):
-        headers = {"Authorization": header}
-        reply = client.post("/v1/judge", json={"problem": "p", "steps": ["a"]}, headers=headers)
-        assert reply.status_code == 401
-        assert "STEPWISER_API_TOKEN" in reply.json()["error"]["message"]
-        assert client.get("/v1/models", headers=headers).status_code == 401
+def test_every_route_but_the_open_ones_wants_a_key(client: httpx.Client) -> None:
+    from starlette.routing import Route
+
+    from serve.ingress import router
+
+    routes = [(m, r.path) for r in router.routes if isinstance(r, Route) for m in r.methods or ()]
+    assert len(routes) > 12
+    for method, path in [*routes, ("GET", "/openapi.json"), ("GET", "/no-such-route")]:
+        if path in ("/", "/health", "/ready"):
+            continue
+        for header in ("", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN):
+            reply = client.request(method, path, headers={"Authorization": header})
+            assert reply.status_code == 401, (method, path, header)
+            assert _shape(reply)["type"] == "unauthorized"
+        assert client.request(method, f"{path}?key={TOKEN}&token={TOKEN}", headers={
+            "Authorization": "", "Cookie": f"token={TOKEN}"
+        }).status_code == 401  # fmt: skip
     assert client.get("/health", headers={"Authorization": ""}).json()["token_required"] is True
+
+
+def test_keys_have_rates_and_can_be_revoked(server: Server, client: httpx.Client) -> None:
+    from serve.access.keys import add_key, revoke_key
+
+    secret = add_key(server.keys, "team", per_minute=2)
+    time.sleep(1.2)  # the file is looked at once a second
+    body = {"problem": PROBLEM, "steps": STEPS[:1]}
+    # As trainers send it that set no header: in the address.
+    address = server.url.replace("http://", f"http://any:{secret}@") + "/v1/judge"
+    replies = [httpx.post(address, json=body, timeout=60) for _ in range(3)]
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert _shape(replies[2])["type"] == "rate_limited"
+    assert 50 <= int(replies[2].headers["Retry-After"]) <= 61
+    revoke_key(server.keys, "team")
+    time.sleep(1.2)
+    assert httpx.post(address, json=body, timeout=60).status_code == 401
+
+
+def test_what_is_not_there_has_the_same_shape(client: httpx.Client) -> None:
+    error = _shape(client.get("/v1/nothing"))
+    assert error["type"] == "not_found" and "/openapi.json" in error["message"]
+    assert _shape(client.get("/v1/judge"))["type"] == "method_not_allowed"
+    assert _shape(client.post("/v1/judge", content=b"\xff"))["type"] in (
+        "malformed_request",
+        "invalid_request",
+    )
+
+
+def test_a_large_body_is_refused_before_it_is_read(server: Server, client: httpx.Client) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/judge HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 20000000\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(65):
+            yield b" " * 1024
+
+    reply = client.post("/v1/judge", content=chunks())
+    assert reply.status_code == 413
+    assert "serve.max_body_kb" in _shape(reply)["message"]
 
 
 def test_many_requests_at_once(client: httpx.Client) -> None:
@@ -147,6 +262,217 @@ def test_many_requests_at_once(client: httpx.Client) -> None:
     assert {reply.status_code for reply in replies} == {200}
     for number, reply in enumerate(replies):
         assert f"buys {number}+1" in reply.json()["steps"][2]["text"]
+
+
+def test_what_is_too_much_is_refused_at_once(client: httpx.Client) -> None:
+    def ask(_: int) -> tuple[httpx.Response, float]:
+        body = {"problem": PROBLEM, "steps": STEPS * 2, "votes": 16}
+        began = time.monotonic()
+        return client.post("/v1/judge", json=body), time.monotonic() - began
+
+    with ThreadPoolExecutor(80) as threads:
+        replies = list(threads.map(ask, range(80)))
+    refused = [reply for reply, _ in replies if reply.status_code == 429]
+    answered = [reply for reply, _ in replies if reply.status_code == 200]
+    assert len(refused) + len(answered) == 80
+    assert len(answered) >= 40  # 16 places and 24 that wait
+    assert refused, "80 clients found room where there is room for 40"
+    for reply in refused:
+        assert _shape(reply)["type"] == "overloaded"
+        assert int(reply.headers["Retry-After"]) >= 1
+    slowest = max(seconds for reply, seconds in replies if reply.status_code == 429)
+    assert slowest < max(seconds for _, seconds in replies)
+
+
+HEAVY = {"problem": PROBLEM, "steps": [f"buys {i}+1={i + 1}\n" for i in range(6)], "votes": 64}
+
+
+def test_a_deadline_ends_the_work(client: httpx.Client) -> None:
+    reply = client.post("/v1/judge", json=HEAVY | {"deadline_s": 0.2})
+    assert reply.status_code == 504
+    assert _shape(reply)["type"] == "deadline_exceeded"
+    assert _idle_within(1.0)
+    reply = client.post("/v1/judge", json=HEAVY | {"deadline_s": 0.2, "stream": True})
+    assert (reply.status_code == 504) or "event: error" in reply.text
+    assert _idle_within(1.0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_takes_the_work_along(client: httpx.Client, stream: bool) -> None:
+    before = _replica("stats").result().finished_requests
+    with pytest.raises(httpx.ReadTimeout):
+        # Longer than the way to the engine and shorter than the judging.
+        reply = client.post("/v1/judge", json=HEAVY | {"stream": stream}, timeout=0.3)
+        raise httpx.ReadTimeout("the stream began") if stream else AssertionError(reply.text)
+    assert _idle_within(1.0)
+    assert _replica("stats").result().finished_requests - before < len(HEAVY["steps"])
+
+
+def _events(reply: httpx.Response) -> list[tuple[str, Any]]:
+    found = []
+    for block in reply.text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def test_a_stream_tells_what_an_answer_holds(client: httpx.Client) -> None:
+    body = {"problem": PROBLEM, "steps": STEPS, "temperature": 0, "votes": 1}
+    answer = client.post("/v1/judge", json=body).json()
+    reply = client.post("/v1/judge", json=body | {"stream": True})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = _events(reply)
+    written = {
+        i: "".join(
+            data["text"] for name, data in events if name == "analysis" and data["index"] == i
+        )
+        for i in range(len(STEPS))
+    }
+    steps = sorted((d for name, d in events if name == "step"), key=lambda d: d["index"])
+    assert [s["verdict"] for s in steps] == [s["verdict"] for s in answer["steps"]]
+    for step, whole in zip(steps, answer["steps"], strict=True):
+        assert step["analysis"] == whole["analysis"]
+        # The rest of it came with the verdict.
+        assert written[step["index"]] and step["analysis"].startswith(written[step["index"]])
+    name, done = events[-1]
+    assert name == "done"
+    assert done["first_negative"] == answer["first_negative"]
+    assert done["usage"]["judge_tokens"] == answer["usage"]["judge_tokens"]
+    refused = client.post("/v1/judge", json={"problem": "p", "response": "<chunk>", "stream": True})
+    assert refused.status_code == 422
+    assert "missing closing tag" in _shape(refused)["message"]
+
+
+def test_a_lone_vote_has_a_probability(client: httpx.Client) -> None:
+    body = {"problem": PROBLEM, "steps": STEPS, "votes": 1, "score_only": True}
+    steps = client.post("/v1/judge", json=body).json()["steps"]
+    assert all(s["analysis"] is None and s["text"] is None for s in steps)
+    scores = [s["score"] for s in steps if s["score"] is not None]
+    assert scores and all(0 < score < 1 for score in scores)
+
+
+def test_items_of_a_batch_fail_by_themselves(client: httpx.Client) -> None:
+    good = {"problem": PROBLEM, "steps": STEPS}
+    bad = {"problem": "7" * 2000, "steps": ["a"]}
+    body = client.post("/v1/judge/batch", json={"items": [good, bad, good]}).json()
+    assert [item["index"] for item in body["items"]] == [0, 1, 2]
+    assert [item.get("error") is None for item in body["items"]] == [True, False, True]
+    assert body["failed"] == 1
+    assert "has 2000 tokens" in body["items"][1]["error"]["message"]
+    assert len(body["items"][2]["result"]["steps"]) == 2
+    many = client.post("/v1/judge/batch", json={"items": [good] * 41})
+    assert many.status_code == 422 and "split the batch" in _shape(many)["message"]
+
+
+def test_scores_are_reductions_of_step_scores(client: httpx.Client) -> None:
+    body = {"problem": PROBLEM, "steps": STEPS, "temperature": 0, "votes": 1}
+    scores = client.post("/v1/score", json=body).json()["step_scores"]
+    assert len(scores) == 2
+    for reduction, expected in (
+        ("mean", sum(scores) / 2),
+        ("min", min(scores)),
+        ("product", scores[0] * scores[1]),
+        ("last", scores[1]),
+    ):
+        found = client.post("/v1/score", json=body | {"reduction": reduction}).json()["score"]
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_trainers_get_their_rewards(server: Server, client: httpx.Client) -> None:
+    response = "\n\n".join(step.strip() for step in STEPS)
+    chat = f"<|im_start|>user\n{PROBLEM}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n"
+    query = {"query": [PROBLEM + response, chat], "prompts": [PROBLEM, chat.split(response)[0]]}
+    reply = client.post("/v1/rewards/openrlhf?reduction=min", json=query | {"labels": ["1", "2"]})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["rewards"] == reply.json()["scores"]
+    assert all(0 <= reward <= 1 for reward in reply.json()["rewards"])
+    reward = client.post(
+        "/v1/rewards/slime",
+        json={"prompt": [{"role": "user", "content": PROBLEM}], "response": response, "label": "1"},
+    ).json()
+    assert isinstance(reward, float) and 0 <= reward <= 1
+    pooled = client.post(
+        "/pooling",
+        json={
+            "model": "any",
+            "messages": [
+                {"role": "system", "content": "Reason step by step."},
+                {"role": "user", "content": PROBLEM},
+                {"role": "assistant", "content": "<extra_0>".join([*STEPS, ""])},
+            ],
+        },
+    ).json()
+    (rows,) = [entry["data"] for entry in pooled["data"]]
+    assert len(rows) == 2 and all(wrong + right == pytest.approx(1) for wrong, right in rows)
+    classified = client.post("/classify", json={"input": [chat, chat]}).json()["data"]
+    assert [entry["index"] for entry in classified] == [0, 1]
+    assert all(sum(entry["probs"]) == pytest.approx(1) for entry in classified)
+    pairs = {"text_1": PROBLEM, "text_2": [response, STEPS[0]]}
+    scored = client.post("/score", json=pairs).json()
+    assert [entry["object"] for entry in scored["data"]] == ["score", "score"]
+    apart = client.post("/v1/rewards/openrlhf", json={"query": ["plain"]})
+    assert apart.status_code == 422 and "cannot be told apart" in _shape(apart)["message"]
+
+
+def test_clients_of_openai_can_ask(server: Server) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN)
+    (model,) = client.models.list().data
+    messages: Any = [{"role": "user", "content": f"{PROBLEM}\njudge {STEPS[0]}"}]
+    given = {"model": model.id, "messages": messages, "temperature": 0, "max_tokens": 40}
+    whole = client.chat.completions.create(**given, n=2)
+    texts = [choice.message.content for choice in whole.choices]
+    assert len(texts) == 2 and texts[0] == texts[1] and texts[0]
+    assert whole.usage is not None and whole.usage.completion_tokens > 0
+    pieces = list(client.chat.completions.create(**given, stream=True))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == texts[0]
+    assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    with pytest.raises(openai.UnprocessableEntityError, match="the last one is the user's"):
+        client.chat.completions.create(
+            model=model.id, messages=[*messages, {"role": "assistant", "content": "x"}]
+        )
+
+
+def test_figures_for_prometheus(client: httpx.Client) -> None:
+    text = client.get("/metrics").text
+    for line in (
+        'stepwiser_requests_total{route="/v1/judge",status="200"}',
+        'stepwiser_requests_total{route="/v1/judge",status="429"}',
+        'stepwiser_tokens_total{kind="judge"}',
+        "stepwiser_waiting 0.0",
+        'stepwiser_verdicts_total{verdict="Positive"}',
+        "stepwiser_weight_version 0.0",
+    ):
+        assert line in text
+
+
+def test_no_body_is_a_fault_of_the_server(client: httpx.Client) -> None:
+    """Examples of the schema, mutated at random: an answer or an error of the client."""
+    schema = client.get("/openapi.json").json()
+    rng = random.Random(0)
+    sent = 0
+    for path, methods in schema["paths"].items():
+        if "post" not in methods:
+            continue
+        reference = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+        example = _example(schema, reference)
+        for _ in range(40):
+            content = mutated(example, rng)
+            reply = client.post(path, content=content, headers={"content-type": "application/json"})
+            assert reply.status_code < 500, (path, content, reply.text)
+            if reply.status_code != 200:
+                _shape(reply)
+            sent += 1
+    assert sent >= 300
+
+
+def _example(schema: dict[str, Any], reference: dict[str, Any]) -> Any:
+    model = schema["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
+    if "examples" in model:
+        return model["examples"][0]
+    items = model["properties"]["items"]["items"]
+    return {"items": [_example(schema, items)]}
 
 
 def test_the_port_must_be_free(client: httpx.Client) -> None:
@@ -167,17 +493,16 @@ def test_no_room_for_a_prompt_is_refused() -> None:
 
 
 def test_a_failed_engine_is_an_error_and_is_replaced(client: httpx.Client) -> None:
-    from ray import serve
-
-    from serve.app import APP_NAME
-
     # What ends an engine for good, without ending the process around it.
-    serve.get_app_handle(APP_NAME).options(method_name="__del__").remote().result()
+    _replica("__del__").result()
     body = {"problem": PROBLEM, "steps": STEPS}
     failed = client.post("/v1/judge", json=body)
     assert failed.status_code == 503, failed.text
-    assert "steps.0: the engine" in failed.json()["error"]["message"]
-    assert "is gone" in failed.json()["error"]["message"]
+    assert int(failed.headers["Retry-After"]) >= 1
+    assert "steps.0: the engine" in _shape(failed)["message"]
+    assert "is gone" in _shape(failed)["message"]
+    assert client.get("/ready").status_code == 503
+    assert client.get("/health").status_code == 200
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         reply = client.post("/v1/judge", json=body)
@@ -186,7 +511,23 @@ def test_a_failed_engine_is_an_error_and_is_replaced(client: httpx.Client) -> No
         assert reply.status_code == 503, reply.text  # an error, never verdicts
         time.sleep(0.5)
     assert reply.status_code == 200, "the replica was not replaced"
-    assert client.get("/health").json()["ready"] is True
+    assert client.get("/ready").status_code == 200
+
+
+def test_a_lost_replica_loses_no_request(client: httpx.Client) -> None:
+    pid = _replica("pid").result()
+    with ThreadPoolExecutor(8) as threads:
+        replies = [threads.submit(client.post, "/v1/judge", json=HEAVY) for _ in range(8)]
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        found = [reply.result() for reply in replies]
+    for reply in found:
+        if reply.status_code != 200:
+            assert reply.status_code == 503, reply.text
+            assert int(reply.headers["Retry-After"]) >= 1
+            _shape(reply)
+    assert any(reply.status_code == 200 for reply in found)
+    assert _replica("pid").result() != pid
 
 
 SCRIPT = """
@@ -206,7 +547,8 @@ def port() -> Iterator[int]:
         yield port
 
 
-def test_ctrl_c_takes_the_service_down(port: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_take_the_service_down(port: int, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(port)],
         cwd=ROOT,
@@ -225,9 +567,22 @@ def test_ctrl_c_takes_the_service_down(port: int) -> None:
         assert lines and lines[-1].startswith("serving "), "".join(lines)
         url = lines[-1].split(" at ")[1].split()[0]
         assert httpx.get(f"{url}/health", timeout=60).json()["token_required"] is False
-        process.send_signal(signal.SIGINT)
+        with ThreadPoolExecutor(9) as threads:
+            post = partial(httpx.post, f"{url}/v1/judge", timeout=90)
+            accepted = []
+            if number == signal.SIGTERM:
+                accepted = [threads.submit(post, json=HEAVY) for _ in range(8)]
+                time.sleep(1.0)
+            process.send_signal(number)
+            if number == signal.SIGTERM:
+                time.sleep(0.3)
+                late = post(json=HEAVY)
+                assert late.status_code == 503 and _shape(late)["type"] == "draining"
+            assert {reply.result().status_code for reply in accepted} <= {200}
         rest, _ = process.communicate(timeout=90)
         assert "stopping" in rest and "BACK" in rest, rest
+        assert ("all answered" in rest) == (number == signal.SIGTERM), rest
+        assert "Traceback" not in rest and "Fatal" not in rest, rest
         assert process.returncode == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health", timeout=5)
