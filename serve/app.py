@@ -59,6 +59,8 @@ class ServeOptions:
     cpus: float = 1.0
     gpus: float = 0.0
     """Ray resources of one replica."""
+    temperature: float = 1.0
+    """Of the judgments, where a request says nothing."""
     label_rule: str | None = None
     """What Positive was in training, in words."""
     revision: str | None = None
@@ -118,6 +120,7 @@ def build_app(options: ServeOptions) -> serve.Application:
             prompts=options.prompts,
             max_tokens=options.max_tokens,
             votes=config.votes,
+            temperature=options.temperature,
             label_rule=options.label_rule,
             revision=options.revision,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
@@ -87,6 +88,10 @@ class JudgeReplica:
             max_prompt_tokens=service.max_prompt_tokens,
             max_judge_tokens=self._options.max_tokens,
         )
+
+    async def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
 
     async def stats(self) -> EngineStats:
         """What the engine has counted."""

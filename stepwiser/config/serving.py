@@ -13,6 +13,11 @@ from stepwiser.config.base import Positive, Section, require_at_least
 class ServeConfig(Section):
     """The judge over HTTP: where, how many replicas, what is refused."""
 
+    model: LocalPlace | None = Field(
+        None,
+        description="Judge: a folder or a name on the Hub, asked as its card says; null: the one"
+        " that the run has trained.",
+    )
     host: str = Field("127.0.0.1", description="Any other than this machine's own needs keys.")
     port: int = Field(8000, ge=0, le=65535)
     keys: LocalPlace | None = Field(

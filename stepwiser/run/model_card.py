@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig
 from stepwiser.config.annotation import RuleConfig
+from stepwiser.run.judge_card import JudgeSettings
 from stepwiser.run.model_exports import is_score
 from stepwiser.training.rewards import REWARDS
 
@@ -35,10 +38,18 @@ class Training:
 def model_card(config: RunConfig, training: Training) -> str:
     """Markdown with the front matter of the Hugging Face Hub."""
     train = config.train
+    settings = JudgeSettings(
+        prompts=config.judge_prompts,
+        label_rule=rule_in_words(config.label),
+        max_tokens=config.judge_max_tokens,
+        temperature=train.temperature,
+        version=training.version,
+    )
+    asked = yaml.safe_dump(settings.front_matter(), sort_keys=False, allow_unicode=True)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
         f"base_model: {training.base_model}\n"
-        "tags: [stepwiser, process-reward-model, generative-judge, grpo]\n---",
+        f"tags: [stepwiser, process-reward-model, generative-judge, grpo]\n{asked}---",
         f"# Generative judge of reasoning steps, run “{config.name}”",
         "Given a problem, the steps so far and a new step, this model reasons about the step and "
         "ends with `\\boxed{Positive}` or `\\boxed{Negative}`. Trained by the method of StepWiser "

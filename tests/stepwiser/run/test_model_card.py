@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from stepwiser.config import load_config
 from stepwiser.config.annotation import RuleConfig
+from stepwiser.errors import UserError
+from stepwiser.run.judge_card import read_judge_settings
 from stepwiser.run.model_card import Training, model_card, rule_in_words
 from tests.support.paths import ROOT
 
@@ -46,6 +50,23 @@ def test_everything_a_reader_needs_is_there():
     assert "held-out labels, Positive" not in card, "what is undefined is left out"
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "org/name" and front["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize("config", ["embedded", "gsm8k"])
+def test_a_folder_says_how_its_judge_is_asked(config: str, tmp_path: Path):
+    settings = load_config(ROOT / "configs" / f"{config}.yaml")
+    assert read_judge_settings(tmp_path) is None
+    (tmp_path / "README.md").write_text(model_card(settings, TRAINING))
+    found = read_judge_settings(tmp_path)
+    assert found is not None
+    assert found.prompts == settings.judge_prompts
+    assert found.label_rule == rule_in_words(settings.label)
+    assert (found.max_tokens, found.version) == (settings.judge_max_tokens, 30)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Some other model\n")
+    assert read_judge_settings(tmp_path) is None
+    (tmp_path / "README.md").write_text("---\nstepwiser: {version: x}\n---\n")
+    with pytest.raises(UserError, match="section stepwiser cannot be read"):
+        read_judge_settings(tmp_path)
 
 
 @pytest.mark.parametrize(
