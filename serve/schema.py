@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from serve.errors import ErrorDetail
 from stepwiser.errors import UserError
@@ -25,6 +25,17 @@ MAX_VOTES = 64
 MAX_ITEMS = 256
 """Solutions of one batch."""
 
+
+def _unicode(text: str) -> str:
+    """JSON can write half of a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half of a character at {error.start}") from None
+    return text
+
+
+AnyText = Annotated[str, AfterValidator(_unicode)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Verdict = Literal["Positive", "Negative"]
 Reduction = Literal["mean", "min", "product", "last"]
@@ -55,7 +66,10 @@ class Solution(BaseModel):
         None, ge=1, le=MAX_VOTES, description="Judgments of each step; else the server's."
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="Of the judgments; else 1. At 0 all votes are the same one."
+        None,
+        ge=0,
+        le=2,
+        description="Of the judgments; else 1. At 0 there is one vote, as all would be the same.",
     )
     max_tokens: int | None = Field(
         None, ge=1, description="Longest analysis and verdict; at most the server's."

@@ -176,13 +176,16 @@ class VllmCore:
     ) -> None:
         """Queue a prompt, one whose sample is looked at while it grows where it is to `stream`.
 
-        Raises UserError for a prompt that vLLM refuses.
+        Raises UserError for a prompt or a sampling that vLLM refuses.
         """
         params = self._params.get((sampling, stream))
         if params is None:
             if len(self._params) > 1000:  # seeds make every request's parameters its own
                 self._params.clear()
-            params = self._params[sampling, stream] = self._make_params(sampling, stream)
+            try:
+                params = self._params[sampling, stream] = self._make_params(sampling, stream)
+            except self._refusals as error:  # must not end the engine for all others
+                raise UserError(f"vLLM refuses {sampling}: {error}") from error
         self._queue(request_id, prompt_ids, params)
 
     def add_score(self, request_id: str, token_ids: list[int]) -> None:

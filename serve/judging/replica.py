@@ -98,7 +98,11 @@ class JudgeReplica:
         return self._engine.stats()
 
     async def probe(self) -> JudgeCard | Failure:
-        """The card of a judge that answers: it has lately, or does so now."""
+        """The card of a judge that answers: its engine lives, and has lately, or does so now."""
+        try:
+            await self._engine.check_health()
+        except EngineFailure as error:
+            return _failure(error)
         if time.monotonic() - self._answered > PROVEN_S:
             prompt = self._prompts.ask("?")
             failure = await self._answer(
@@ -170,6 +174,7 @@ class JudgeReplica:
     async def _chat(self, request: ChatRequest) -> ChatResult:
         prompt, sampling = self._chat_prompt(request)
         samples = await self._engine.generate(prompt, sampling)
+        samples *= request.n // len(samples)  # greedy ones are all the same
         return self._chat_result(prompt, samples, sampling.stop)
 
     def _chat_prompt(self, request: ChatRequest) -> tuple[list[int], Sampling]:
@@ -185,7 +190,7 @@ class JudgeReplica:
             )
         sampling = Sampling(
             max_tokens=request.limit or min(room, self._options.max_tokens),
-            n=request.n,
+            n=request.n if request.temperature else 1,
             temperature=request.temperature,
             stop=request.stops,
             seed=request.seed,

@@ -156,12 +156,13 @@ class JudgeService:
                 f"max_tokens: is {request.max_tokens}, this server's limit is {own.max_tokens}; "
                 "leave it out or lower it"
             )
-        n = request.votes or own.n
+        temperature = own.temperature if request.temperature is None else request.temperature
+        n = (request.votes or own.n) if temperature else 1  # they would all be the same
         sampling = replace(
             own,
             n=n,
             max_tokens=request.max_tokens or own.max_tokens,
-            temperature=own.temperature if request.temperature is None else request.temperature,
+            temperature=temperature,
             top_logprobs=ALTERNATIVES if n == 1 else 0,
         )
         judge = replace(self.judge, sampling=sampling)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.protocols.conversation import Message
-from serve.schema import MAX_VOTES
+from serve.schema import MAX_VOTES, AnyText
 from stepwiser.errors import UserError
 
 
@@ -37,8 +37,8 @@ class ChatRequest(BaseModel):
     top_p: Literal[1, None] = Field(1, description="The judge is sampled from all of it.")
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
-    seed: int | None = None
+    stop: AnyText | list[AnyText] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
     tools: None = Field(None, description="Not supported.")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.schema import MAX_STEPS, Solution, cut
+from serve.schema import MAX_STEPS, AnyText, Solution, cut
 from stepwiser.errors import UserError
 
 STEP_MARKER = "<extra_0>"
@@ -33,7 +33,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: str
-    text: str = ""
+    text: AnyText = ""
 
 
 class Message(BaseModel):
@@ -42,7 +42,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: str
-    content: str | list[Part] = Field(description="A text, or parts of type `text`.")
+    content: AnyText | list[Part] = Field(description="A text, or parts of type `text`.")
 
     @property
     def text(self) -> str:

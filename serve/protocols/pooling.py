@@ -19,7 +19,7 @@ from serve.protocols.conversation import (
     exchange_of_messages,
     exchange_of_text,
 )
-from serve.schema import MAX_ITEMS, JudgeResponse, ModelInfo, Solution
+from serve.schema import MAX_ITEMS, AnyText, JudgeResponse, ModelInfo, Solution
 from stepwiser.errors import UserError
 
 LABELS = ("Negative", "Positive")
@@ -45,7 +45,9 @@ class PoolingRequest(BaseModel):
 
     model: str | None = None
     messages: list[Message] | None = None
-    input: str | list[str] | None = Field(None, description="Texts in ChatML or Llama 3 markers.")
+    input: AnyText | list[AnyText] | None = Field(
+        None, description="Texts in ChatML or Llama 3 markers."
+    )
 
     def solutions(self) -> list[Solution]:
         """Raises UserError, naming the input that cannot be read."""
@@ -69,8 +71,8 @@ class PairRequest(BaseModel):
     )
 
     model: str | None = None
-    problems: str | list[str]
-    responses: str | list[str]
+    problems: AnyText | list[AnyText]
+    responses: AnyText | list[AnyText]
 
     @model_validator(mode="before")
     @classmethod

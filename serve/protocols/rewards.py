@@ -13,7 +13,7 @@ from serve.protocols.conversation import (
     exchange_of_text,
     problem_of_prompt,
 )
-from serve.schema import MAX_ITEMS, Solution
+from serve.schema import MAX_ITEMS, AnyText, Solution
 from stepwiser.errors import UserError
 
 
@@ -32,8 +32,10 @@ class OpenRlhfRequest(BaseModel):
         },
     )
 
-    query: list[str] = Field(min_length=1, max_length=MAX_ITEMS, description="Prompt and response.")
-    prompts: list[str] | None = Field(
+    query: list[AnyText] = Field(
+        min_length=1, max_length=MAX_ITEMS, description="Prompt and response."
+    )
+    prompts: list[AnyText] | None = Field(
         None, description="The prompts alone; without them `query` needs chat markers."
     )
 
@@ -60,8 +62,8 @@ class SlimeRequest(BaseModel):
         },
     )
 
-    prompt: str | list[Message]
-    response: str
+    prompt: AnyText | list[Message]
+    response: AnyText
 
     def solution(self) -> Solution:
         """Raises UserError for a prompt without a user message, or a response without steps."""

@@ -231,6 +231,24 @@ def test_what_cannot_be_answered_is_refused_with_its_figures(engine, prompt):
     assert len(sample.token_ids) == 1
 
 
+def test_a_sampling_that_vllm_refuses_ends_nothing(engine, prompt):
+    with pytest.raises(UserError, match="vLLM refuses"):
+        engine.generate_sync([prompt], Sampling(max_tokens=4, n=2, temperature=0.0))
+    assert engine.generate_sync([prompt], Sampling(max_tokens=4))
+
+
+async def test_a_sample_is_told_while_it_grows(engine, prompt):
+    told: list[str] = []
+    sampling = Sampling(max_tokens=24, seed=3)
+    streamed = await engine.stream(prompt, sampling, told.append)
+    (whole,) = await engine.generate(prompt, sampling)
+    assert streamed.token_ids == whole.token_ids
+    assert len(set(told)) > 10
+    assert all(streamed.text.startswith(text.rstrip("\ufffd")) for text in told)
+    with pytest.raises(UserError, match="one sample can be streamed"):
+        await engine.stream(prompt, Sampling(max_tokens=4, n=2), told.append)
+
+
 def test_a_cancelled_request_leaves_the_engine(engine, prompt):
     async def scenario():
         doomed = asyncio.ensure_future(engine.generate(prompt, Sampling(max_tokens=220, n=16)))

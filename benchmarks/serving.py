@@ -1,0 +1,284 @@
+"""What the judge costs and holds as a service, against the bare engine on the same prompts.
+
+    python -m benchmarks.serving            about half an hour on two cores
+    python -m benchmarks.serving --quick    about four minutes
+
+One judge (the packaged base model), one replica. The bare engine is asked in the same process that
+then asks over HTTP, so both pay for their client; on a machine of few cores the client, the proxy,
+the ingress and the engine share them. The last line is one JSON object:
+
+vs_raw: solutions/s over HTTP by those of the bare engine, both with 64 in flight; p50_added_ms,
+p99_added_ms: latency over HTTP less that of the bare engine, one in flight; parallel_vs_sequential:
+time of a solution's steps asked one after the other, as scripts do, by that of one request;
+equal_verdicts: share of steps with the same verdict in both, at temperature 0; overload_goodput:
+solutions/s with 512 clients (and 1,000 in full) by those with 64; errors_5xx: answers of that kind,
+and broken connections, in all of it; aborted_time_share: time for which requests whose clients left
+were still in the engine, by the time they take in full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+import httpx
+from ray import serve
+from rich.console import Console
+
+from actors.engine.engine import Engine
+from benchmarks.command import CONFIG, arguments
+from cluster.local_nodes import local_cluster
+from cluster.ports import reserved_ports
+from pipelines.monitoring.formatting import titled_table
+from pipelines.session.engine_options import engine_options
+from serve.app import APP_NAME, JUDGE, ServeOptions, run
+from serve.judging.service import JudgeService
+from serve.schema import JudgeRequest, ModelInfo
+from stepwiser.config import RunConfig, load_config
+from stepwiser.generation import Sampling
+from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.verdicts import parse_verdict
+
+IN_FLIGHT = 64
+STEPS = 3
+LONG = 10
+"""Steps of a solution that is judged at once and one step after the other."""
+
+
+@dataclass
+class Load:
+    """What closed-loop clients saw."""
+
+    seconds: float = 0.0
+    statuses: Counter[int | str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+    """Seconds, of answers with verdicts."""
+
+    @property
+    def goodput(self) -> float:
+        return self.statuses[200] / self.seconds
+
+    @property
+    def broken(self) -> int:
+        return sum(
+            count
+            for status, count in self.statuses.items()
+            if isinstance(status, str) or status >= 500
+        )
+
+
+def main() -> None:
+    args = arguments(__doc__, "a part of the seconds, no 1,000 clients", None).parse_args()
+    console = Console()
+    seconds = 10.0 if args.quick else 60.0
+    config = load_config(CONFIG, ["engine.kv_cache_mb=256", "serve.max_queued_requests=128"])
+    raw = asyncio.run(measure_raw(config, seconds))
+    with serving(config) as url:
+        figures = asyncio.run(measure_service(url, config, raw, seconds, args.quick, console))
+    print(json.dumps(figures))
+
+
+# --- the bare engine ------------------------------------------------------------------------------
+
+
+async def measure_raw(config: RunConfig, seconds: float) -> dict[int, Load]:
+    """The judge's service around an engine in this process, without HTTP: by requests in flight."""
+    model = resolve_model(config.policy_model)
+    engine = Engine(engine_options(config, model))
+    try:
+        await engine.start()
+        prompts = PromptFormat.from_model_dir(model, config.judge_prompts)
+        sampling = Sampling(config.judge_max_tokens)
+        service = JudgeService(
+            GenerativeJudge(engine, prompts, sampling),
+            config.engine.max_model_len,
+            ModelInfo(name="raw", weight_version=0),
+        )
+
+        async def ask(body: dict[str, Any]) -> int:
+            await service.answer(JudgeRequest.model_validate(body))
+            return 200
+
+        await drive(ask, 8, 2.0)  # compiled and warm
+        return {clients: await drive(ask, clients, seconds) for clients in (1, 8, IN_FLIGHT)}
+    finally:
+        engine.shutdown()
+
+
+async def drive(
+    ask: Callable[[dict[str, Any]], Awaitable[int | str]], clients: int, seconds: float
+) -> Load:
+    """Clients that each have one request in flight, until the time is up."""
+    load = Load()
+    began = time.monotonic()
+
+    async def client(number: int) -> None:
+        rng = random.Random(number)
+        while time.monotonic() - began < seconds:
+            asked = time.monotonic()
+            status = await ask(solution(rng, STEPS))
+            load.statuses[status] += 1
+            if status == 200:
+                load.latencies.append(time.monotonic() - asked)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    load.seconds = time.monotonic() - began
+    return load
+
+
+def solution(rng: random.Random, steps: int) -> dict[str, Any]:
+    """A body of /v1/judge: additions, some of them wrong."""
+    value = rng.randint(10, 99)
+    problem, texts = f"ana has {value} coins.", []
+    for _ in range(steps):
+        added = rng.randint(1, 9)
+        problem += f" buys {added}."
+        texts.append(f"buys {value}+{added}={value + added + rng.choice((0, 0, 1))}\n")
+        value += added
+    return {"problem": problem + " how many?", "steps": texts}
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving(config: RunConfig) -> Iterator[str]:
+    """The same judge over HTTP."""
+    model = resolve_model(config.policy_model)
+    environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    with reserved_ports(1) as (port,), local_cluster(4, runtime_env=environment):
+        options = ServeOptions(
+            engine_options(config, model),
+            config.judge_prompts,
+            config.serve.model_copy(update={"port": port}),
+            max_tokens=config.judge_max_tokens,
+        )
+        try:
+            yield run(options, blocking=False)
+        finally:
+            serve.shutdown()
+
+
+async def measure_service(
+    url: str,
+    config: RunConfig,
+    raw: dict[int, Load],
+    seconds: float,
+    quick: bool,
+    console: Console,
+) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=130, limits=limits) as client:
+
+        async def ask(body: dict[str, Any]) -> int | str:
+            try:
+                reply = await client.post("/v1/judge", json=body)
+            except httpx.TransportError as error:
+                return type(error).__name__
+            if reply.status_code == 429:
+                await asyncio.sleep(float(reply.headers["Retry-After"]))
+            return reply.status_code
+
+        await drive(ask, 8, 2.0)
+        counts = (1, 8, IN_FLIGHT, 512) if quick else (1, 8, IN_FLIGHT, 512, 1000)
+        loads = {clients: await drive(ask, clients, seconds) for clients in counts}
+        together = await measure_parallel(client, config, 5 if quick else 30)
+        aborted = await measure_disconnects(client, 4 if quick else 20)
+    print_loads(console, raw, loads)
+    plateau = loads[IN_FLIGHT].goodput
+    return {
+        "vs_raw": plateau / raw[IN_FLIGHT].goodput,
+        "p50_added_ms": 1000 * (median(loads[1].latencies) - median(raw[1].latencies)),
+        "p99_added_ms": 1000 * (p99(loads[1].latencies) - p99(raw[1].latencies)),
+        **together,
+        "overload_goodput": min(loads[n].goodput for n in counts if n >= 512) / plateau,
+        "errors_5xx": sum(load.broken for load in loads.values()),
+        "aborted_time_share": aborted,
+    }
+
+
+async def measure_parallel(
+    client: httpx.AsyncClient, config: RunConfig, solutions: int
+) -> dict[str, float]:
+    """One request for all steps against one a step, by a client that writes the prompts."""
+    prompts, rng = config.judge_prompts, random.Random(7)
+    at_once = one_by_one = 0.0
+    same = 0
+    for _ in range(solutions):
+        body = solution(rng, LONG) | {"temperature": 0}
+        began = time.monotonic()
+        reply = await client.post("/v1/judge", json=body)
+        at_once += time.monotonic() - began
+        verdicts = [step["verdict"] for step in reply.raise_for_status().json()["steps"]]
+        began = time.monotonic()
+        for i, (step, verdict) in enumerate(zip(body["steps"], verdicts, strict=True)):
+            message = prompts.judge.format(
+                problem=body["problem"], history="".join(body["steps"][:i]), chunk=step
+            )
+            asked = {
+                "messages": [{"role": "user", "content": message}],
+                "temperature": 0,
+                "max_tokens": config.judge_max_tokens,
+            }
+            answer = await client.post("/v1/chat/completions", json=asked)
+            text = answer.raise_for_status().json()["choices"][0]["message"]["content"]
+            found = {True: "Positive", False: "Negative", None: None}[parse_verdict(text)]
+            same += found == verdict
+        one_by_one += time.monotonic() - began
+    return {
+        "parallel_vs_sequential": one_by_one / at_once,
+        "equal_verdicts": same / (solutions * LONG),
+    }
+
+
+async def measure_disconnects(client: httpx.AsyncClient, repetitions: int) -> float:
+    """How long the engine works on for clients that have left, by how long it would have."""
+    handle = serve.get_deployment_handle(JUDGE, app_name=APP_NAME)
+    body = solution(random.Random(1), LONG) | {"votes": 64}
+    began = time.monotonic()
+    (await client.post("/v1/judge", json=body)).raise_for_status()
+    whole = time.monotonic() - began
+    after = []
+    for _ in range(repetitions):
+        with contextlib.suppress(httpx.ReadTimeout):
+            await client.post("/v1/judge", json=body, timeout=whole / 3)
+        left = time.monotonic()
+        while True:
+            stats = await asyncio.to_thread(lambda: handle.stats.remote().result())
+            if stats.sequences_running + stats.sequences_waiting == 0:
+                break
+            await asyncio.sleep(0.005)
+        after.append(time.monotonic() - left)
+    return sum(after) / len(after) / whole
+
+
+def p99(values: list[float]) -> float:
+    return quantiles(values, n=100)[98]
+
+
+def print_loads(console: Console, raw: dict[int, Load], loads: dict[int, Load]) -> None:
+    table = titled_table("solutions/s", "clients", "engine", "HTTP", "p50", "p99", "answers")
+    for clients, load in loads.items():
+        bare = f"{raw[clients].goodput:.1f}" if clients in raw else ""
+        table.add_row(
+            f"{clients:,}",
+            bare,
+            f"{load.goodput:.1f}",
+            f"{1000 * median(load.latencies):.0f} ms",
+            f"{1000 * p99(load.latencies):.0f} ms",
+            ", ".join(f"{count} × {status}" for status, count in load.statuses.most_common()),
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
