@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import re
 import signal
@@ -177,6 +178,8 @@ def run(options: ServeOptions, blocking: bool = True) -> str:
     host, port = options.serve.host, options.serve.port
     if not ray.is_initialized():
         ray.init()
+    # What it says of itself there a person has no use for.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _told_to_end() as told:
         _start_http(host, port)
         try:

@@ -40,6 +40,7 @@ class FairQueue:
         # In the order of their turns.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._finished: deque[float] = deque(maxlen=_REMEMBERED)
+        self._next_turn = 0.0
 
     @property
     def running(self) -> int:
@@ -83,12 +84,18 @@ class FairQueue:
             raise self._overloaded(f"there is room for {room} of {count} solutions")
 
     def seconds_to_wait(self) -> float:
-        """Until the line has moved on once, by the rate of the last requests."""
-        waiting, finished = self.waiting, self._finished
+        """For one that is refused: until half of the line is gone, and the refused before it.
+
+        By the rate of the last requests. Those who are refused together thus come back one after
+        the other, as fast as places become free, and not all at once to be refused again.
+        """
+        now, finished = self._clock(), self._finished
         if len(finished) < 2 or finished[-1] == finished[0]:
             return 1.0
-        rate = (len(finished) - 1) / (finished[-1] - finished[0])
-        return min(LONGEST_WAIT_S, max(1.0, waiting / rate))
+        each = (finished[-1] - finished[0]) / (len(finished) - 1)
+        latest = now + LONGEST_WAIT_S
+        self._next_turn = min(latest, max(now + self.waiting / 2 * each, self._next_turn + each))
+        return max(1.0, self._next_turn - now)
 
     # --- places -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from serve.access.queue import FairQueue
+from serve.access.queue import LONGEST_WAIT_S, FairQueue
 from serve.access.rate import RateLimit
 from serve.errors import ApiError
 
@@ -81,8 +81,15 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
     for name in ("a6", "a7"):
         clients.ask(name, client="a")
     await settle()
-    assert clients.queue.seconds_to_wait() == 8.0
     assert clients.queue.waiting == 2
+    # When half of the line is gone, and after each other.
+    assert [clients.queue.seconds_to_wait() for _ in range(3)] == [4.0, 8.0, 12.0]
+    clock.now += 4
+    assert clients.queue.seconds_to_wait() == 12.0
+    for _ in range(50):
+        assert clients.queue.seconds_to_wait() <= LONGEST_WAIT_S
+    clock.now += 1000
+    assert clients.queue.seconds_to_wait() == 4.0
 
 
 async def test_one_client_cannot_fill_the_line_of_all() -> None:
