@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ray.serve import Application
+
 from pipelines.session.engine_options import engine_options
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
-from serve.app import ServeOptions
+from serve.app import TOKEN_VARIABLE, ServeOptions, build_app
 from serve.app import run as run_app
-from stepwiser.config import RunConfig
+from stepwiser.config import RunConfig, load_config
+from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import resolve_model
 from stepwiser.run.judge_card import read_judge_settings
 from stepwiser.run.model_card import rule_in_words
+from stepwiser.run.store import RunStore
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -25,6 +29,28 @@ def run(session: Session) -> dict[str, Any]:
         judge = resolve_model(config.serve.model)
     run_app(serve_options(config, judge), blocking=True)
     return {}
+
+
+def application(arguments: dict[str, str]) -> Application:
+    """For `serve run` and `serve deploy`: ``config``, a scenario's file, and key=value overrides.
+
+    Raises UserError where neither serve.keys nor STEPWISER_API_TOKEN is set: whoever calls this
+    decides where Serve listens, and nobody here learns of it.
+    """
+    overrides = [f"{key}={value}" for key, value in arguments.items() if key != "config"]
+    config = load_config(Path(arguments["config"]) if "config" in arguments else None, overrides)
+    model = config.serve.model
+    if model is None:
+        judge = RunStore(Path(config.run_dir).resolve()).find_model(JUDGE, "train")
+    else:
+        judge = resolve_model(model)
+    options = serve_options(config, judge)
+    if config.serve.keys is None and options.api_token is None:
+        raise UserError(
+            "serve.keys: Serve may listen on any address; make keys with `stepwiser keys add NAME "
+            f"--file keys.json` and give serve.keys=keys.json, or set {TOKEN_VARIABLE}"
+        )
+    return build_app(options)
 
 
 def serve_options(config: RunConfig, judge: str) -> ServeOptions:
