@@ -21,7 +21,7 @@ LOST = (
     TaskCancelledError,  # by Serve; what is cancelled here never comes so far
 )
 """What a call raises whose replica is gone. Judging changes nothing, so it is sent again."""
-ATTEMPTS = 5
+MOST_CALLS = 5
 FIRST_PAUSE_S = 0.1
 """Before the second attempt, and twice as much before each other one."""
 RETRY_AFTER_S = 5.0
@@ -39,7 +39,7 @@ class Replicas:
         Raises ApiError: the replica's own, or `unavailable` (503) where every attempt was lost.
         """
         failure = _nobody("")
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MOST_CALLS):
             if attempt:
                 await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             response = self._handle.options(method_name=method).remote(*arguments)
@@ -62,7 +62,7 @@ class Replicas:
         Sent again as `call` as long as nothing has come. Raises ApiError as that.
         """
         failure = _nobody("")
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MOST_CALLS):
             if attempt:
                 await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             options = self._handle.options(method_name=method, stream=True)
