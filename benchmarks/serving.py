@@ -46,7 +46,8 @@ from serve.schema import JudgeRequest, ModelInfo
 from stepwiser.config import RunConfig, load_config
 from stepwiser.generation import Sampling
 from stepwiser.judging.judges import GenerativeJudge
-from stepwiser.prompting.prompt_format import PromptFormat, resolve_model
+from stepwiser.prompting.hub.folders import resolve_model
+from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.verdicts import parse_verdict
 
 IN_FLIGHT = 64

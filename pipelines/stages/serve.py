@@ -14,7 +14,8 @@ from serve.app import TOKEN_VARIABLE, ServeOptions, build_app
 from serve.app import run as run_app
 from stepwiser.config import RunConfig, load_config
 from stepwiser.errors import UserError
-from stepwiser.prompting.prompt_format import resolve_model
+from stepwiser.prompting.hub.folders import model_folder, resolve_model
+from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.judge_card import read_judge_settings
 from stepwiser.run.model_card import rule_in_words
 from stepwiser.run.store import RunStore
@@ -26,7 +27,7 @@ def run(session: Session) -> dict[str, Any]:
     if config.serve.model is None:
         judge = session.store.find_model(JUDGE, "train")
     else:
-        judge = resolve_model(config.serve.model)
+        judge = session.resolve(config.serve.model)
     run_app(serve_options(config, judge), blocking=True)
     return {}
 
@@ -55,7 +56,11 @@ def application(arguments: dict[str, str]) -> Application:
 
 def serve_options(config: RunConfig, judge: str) -> ServeOptions:
     """Of the run's judge, or of serve.model: asked as its card says where it has one."""
-    settings = read_judge_settings(Path(judge)) if config.serve.model else None
+    settings = revision = None
+    if config.serve.model:
+        settings = read_judge_settings(model_folder(judge, weights=False))
+        hub = hub_model(judge)
+        revision = None if hub is None else hub.commit
     asked: dict[str, Any] = {
         "prompts": config.judge_prompts,
         "max_tokens": config.judge_max_tokens,
@@ -73,5 +78,6 @@ def serve_options(config: RunConfig, judge: str) -> ServeOptions:
         serve=config.serve,
         cpus=config.engine.ray_cpus,
         gpus=config.engine.gpus,
+        revision=revision,
         **asked,
     )

@@ -53,7 +53,8 @@ class JudgeReplica:
         self._engine = Engine(options.engine)
         self._engine.wait_ready()
         model = options.engine.model
-        name = Path(model).resolve().name if Path(model).is_dir() else model
+        # Of a name on the Hub without its commit, of a folder without the machine's path.
+        name = Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
         self._prompts = PromptFormat.from_model_dir(
             model, options.prompts, options.engine.trust_remote_code
         )

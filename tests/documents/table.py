@@ -16,7 +16,7 @@ RUNS_IN = {
     "evaluate": f"{STAGES}/test_stages.py::test_an_evaluation_asks_only_what_is_new",
     "annotate": f"{STAGES}/test_stages.py::test_two_shards_fill_one_directory",
     "ablate": f"{STAGES}/test_ablate.py::test_arms_share_their_labels_and_a_second_start_goes_on",
-    "serve": "tests/serve/test_http.py::test_ctrl_c_takes_the_service_down",
+    "serve": "tests/serve/test_http.py::test_signals_take_the_service_down",
 }
 """Commands that start engines, by name, on the packaged task."""
 
@@ -52,6 +52,7 @@ PROGRAM_CANNOT = {
     "docker": "no container engine where the tests run",
     "kubectl": "a Kubernetes cluster; tests/cluster/test_manifests.py has KubeRay's schema",
     "hf": "a network",
+    "serve run": "a cluster; tests/pipelines/stages/test_serve.py builds the application",
     "pip": "installs hundreds of packages; .ci/run does from the same pyproject.toml",
     "uv": "installs packages",
     "viewers": "waits for a person to look",
