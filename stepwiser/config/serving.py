@@ -32,8 +32,8 @@ class ServeConfig(Section):
     )
     keys: LocalPlace | None = Field(
         None,
-        description="File of `stepwiser keys`; without one, and without STEPWISER_API_TOKEN, nobody"
-        " is asked for a key.",
+        description="File of `stepwiser keys add`; without one, and without STEPWISER_API_TOKEN,"
+        " nobody is asked for a key.",
         examples=["keys.json"],
     )
     replicas: Replicas = Field(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from tests.documents import table
 from tests.documents.shell import Call
 from tests.support.paths import ROOT
 
-STARTS_NOTHING = ("status", "merge", "export", "plan", "data", "version")
+STARTS_NOTHING = ("status", "merge", "export", "plan", "data", "keys", "version")
 """Commands of `stepwiser` that are run as they stand."""
 UsageError = (click.UsageError, typer.BadParameter.__mro__[1])
 """Of Ray's click and of typer's own: words that a program does not take."""
@@ -245,7 +246,7 @@ def _ray(call: Call, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def _curl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
-    from serve.app import api
+    from serve.ingress import router
     from serve.schema import JudgeRequest
 
     parser = argparse.ArgumentParser()
@@ -256,7 +257,7 @@ def _curl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     words = parser.parse_args(arguments)
     path = words.url.partition("/")[2] if "://" not in words.url else words.url.split("/", 3)[3]
     method = "GET" if words.d is None else "POST"
-    served = {(route.path, how) for route in api.routes for how in getattr(route, "methods", ())}
+    served = {(route.path, how) for route in router.routes for how in getattr(route, "methods", ())}
     if (f"/{path}", method) not in served:
         raise NotAsWritten(f"{method} /{path} is none of {sorted(served)}")
     if words.d is not None:
@@ -264,6 +265,22 @@ def _curl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
             raise NotAsWritten(f"the service reads JSON, and {words.H} does not say so")
         JudgeRequest.model_validate_json(words.d)
     return f"read here, asked in {table.PROGRAM_RUNS_IN['curl']}"
+
+
+def _serve(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
+    command, target, *words = arguments
+    if command != "run":
+        raise NotAsWritten(f"serve {command}: only `serve run` is read here")
+    serve_application(target, dict(word.split("=", 1) for word in words))
+    return table.PROGRAM_CANNOT["serve run"]
+
+
+def serve_application(target: str, arguments: dict[str, str]) -> None:
+    """Raises where there is no such builder of an application, or no such configuration."""
+    module, _, function = target.partition(":")
+    assert callable(getattr(import_module(module), function)), target
+    overrides = [f"{key}={value}" for key, value in arguments.items() if key != "config"]
+    load_config(Path(arguments["config"]), overrides)
 
 
 def _installs(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
@@ -342,6 +359,7 @@ _READERS: dict[str, Callable[[Call, list[str], pytest.MonkeyPatch], str]] = {
     "python3.11": _python,
     "ray": _ray,
     "curl": _curl,
+    "serve": _serve,
     "pip": _installs,
     "uv": _installs,
     "kubectl": _kubectl,

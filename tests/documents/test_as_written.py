@@ -37,7 +37,14 @@ from tests.documents.blocks import (
     spans,
 )
 from tests.documents.place import furnish
-from tests.documents.reading import NotAsWritten, UsageError, json_of, read, run_stepwiser
+from tests.documents.reading import (
+    NotAsWritten,
+    UsageError,
+    json_of,
+    read,
+    run_stepwiser,
+    serve_application,
+)
 from tests.documents.shell import Call, Shell
 from tests.support.paths import ROOT
 
@@ -160,6 +167,13 @@ def _python(block: Block, place: Path) -> str:
 def _yaml(block: Block, place: Path) -> str:
     file = place / "block.yaml"
     file.write_text(block.text)
+    raw = yaml.safe_load(block.text)
+    if "applications" in raw:
+        from ray.serve.schema import ServeDeploySchema
+
+        for one in ServeDeploySchema.model_validate(raw).applications:
+            serve_application(one.import_path, one.args)
+        return "is a file for `serve deploy`"
     config = load_config(file)
     if config.ablate.arms:
         arms_of(config)
