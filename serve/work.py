@@ -34,6 +34,9 @@ from serve.schema import (
 
 CARD_S = 1.0
 """How long what a probe said holds."""
+PROBE_S = 6.0
+"""Longest wait for a probe, a little above the replica's own: who asks is not to wait for the start
+of a replica."""
 
 
 class Work:
@@ -159,10 +162,12 @@ class Work:
         async with self._probing:
             if self._probed is None or time.monotonic() - self._probed[0] > CARD_S:
                 try:
-                    async with asyncio.timeout(self.deadline_s):
+                    async with asyncio.timeout(PROBE_S):
                         found: JudgeCard | ApiError = await self._replicas.call("probe")
                 except TimeoutError:
-                    found = deadline_exceeded(self.deadline_s)
+                    found = ApiError(
+                        "unavailable", f"no judge answered within {PROBE_S:g} s", None, PROBE_S
+                    )
                 except ApiError as error:
                     found = error
                 self._probed = time.monotonic(), found
