@@ -145,8 +145,7 @@ class Engine:
             raise UserError(f"n={sampling.n}: one sample can be streamed")
         self._check(sampling)
         request = _Request(list(prompt_ids), sampling, Future(), on_text=on_text)
-        (sample,) = await asyncio.wrap_future(self._enqueue(request))
-        return sample
+        return (await asyncio.wrap_future(self._enqueue(request)))[0]
 
     def generate_sync(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling
