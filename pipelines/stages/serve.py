@@ -16,8 +16,7 @@ from stepwiser.config import RunConfig, load_config
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
 from stepwiser.prompting.hub.reference import hub_model
-from stepwiser.run.judge_card import read_judge_settings
-from stepwiser.run.model_card import rule_in_words
+from stepwiser.run.model_card import read_judge_settings, rule_in_words
 from stepwiser.run.store import RunStore
 
 

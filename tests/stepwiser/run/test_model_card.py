@@ -10,8 +10,7 @@ import yaml
 from stepwiser.config import load_config
 from stepwiser.config.annotation import RuleConfig
 from stepwiser.errors import UserError
-from stepwiser.run.judge_card import read_judge_settings
-from stepwiser.run.model_card import Training, model_card, rule_in_words
+from stepwiser.run.model_card import Training, model_card, read_judge_settings, rule_in_words
 from tests.support.paths import ROOT
 
 TRAINING = Training(
