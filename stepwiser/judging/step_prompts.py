@@ -156,7 +156,7 @@ class StepPrompts:
         return list(self.tokenizer.encode(str(text), add_special_tokens=False))
 
     def _closed(self, problem: str, steps: Sequence[str]) -> ScoredText:
-        """Every piece is tokenized alone, so that the mark after a step stays a token of its own."""
+        """Every piece is tokenized alone: the mark after a step stays a token of its own."""
         mark = self._plain(self.mark)
         if self.form == "skywork":
             ids = self._plain((self.tokenizer.bos_token or "") + problem + "\n")
