@@ -10,7 +10,8 @@
 | labelled steps | a problem, steps, and a label of each (TRL, Skywork, GenPRM ...) |
 
 All become a `LabelledSolution`: the label of a solution is its first wrong step. What comes after a
-first wrong step has no label that counts, save in PRMBench. The format of a file is that of its first row.
+first wrong step has no label that counts, save in PRMBench. The format of a file is that of its
+first row.
 """
 
 from __future__ import annotations

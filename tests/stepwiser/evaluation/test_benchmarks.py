@@ -120,18 +120,20 @@ def test_first_wrong_step_is_the_official_score_of_every_vote() -> None:
     assert benchmark_score("j", "set", items, said, FREE) == pair  # the same resamples
 
 
-def test_intervals_hold_what_they_promise_where_solutions_of_a_problem_are_alike() -> None:
-    """Resampling solutions, as if they were independent, would cover half as often."""
+def test_intervals_take_problems_as_the_units() -> None:
+    """Five solutions of a problem that stand and fall together are no five pieces of evidence."""
     rng = np.random.default_rng(0)
     share = lambda counts: counts[..., 0] / counts[..., 1]  # noqa: E731
-    covered = []
+    covered: dict[str, list[bool]] = {"problems": [], "solutions": []}
     for _ in range(120):
         right = rng.random(40) < 0.6
         sums = np.array([[[float(ok), 1.0]] for ok in right for _ in range(5)])
-        found = bootstrap(sums, [str(i) for i in range(40) for _ in range(5)], share)
-        assert found.low is not None and found.high is not None
-        covered.append(found.low <= 0.6 <= found.high)
-    assert 0.87 <= np.mean(covered) <= 1.0
+        units = {"problems": [i // 5 for i in range(200)], "solutions": list(range(200))}
+        for name, of in units.items():
+            found = bootstrap(sums, [str(i) for i in of], share)
+            assert found.low is not None and found.high is not None
+            covered[name].append(found.low <= 0.6 <= found.high)
+    assert np.mean(covered["problems"]) >= 0.87 > 0.75 > np.mean(covered["solutions"])
 
 
 def test_without_what_it_needs_a_figure_is_none() -> None:
