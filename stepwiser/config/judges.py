@@ -96,7 +96,9 @@ class JudgeConfig(Section):
 
     @model_validator(mode="after")
     def _settings_fit_the_kind(self) -> JudgeConfig:
-        given = self.model_fields_set
+        # Not those that were set: a run directory's copy says every key.
+        kinds = type(self).model_fields
+        given = {name for name, key in kinds.items() if getattr(self, name) != key.default}
         endpoint = {"url", "key_variable", "concurrency", "input_price", "output_price"}
         if self.kind == "endpoint" and not self.url:
             raise ValueError(f"{self.name}: kind=endpoint needs a url, as http://host:8000/v1")
