@@ -22,6 +22,8 @@ from stepwiser.evaluation.thresholds import (
     choose_threshold,
     refuse_shared_problems,
 )
+from stepwiser.judging.judges import Judge
+from stepwiser.judging.scoring_judge import ScoringJudge
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -86,17 +88,24 @@ def _cache(
     """
     settings = spec.settings
     prices = (settings.input_price, settings.output_price) if settings else (0.0, 0.0)
-    threshold = None
-    if settings is not None and settings.threshold == "chosen":
-        name = session.config.evaluate.threshold_set
-        assert name is not None
+    if settings is None or settings.threshold != "chosen":
         with asking(session, spec) as judge:
-            cache = JudgementCache(session, spec.name, spec.model, spec.asked, judge)
-            rows = cache.items("judgements/threshold", cache.unit, choosing, 1)
-        threshold = choose_threshold(choosing, rows, name.name)
-        spec = replace(spec, threshold=threshold.value)
+            yield JudgementCache(session, spec.name, spec.model, spec.asked, judge, prices), None
+        return
+    split = session.config.evaluate.threshold_set
+    assert split is not None
     with asking(session, spec) as judge:
-        yield JudgementCache(session, spec.name, spec.model, spec.asked, judge, prices), threshold
+        cache = JudgementCache(session, spec.name, spec.model, spec.asked, judge)
+        rows = cache.items("judgements/threshold", cache.unit, choosing, 1)
+        threshold = choose_threshold(choosing, rows, split.name)
+
+        def decided(votes: int) -> Judge:
+            scorer = judge(votes)
+            assert isinstance(scorer, ScoringJudge)
+            return replace(scorer, threshold=threshold.value)
+
+        asked = replace(spec, threshold=threshold.value).asked
+        yield JudgementCache(session, spec.name, spec.model, asked, decided), threshold
 
 
 def _score(
