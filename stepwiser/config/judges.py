@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import Fraction, Section, Unit
 
-
 _QWEN = "name: qwen, kind: qwen_prm, model: Qwen2.5-Math-PRM-7B"
 _CRITIC = "name: critic, kind: endpoint, model: m, url: https://host/v1"
 
