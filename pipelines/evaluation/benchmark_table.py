@@ -11,7 +11,7 @@ from rich.table import Table
 from pipelines.evaluation.items import heldout_labels
 from pipelines.evaluation.judgements import JudgementCache
 from pipelines.evaluation.trust import TrustChecks
-from pipelines.monitoring.formatting import number, titled_table
+from pipelines.monitoring.formatting import known, number, titled_table
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.evaluation.benchmarks import BenchmarkScore, benchmark_score, to_csv, to_latex
@@ -84,10 +84,10 @@ class BenchmarkTable:
                 f"{tokens:.0f}",
                 f"{score.seconds / solutions:.2f}",
             ]
-            table.add_row(*cells, *([f"{score.price:.2f}"] if priced else []))
+            table.add_row(*cells, *([known(score.price or None, "{:.3g}")] if priced else []))
         return table
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    known = low is not None and high is not None
-    return number(value) + (f" [{low:.3f}, {high:.3f}]" if known else "")
+    bounded = low is not None and high is not None
+    return number(value) + (f" [{low:.3f}, {high:.3f}]" if bounded else "")

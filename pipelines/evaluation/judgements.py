@@ -79,6 +79,8 @@ class JudgementCache:
         items: Sequence[T],
         work: Callable[[Judge, str, Sequence[T], Callable[[], None]], Judging],
     ) -> list[Judgement]:
+        if not items:
+            return []
         config = self.session.config
         asked = content_id(
             weights_id(self.model),

@@ -34,7 +34,8 @@ def bootstrap(
         statistic: of counts [..., k], one figure each; nan where it is undefined. Votes are
             evaluations of their own, and the figure is their mean.
 
-    Resamples without a figure are left out. With one problem there is no interval.
+    Resamples without a figure are left out. There is no interval with one problem, nor where all
+    resamples are alike: outcomes without any variation bound nothing.
     """
     names = sorted(set(problems))
     places = {name: i for i, name in enumerate(names)}
@@ -50,4 +51,6 @@ def bootstrap(
     )
     values = statistic(np.tensordot(times, grouped, axes=1)).mean(-1)
     low, high = np.quantile(values[~np.isnan(values)], [0.025, 0.975])
+    if low == high:
+        return Bootstrapped(value, None, None, len(names))
     return Bootstrapped(value, float(low), float(high), len(names))

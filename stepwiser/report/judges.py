@@ -12,6 +12,7 @@ from stepwiser.report.blocks import (
     Note,
     Section,
     Table,
+    brief,
     decimal,
     judge_colour,
     judge_title,
@@ -271,7 +272,7 @@ def _benchmark_table(scores: list[dict[str, Any]]) -> Table:
             whole(tokens),
             decimal(seconds, 2),
         ]
-        rows.append([*cells, *([decimal(number(row, "price"), 2)] if priced else [])])
+        rows.append([*cells, *([brief(number(row, "price") or None)] if priced else [])])
     columns = (
         "benchmark", "judge", "figure", "one judgement", "majority", "no verdict",
         "failed requests", "tokens a solution", "seconds a solution",

@@ -142,6 +142,9 @@ def test_without_what_it_needs_a_figure_is_none() -> None:
     one = benchmark_score("j", "s", [item("a", -1, problem="p"), item("b", 0, problem="p")],
                           [*rows("a", 1, 1, 1), *rows("b", 0, 1, 1)], FREE)  # fmt: skip
     assert one.value == 1.0 and one.low is None and one.majority is None
+    pair = [item("a", -1), item("b", 0)], [*rows("a", 1, 1, 1), *rows("b", 0, 1, 1)]
+    alike = benchmark_score("j", "s", *pair, FREE)  # [1, 1] would claim too much
+    assert (alike.value, alike.low, alike.problems) == (1.0, None, 2)
 
 
 def test_monte_carlo_labels_count_where_there_is_one() -> None:
