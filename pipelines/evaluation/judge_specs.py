@@ -17,7 +17,6 @@ from stepwiser.judging.endpoint import EndpointClient, EndpointCritic
 from stepwiser.judging.judges import DiscriminativeJudge, GenerativeJudge, Judge
 from stepwiser.judging.scoring_judge import ScoringJudge
 from stepwiser.judging.step_models import ScorerOptions
-from stepwiser.prompting.prompt_format import resolve_model
 
 MakeJudge = Callable[[int], Judge]
 """A judge of so many votes a step."""
@@ -42,7 +41,9 @@ class JudgeSpec:
         words = f"{self.kind} {self.force}"
         if self.settings is None or self.kind == "generative":
             return words
-        return f"{words} {self.threshold} {self.settings.mark} {self.settings.url}"
+        if self.kind == "endpoint":
+            return f"{words} {self.settings.url} {self.model}"
+        return f"{words} {self.threshold} {self.settings.mark}"
 
 
 def judge_specs(session: Session) -> Iterator[JudgeSpec]:
@@ -58,9 +59,9 @@ def judge_specs(session: Session) -> Iterator[JudgeSpec]:
 
 
 def compared_judges(session: Session) -> Iterator[JudgeSpec]:
-    """Judges from elsewhere (`evaluate.judges`); raises UserError for a model that is not there."""
+    """Judges from elsewhere (`evaluate.judges`); raises UserError as `Session.resolve`."""
     for judge in session.config.evaluate.judges:
-        model = judge.model if judge.kind == "endpoint" else resolve_model(judge.model)
+        model = judge.model if judge.kind == "endpoint" else session.resolve(judge.model)
         number = 0.5 if judge.threshold == "chosen" else judge.threshold
         yield JudgeSpec(judge.name, model, judge.kind, settings=judge, threshold=number)
 
@@ -121,6 +122,7 @@ def _scorers(session: Session, spec: JudgeSpec) -> Iterator[StepScorerPool]:
         mark=spec.settings.mark,
         dtype=engine.dtype,
         use_gpu=engine.gpus > 0,
+        allow_pickled_weights=session.config.allow_pickled_weights,
     )
     with (
         session.in_place_of_engines(),

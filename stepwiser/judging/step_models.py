@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwiser.errors import UserError
 from stepwiser.judging.step_prompts import MARKS, ScoredText, ScorerForm, StepPrompts
+from stepwiser.prompting.hub.folders import model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +42,7 @@ class ScorerOptions:
 
     form: ScorerForm
     model: str
-    """A folder that the machine can read."""
+    """A folder that the machine can read, or a name on the Hub (`org/name@commit`)."""
     mark: str | None = None
     """What closes a step, where the model was trained with another mark than its form's."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
@@ -49,6 +50,8 @@ class ScorerOptions:
     batch_tokens: int = 16_384
     """Most tokens of a forward pass, padding included; a longer solution goes alone."""
     use_gpu: bool = False
+    allow_pickled_weights: bool = False
+    """Load weights that are no safetensors."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ class StepScorer:
         from transformers import AutoTokenizer
 
         self.options = options
+        folder = model_folder(options.model)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"model {options.model}: its tokenizer cannot be loaded: {error}"
@@ -79,7 +83,7 @@ class StepScorer:
         mark = MARKS[options.form] if options.mark is None else options.mark
         self.prompts = StepPrompts(options.form, tokenizer, mark)
         self._device = torch.device("cuda" if options.use_gpu else "cpu")
-        self._model, self._head = _load(options)
+        self._model, self._head = _load(options, folder)
         self._model.to(self._device)
         self._head.to(self._device)
         config = self._model.config
@@ -175,7 +179,7 @@ def _only_at(head: nn.Module, rows: Tensor, ends: Tensor) -> Iterator[None]:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def _load(options: ScorerOptions) -> tuple[Any, nn.Module]:
+def _load(options: ScorerOptions, folder: Path) -> tuple[Any, nn.Module]:
     """The model, and the head that transformers does not know of; empty where it knows it."""
     import torch
     from torch import nn
@@ -190,10 +194,10 @@ def _load(options: ScorerOptions) -> tuple[Any, nn.Module]:
     dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
     try:
         model, said = kind.from_pretrained(
-            options.model,
+            folder,
             dtype=dtype,
             trust_remote_code=False,
-            use_safetensors=True,
+            use_safetensors=None if options.allow_pickled_weights else True,
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
@@ -210,14 +214,14 @@ def _load(options: ScorerOptions) -> tuple[Any, nn.Module]:
             "(a score) or two (wrong, right)"
         )
     model.eval()
-    head = _made_head(options) if options.form in HEADS else nn.Sequential()
+    head = _made_head(options, folder) if options.form in HEADS else nn.Sequential()
     return model, head.eval()
 
 
-def _made_head(options: ScorerOptions) -> nn.Module:
+def _made_head(options: ScorerOptions, folder: Path) -> nn.Module:
     from torch import nn
 
-    weights = {name: tensor.float() for name, tensor in _read_head(options).items()}
+    weights = {name: tensor.float() for name, tensor in _read_head(options, folder).items()}
     layers: list[nn.Module] = []
     for name in HEADS[options.form][::2]:
         weight, bias = weights[name], weights[name.removesuffix("weight") + "bias"]
@@ -227,20 +231,25 @@ def _made_head(options: ScorerOptions) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def _read_head(options: ScorerOptions) -> dict[str, Tensor]:
+def _read_head(options: ScorerOptions, folder: Path) -> dict[str, Tensor]:
     """The head's weights by name. Raises UserError, naming those that are not there."""
+    import torch
     from safetensors import safe_open
 
     names = set(HEADS[options.form])
     found: dict[str, Tensor] = {}
-    for file in sorted(Path(options.model).glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in names & set(tensors.keys()):
                 found[name] = tensors.get_tensor(name)
+    if not found and options.allow_pickled_weights:
+        for file in sorted(folder.glob("*.bin")):
+            pickled = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            found |= {name: pickled[name] for name in names & pickled.keys()}
     if missing := sorted(names - found.keys()):
         raise UserError(
-            f"model {options.model} has no weights {', '.join(missing)} in its *.safetensors: it is"
-            f" not of the form {options.form}"
+            f"model {options.model} has no weights {', '.join(missing)}: it is not of the form "
+            f"{options.form}"
         )
     return found
 

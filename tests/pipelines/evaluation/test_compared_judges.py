@@ -25,6 +25,7 @@ from stepwiser.report import build_report
 from stepwiser.run.store import RunStore, read_rows
 from tests.stepwiser.judging.scorer_models import make_scorer
 from tests.support.chat_server import ChatServer, chat_server, refused, said
+from tests.support.hub_cache import add_to_cache, use_cache
 from tests.support.paths import ROOT
 
 EMBEDDED = ROOT / "configs" / "embedded.yaml"
@@ -58,7 +59,7 @@ def _write(folder: Path) -> dict[str, list[StepItem]]:
 def _config(folder: Path, url: str, **changes: Any) -> RunConfig:
     judges = [
         {"name": "qwen", "kind": "qwen_prm", "model": str(folder / "qwen"), "threshold": "chosen"},
-        {"name": "shepherd", "kind": "math_shepherd", "model": str(folder / "shepherd")},
+        {"name": "shepherd", "kind": "math_shepherd", "model": "lab/shepherd"},
         {
             "name": "critic", "kind": "endpoint", "model": "m", "url": url,
             "key_variable": "CRITIC_KEY", "input_price": 2.0, "output_price": 10.0,
@@ -106,11 +107,15 @@ def server() -> Iterator[ChatServer]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """With a Hub cache that knows one of the scorers by name."""
     made = tmp_path_factory.mktemp("compared")
     make_scorer("qwen_prm", made / "qwen")
     make_scorer("math_shepherd", made / "shepherd")
-    return made
+    add_to_cache(made / "hf", "lab/shepherd", made / "shepherd")
+    with pytest.MonkeyPatch.context() as patch:
+        use_cache(patch, made / "hf")
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,7 @@ def test_every_judge_has_a_figure_on_every_set(
             scored = metrics["judges"][judge]["prmbench"]["prmbench"]
             assert row["value"] == pytest.approx(scored["prm_score"])
             assert set(scored["categories"]) == {"circular", "multi_solutions"}
+    assert RunStore(folder / "run").models().keys() == {"evaluate.judges.shepherd.model"}
     # PRMBench is no subset of ProcessBench: one set alone has no average.
     assert metrics["judges"]["start"]["average"] is None
     with (folder / "run" / "reports" / "benchmarks.csv").open() as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,25 @@ def test_a_folder_of_another_form_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         scorer(folders(made), asked)
+
+
+def test_pickled_weights_are_read_where_that_is_allowed(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As Skywork's are published."""
+    source = folders("skywork")
+    weights = {}
+    for file in source.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            weights |= {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    for file in source.glob("*.json"):
+        if "index" not in file.name:
+            shutil.copy(file, tmp_path)
+    (found,) = scorer(tmp_path, "skywork", allow_pickled_weights=True).score(SOLUTIONS[:1])
+    assert found == scorer(source, "skywork").score(SOLUTIONS[:1])[0]
+    with pytest.raises(UserError, match="cannot be loaded"):
+        scorer(tmp_path, "skywork")
 
 
 def test_a_tokenizer_without_the_mark_is_refused(folders: Callable[[str], Path]) -> None:
