@@ -17,6 +17,7 @@ from stepwiser.judging.endpoint import EndpointClient, EndpointCritic
 from stepwiser.judging.judges import DiscriminativeJudge, GenerativeJudge, Judge
 from stepwiser.judging.scoring_judge import ScoringJudge
 from stepwiser.judging.step_models import ScorerOptions
+from stepwiser.run.units import weights_id
 
 MakeJudge = Callable[[int], Judge]
 """A judge of so many votes a step."""
@@ -36,13 +37,18 @@ class JudgeSpec:
     """From which a score is Positive, for those that give scores."""
 
     @property
+    def weights(self) -> str:
+        """Which weights answer: an endpoint has nothing to tell them by but the model's name."""
+        return self.model if self.kind == "endpoint" else weights_id(self.model)
+
+    @property
     def asked(self) -> str:
         """How it is asked, in words: another way is another judge."""
         words = f"{self.kind} {self.force}"
         if self.settings is None or self.kind == "generative":
             return words
         if self.kind == "endpoint":
-            return f"{words} {self.settings.url} {self.model}"
+            return f"{words} {self.settings.url}"
         return f"{words} {self.threshold} {self.settings.mark}"
 
 

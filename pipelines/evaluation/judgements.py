@@ -17,7 +17,6 @@ from stepwiser.evaluation.benchmarks import Cost
 from stepwiser.evaluation.faithfulness import Question, ask
 from stepwiser.evaluation.scoring import judge_items
 from stepwiser.judging.judges import Judge
-from stepwiser.run.units import weights_id
 
 ASKED = b"asked"
 """Key of the file's metadata that says what the judgements are of."""
@@ -34,7 +33,8 @@ class JudgementCache:
 
     session: Session
     name: str
-    model: str
+    weights: str
+    """Which weights answer (`JudgeSpec.weights`)."""
     kind: str
     """How it is asked, in words."""
     judge: Callable[[int], Judge]
@@ -83,7 +83,7 @@ class JudgementCache:
             return []
         config = self.session.config
         asked = content_id(
-            weights_id(self.model),
+            self.weights,
             self.kind,
             votes,
             config.evaluate.temperature,

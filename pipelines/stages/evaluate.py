@@ -90,12 +90,12 @@ def _cache(
     prices = (settings.input_price, settings.output_price) if settings else (0.0, 0.0)
     if settings is None or settings.threshold != "chosen":
         with asking(session, spec) as judge:
-            yield JudgementCache(session, spec.name, spec.model, spec.asked, judge, prices), None
+            yield JudgementCache(session, spec.name, spec.weights, spec.asked, judge, prices), None
         return
     split = session.config.evaluate.threshold_set
     assert split is not None
     with asking(session, spec) as judge:
-        cache = JudgementCache(session, spec.name, spec.model, spec.asked, judge)
+        cache = JudgementCache(session, spec.name, spec.weights, spec.asked, judge)
         rows = cache.items("judgements/threshold", cache.unit, choosing, 1)
         threshold = choose_threshold(choosing, rows, split.name)
 
@@ -105,7 +105,7 @@ def _cache(
             return replace(scorer, threshold=threshold.value)
 
         asked = replace(spec, threshold=threshold.value).asked
-        yield JudgementCache(session, spec.name, spec.model, asked, decided), threshold
+        yield JudgementCache(session, spec.name, spec.weights, asked, decided), threshold
 
 
 def _score(
