@@ -42,7 +42,7 @@ class JudgeConfig(Section):
         examples=[_with(_QWEN)],
     )
     model: LocalPlace = Field(
-        description="Its folder; for `endpoint` the name that the server knows.",
+        description="Named like policy_model; for `endpoint` the name that the server knows.",
         examples=[_with(_QWEN)],
     )
     threshold: Fraction | Literal["chosen"] = Field(
