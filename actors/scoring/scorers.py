@@ -42,14 +42,17 @@ class StepScorerPool:
     A scorer gets one GPU or none: a model has to fit it.
     """
 
-    def __init__(self, options: ScorerOptions, *, count: int, cpus: float, gpus: float) -> None:
+    def __init__(
+        self, options: ScorerOptions, *, count: int, cpus: float, gpus: float, threads: int = 1
+    ) -> None:
+        """``threads``: of each, on the CPU."""
         self._actors = [
             StepScorerActor.options(
                 num_cpus=cpus,
                 num_gpus=gpus,
                 max_restarts=MAX_RESTARTS,
                 max_task_retries=MAX_RESTARTS,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cpus)))}},
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
             ).remote(options)
             for _ in range(count)
         ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from actors.pool.pool import EnginePool
 from actors.scoring.scorers import StepScorerPool
 from pipelines.evaluation.answers_file import AnswersFile
+from pipelines.session.engine_options import engine_threads
 from pipelines.session.session import Session
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
 from stepwiser.config.judges import JudgeConfig
@@ -130,14 +131,18 @@ def _scorers(session: Session, spec: JudgeSpec) -> Iterator[StepScorerPool]:
         use_gpu=engine.gpus > 0,
         allow_pickled_weights=session.config.allow_pickled_weights,
     )
-    with (
-        session.in_place_of_engines(),
-        contextlib.closing(
-            StepScorerPool(options, count=engine.count, cpus=engine.cpus, gpus=engine.gpus)
-        ) as pool,
-    ):
-        pool.load()
-        yield pool
+    threads = engine_threads(session.config, "evaluate", engine.count)
+    with session.in_place_of_engines():
+        pool = StepScorerPool(
+            options,
+            count=engine.count,
+            cpus=engine.ray_cpus,
+            gpus=engine.gpus,
+            threads=threads,
+        )
+        with contextlib.closing(pool):
+            pool.load()
+            yield pool
 
 
 @contextlib.contextmanager
