@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 
 from pipelines.session.session import Session
-from stepwiser.data.records import StepItem, content_id
+from stepwiser.data.records import JudgePrompt, StepItem, content_id
 from stepwiser.data.step_items import load_step_items, read_step_items, with_own_ids
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
@@ -138,3 +138,12 @@ def valued_items(session: Session) -> tuple[list[StepItem], dict[tuple[str, int]
             values |= {(row.trajectory_id, row.chunk_index): row.unbiased_mean for row in rows}
     random.Random(session.config.seed).shuffle(items)
     return items[:count], values
+
+
+def heldout_labels(session: Session) -> dict[tuple[str, int], bool]:
+    """Labels of held-out chunks, by trajectory and chunk; none where steps are several chunks."""
+    store = session.store
+    if session.config.label.chunks_per_step > 1 or not store.units("judge_prompts"):
+        return {}
+    rows = JudgePrompt.from_table(store.read_table("judge_prompts", "label"))
+    return {(r.trajectory_id, r.chunk_index): r.label for r in rows if r.split == "heldout"}

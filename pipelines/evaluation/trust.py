@@ -12,7 +12,8 @@ from typing import Any
 from pipelines.evaluation.items import file_items, file_name
 from pipelines.evaluation.judgements import JudgementCache
 from pipelines.session.session import Session
-from stepwiser.data.records import StepItem
+from stepwiser.config.evaluation import EvaluateConfig
+from stepwiser.data.records import Judgement, StepItem
 from stepwiser.errors import UserError
 from stepwiser.evaluation.agreement import agreement
 from stepwiser.evaluation.contamination import check
@@ -28,6 +29,7 @@ from stepwiser.evaluation.faithfulness import (
 )
 from stepwiser.evaluation.processbench import ProcessBenchScore, average_scores
 from stepwiser.evaluation.scoring import score_judge
+from stepwiser.evaluation.step_scores import score_prmbench
 
 PROTOCOLS = ("official", "by_final_answer")
 
@@ -57,6 +59,22 @@ class TrustChecks:
             "contamination": _contamination(session, self),
         }
 
+    def sets(self, main: str) -> dict[str, Sequence[StepItem]]:
+        """The sets of labelled steps by name, ``main`` the main one's."""
+        return {main: self.items, **self.more}
+
+    def rows(
+        self, cache: JudgementCache, name: str, items: Sequence[StepItem], config: EvaluateConfig
+    ) -> list[Judgement]:
+        """A judge's judgements on one of `sets`."""
+        return cache.items(*self.place(cache, name, config), items, config.votes)
+
+    def place(self, cache: JudgementCache, name: str, config: EvaluateConfig) -> tuple[str, str]:
+        """Table and unit of a judge's judgements on one of `sets`."""
+        if name == config.name:
+            return "judgements", cache.unit
+        return "judgements/more", f"{cache.unit}-{file_name(name)}"
+
     def score(
         self, session: Session, cache: JudgementCache, scored: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -73,11 +91,23 @@ class TrustChecks:
             result[part] = scores
         files = {} if config.source == "embedded" else {config.name: scored}
         files |= result["more"]
+        # A set with kinds of mistakes is no subset of ProcessBench.
+        kinds = {name: items for name, items in self.sets(config.name).items() if has_kinds(items)}
+        files = {name: row for name, row in files.items() if name not in kinds}
         result["average"] = average(files) if len(files) > 1 else None
+        result["prmbench"] = {
+            name: score_prmbench(items, self.rows(cache, name, items, config))
+            for name, items in kinds.items()
+        }
         questions = questions_of(self.probes)
         rows = cache.questions("judgements/faithfulness", cache.unit, questions, 1)
         result["faithfulness"] = score_probes(self.probes, rows, self.follows)
         return result
+
+
+def has_kinds(items: Sequence[StepItem]) -> bool:
+    """Whether a set's solutions have kinds of mistakes, as PRMBench's do."""
+    return any(item.category for item in items)
 
 
 def average(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

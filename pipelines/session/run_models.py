@@ -31,7 +31,7 @@ from stepwiser.prompting.hub.folders import (
 )
 from stepwiser.prompting.hub.reference import EMBEDDED, HubModel, hub_model
 from stepwiser.prompting.prompt_format import PromptFormat
-from stepwiser.run.models_used import ModelUse, models_used
+from stepwiser.run.models_used import JUDGES, ModelUse, judge_key, models_used
 from stepwiser.run.resource_plan import STAGES_WITH_ENGINES
 from stepwiser.run.store import RunStore
 
@@ -108,6 +108,8 @@ class RunModels:
             weights=use.weights,
             pickled=config.allow_pickled_weights,
         )
+        if not use.writes:
+            return
         if use.weights and use.model != EMBEDDED:
             check_trainable(use.model, folder, config.trust_remote_code)
         prompts = self.prompts(use.model)
@@ -133,7 +135,12 @@ class RunModels:
         """The configuration with the commit in the name of each model that was checked."""
         raw = self._config.model_dump(mode="json")
         for use, _ in self._on_hub():
-            set_key(raw, use.key, self.resolve(use.model), "the commit of a model")
+            if not use.key.startswith(JUDGES):
+                set_key(raw, use.key, self.resolve(use.model), "the commit of a model")
+        keys = {use.key for use, _ in self._on_hub()}
+        for judge in raw["evaluate"]["judges"]:
+            if judge_key(judge["name"]) in keys:
+                judge["model"] = self.resolve(judge["model"])
         return parse_config(raw)
 
     def _on_hub(self) -> list[tuple[ModelUse, HubModel]]:
@@ -162,7 +169,7 @@ class RunModels:
             _fetch_here(wanted if here in loading else small)
             _collect(others)
         node, address = next(iter(loading.items()))
-        for model in {self.resolve(use.model) for use in self._used if use.weights}:
+        for model in {self.resolve(use.model) for use in self._used if use.weights and use.writes}:
             settings = read_settings(model_folder(model, weights=False) / "config.json")
             if not listed_architectures().intersection(settings.get("architectures") or ()):
                 trust = self._config.trust_remote_code

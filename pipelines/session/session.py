@@ -251,6 +251,17 @@ class Session:
                 held[1].shutdown()
                 self._released_seconds += held[1].held_seconds
 
+    @contextlib.contextmanager
+    def in_place_of_engines(self) -> Iterator[None]:
+        """End all engines; what the block starts where they were counts as they would have."""
+        for slot in tuple(self._pools):
+            self.release(slot)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._released_seconds += (time.monotonic() - began) * self.config.engine.count
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run async work to its end; Ctrl-C cancels it."""
         return asyncio.run(work)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import Judgements, Number, Positive, Section, Unit
+from stepwiser.config.judges import JudgeConfig
 
 Items = Annotated[Positive, Unit("items")]
 Solutions = Annotated[Positive, Unit("solutions")]
@@ -28,6 +29,27 @@ class StepSetConfig(Section):
         None,
         description="Items that are used, evenly spaced; all if unset.",
         examples=["evaluate.more='[{source: processbench/math.json, name: math, limit: 400}]'"],
+    )
+
+
+class ThresholdSetConfig(Section):
+    """Labelled solutions that thresholds are chosen on, to no problem of a set that is scored."""
+
+    source: LocalPlace = Field(
+        description="A file with labelled steps, as `evaluate.source`.",
+        examples=["evaluate.threshold_set.source=math.json evaluate.threshold_set.name=math"],
+    )
+    name: str = Field(
+        description="What messages call this set.",
+        examples=["evaluate.threshold_set.name=math evaluate.threshold_set.source=math.json"],
+    )
+    limit: Items | None = Field(
+        None,
+        description="Items that are used, evenly spaced; all if unset.",
+        examples=[
+            "evaluate.threshold_set.limit=400 evaluate.threshold_set.source=math.json "
+            "evaluate.threshold_set.name=math"
+        ],
     )
 
 
@@ -69,6 +91,14 @@ class EvaluateConfig(Section):
     more: tuple[StepSetConfig, ...] = Field(
         (), description="Further files to score on; tables have each and the average of all files."
     )
+    judges: tuple[JudgeConfig, ...] = Field(
+        (),
+        description="Judges from elsewhere that are scored beside the run's own.",
+        examples=["evaluate.judges='[{name: qwen, kind: qwen_prm, model: Qwen2.5-Math-PRM-7B}]'"],
+    )
+    threshold_set: ThresholdSetConfig | None = Field(
+        None, description="Where thresholds are chosen (`threshold: chosen` of a judge)."
+    )
     faithfulness: Annotated[int, Unit("steps of either kind")] = Field(
         100,
         ge=0,
@@ -92,5 +122,31 @@ class EvaluateConfig(Section):
         if twice:
             raise ValueError(
                 f"evaluate.more: the name {twice[0]!r} is given to two sets: change one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judges_can_be_told_apart(self) -> EvaluateConfig:
+        names = [one.name for one in self.judges]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"evaluate.judges: the name {twice[0]!r} is given to two judges: change one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_are_not_chosen_on_what_is_reported(self) -> EvaluateConfig:
+        choosing = [one.name for one in self.judges if one.threshold == "chosen"]
+        if choosing and self.threshold_set is None:
+            raise ValueError(
+                f"evaluate.judges: the threshold of {choosing[0]} is to be chosen, and there is no "
+                "evaluate.threshold_set: give one, or a number"
+            )
+        reported = {self.source, *(one.source for one in self.more)}
+        if self.threshold_set is not None and self.threshold_set.source in reported:
+            raise ValueError(
+                f"evaluate.threshold_set: {self.threshold_set.source} is a set that is scored, and "
+                "a threshold chosen on it would make its own score: give another file"
             )
         return self

@@ -363,6 +363,9 @@ OPERATIONAL_KEYS = frozenset(
         "train.weight_bucket_mb",
         "train.colocated",
         "train.evaluator_engines",
+        # What each judge was asked is kept with its judgements: others may come beside them.
+        "evaluate.judges",
+        "evaluate.threshold_set",
         # Rows that cannot be read end a start without them: what has run read every one.
         "data.skip_bad_rows",
         "evaluation_data.skip_bad_rows",

@@ -5,6 +5,6 @@ generator. Out: the frozen rows that the stages hand each other, each with its A
 (`records`), problems with reference answers that can be verified (`sources`), verdicts on final
 answers (`verifiers`, over the room `answers`), solutions to be valued that the policy did not write
 (`imported`), and those with labelled steps that judges are scored on (`step_items`, in the formats
-of `step_formats`). A cell is read by what it says (`cells`), and a row that cannot be read is
-named. What leaves for other libraries is in `run/export`.
+of `step_formats` and `prmbench`). A cell is read by what it says (`cells`), and a row that cannot
+be read is named. What leaves for other libraries is in `run/export`.
 """

@@ -33,6 +33,10 @@ class LabelledSolution:
     generator: str = ""
     written: list[str] | None = None
     """All steps, where only the leading ones that `steps` has were labelled."""
+    wrong_steps: list[int] | None = None
+    """All wrong steps, rising, where every step was labelled, also those after a wrong one."""
+    category: str = ""
+    """The kind of its mistakes."""
 
     @property
     def final_answer_correct(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self, get_type_hints
 
@@ -64,8 +64,11 @@ class Row:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> list[Self]:
-        """Rows of a table. Raises UserError where an older version wrote it with fewer columns."""
-        names = cls._names()
+        """Rows of a table. Raises UserError where an older version wrote it with fewer columns,
+        unless those have a default."""
+        optional = {f.name for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
+        there = set(table.column_names)
+        names = [name for name in cls._names() if name in there or name not in optional]
         if missing := [name for name in names if name not in table.column_names]:
             raise UserError(
                 f"a table of {cls.__name__} lacks the columns {', '.join(missing)}: an older "
@@ -179,6 +182,10 @@ class StepItem(Row):
     """Index of the first wrong step, -1 where every step is right."""
     final_answer_correct: bool
     generator: str
+    wrong_steps: list[int] | None = None
+    """Indices of all wrong steps, rising, where somebody labelled every step; else unknown."""
+    category: str = ""
+    """The kind of its mistakes, where the set has kinds."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,9 @@ class Judgement(Row):
     analysis: str
     tokens: int
     truncated: int
+    prompt_tokens: int = 0
+    failed: int = 0
+    """Votes that could not be asked for; they have no verdict."""
 
 
 def group_by(rows: Sequence[Any], key: str) -> dict[Any, list[Any]]:

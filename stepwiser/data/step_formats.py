@@ -5,11 +5,13 @@
 | ProcessBench | `problem`, `steps`, `label` (first wrong step, -1 none), `final_answer_correct` |
 | PRM800K | `question` (`problem` ...) and `label` (`steps` with rated `completions`) |
 | Math-Shepherd | `input` with a tag after each step, `label` with + or - in the tag's place |
+| PRMBench | `modified_question`, `modified_process`, `error_steps`, `classification` |
 | an export of ours | `problem`, `steps`, `labels`, `values`, ... (`stepwiser export --format hf`) |
 | labelled steps | a problem, steps, and a label of each (TRL, Skywork, GenPRM ...) |
 
 All become a `LabelledSolution`: the label of a solution is its first wrong step. What comes after a
-first wrong step has no label that counts. The format of a file is that of its first row.
+first wrong step has no label that counts, save in PRMBench. The format of a file is that of its
+first row.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from stepwiser.data.labelled_solution import (
     LabelledSolution,
     first_wrong,
 )
+from stepwiser.data.prmbench import is_prmbench, read_prmbench
 from stepwiser.data.step_conversations import is_conversation, labelled_conversation
 
 OPENR_MARK = "\n" * 5
@@ -53,6 +56,8 @@ class StepFormat:
     fits: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any], bool], LabelledSolution]
     """``rated``: labels of the file are ratings, -1 wrong, 0 neutral, 1 right."""
+    repeats_rows: bool = False
+    """Rows of one id are one row that is there again, not several solutions."""
     says_what_is_missing: bool = False
     """``read`` names the columns that a row of it lacks."""
 
@@ -368,6 +373,7 @@ FORMATS = (
     StepFormat("Math-Shepherd", _is_shepherd, _shepherd),
     StepFormat("a conversation about steps", is_conversation, labelled_conversation),
     StepFormat("ProcessBench", _is_processbench, _processbench, says_what_is_missing=True),
+    StepFormat("PRMBench", is_prmbench, read_prmbench, repeats_rows=True),
     StepFormat("an export of ours", _is_export, _export),
     StepFormat("labelled steps", _is_labelled, _labelled),
 )

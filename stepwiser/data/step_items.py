@@ -66,13 +66,16 @@ def read_step_items(source: str, limit: int | None, skip_bad_rows: bool = False)
     rejected = [Rejected(row.index, why) for row, _, why in found if why]
     named = [
         StepItem(s.solution_id or f"row-{row.index}", s.problem, s.steps, s.label,
-                 s.final_answer_correct, s.generator)
+                 s.final_answer_correct, s.generator, s.wrong_steps, s.category)
         for row, s, _ in found
         if s is not None
     ]  # fmt: skip
     if not named:
         raise UserError(f"evaluate.source {source}: none of {len(rows)} rows is usable: "
                         f"{rejected[0].reason}")  # fmt: skip
+    if form.repeats_rows:
+        firsts = {item.id: i for i, item in reversed(list(enumerate(named)))}
+        named = [item for i, item in enumerate(named) if firsts[item.id] == i]
     items, twice = with_own_ids(named)
     count = min(limit or len(items), len(items))
     chosen = [items[i * len(items) // count] for i in range(count)]

@@ -31,9 +31,7 @@ async def judge_items(
     """Judge every step of every item; steps after a Negative too, positions need them."""
 
     async def one(item: StepItem) -> list[Judgement]:
-        verdicts = await asyncio.gather(
-            *(judge.judge(item.problem, item.steps[:i], step) for i, step in enumerate(item.steps))
-        )
+        verdicts = await judge.judge_steps(item.problem, item.steps)
         done()
         return [judgement(item.id, name, i, verdict) for i, verdict in enumerate(verdicts)]
 
@@ -52,6 +50,8 @@ def judgement(item_id: str, name: str, index: int, verdict: JudgeVerdict) -> Jud
         analysis=verdict.analysis,
         tokens=verdict.tokens,
         truncated=verdict.truncated,
+        prompt_tokens=verdict.prompt_tokens,
+        failed=verdict.failed,
     )
 
 

@@ -1,9 +1,10 @@
-"""Judges over any generator: the generative one of the paper and the discriminative baseline."""
+"""What every judge can be asked, and the judges over a generator: generative, discriminative."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf
 from typing import Protocol
 
@@ -31,16 +32,27 @@ class JudgeVerdict:
     """Votes that ran into the token limit."""
     unfinished: int = 0
     """Votes whose thinking never ended, which have no verdict for that."""
+    prompt_tokens: int = 0
+    """Tokens that were read for it; what several verdicts share counts for the first of them."""
+    failed: int = 0
+    """Votes that could not be asked for, which have no verdict for that."""
 
 
 class Judge(Protocol):
-    """Judges one chunk after its history."""
+    """Judges steps, each after its history. How a score becomes a verdict is its own affair."""
 
-    async def judge(self, problem: str, history: Sequence[str], chunk: str) -> JudgeVerdict: ...
+    async def judge(self, problem: str, history: Sequence[str], chunk: str) -> JudgeVerdict:
+        """The verdict on one chunk."""
+        ...
+
+    async def judge_steps(self, problem: str, steps: Sequence[str]) -> list[JudgeVerdict]:
+        """A verdict on each step of a solution, on those after a wrong one too."""
+        asked = (self.judge(problem, steps[:i], step) for i, step in enumerate(steps))
+        return list(await asyncio.gather(*asked))
 
 
 @dataclass(frozen=True)
-class GenerativeJudge:
+class GenerativeJudge(Judge):
     """Reasons about the chunk, then gives the verdict (paper section 3.3)."""
 
     generator: Generator
@@ -54,7 +66,8 @@ class GenerativeJudge:
         prompt = self.prompts.judge_ids(problem, history, chunk)
         if self.force:
             prompt = prompt + self.prompts.encode(self.prompts.closing + self.force)
-        return self.read(await self.generator.generate(prompt, self.sampling, affinity=problem))
+        samples = await self.generator.generate(prompt, self.sampling, affinity=problem)
+        return replace(self.read(samples), prompt_tokens=len(prompt))
 
     def read(self, samples: Sequence[Sample]) -> JudgeVerdict:
         """Samples of one judge prompt into a verdict."""
@@ -85,7 +98,7 @@ class GenerativeJudge:
 
 
 @dataclass(frozen=True)
-class DiscriminativeJudge:
+class DiscriminativeJudge(Judge):
     """Reads the verdict off one token, without a word of analysis (the paper's baseline)."""
 
     generator: Generator
@@ -99,7 +112,7 @@ class DiscriminativeJudge:
         marks = self.prompts.mark_ids
         positive, negative = (exp(top.get(marks[label], -inf)) for label in (True, False))
         if positive + negative == 0.0:
-            return JudgeVerdict(None, None, "", (None,), 1, 0)
+            return JudgeVerdict(None, None, "", (None,), 1, 0, prompt_tokens=len(prompt))
         score = positive / (positive + negative)
         verdict = score >= 0.5
-        return JudgeVerdict(verdict, score, "", (verdict,), 1, 0)
+        return JudgeVerdict(verdict, score, "", (verdict,), 1, 0, prompt_tokens=len(prompt))

@@ -268,15 +268,17 @@ class PromptFormat:
 
     def judge_ids(self, problem: str, history: Sequence[str], chunk: str) -> list[int]:
         """Prompt of the generative judge about `chunk`, which follows `history`."""
+        return self._ask(self.judge_message(problem, history, chunk))
+
+    def judge_message(self, problem: str, history: Sequence[str], chunk: str) -> str:
+        """What the generative judge is asked, before a chat template."""
         separator = self.config.history_separator
         # A separator closes every piece of a non-empty history of the tiny model ("") alike.
         text = separator.join(self._safe(piece) for piece in history)
-        return self._ask(
-            self.config.judge.format(
-                problem=self._safe(problem),
-                history=text if history else self.config.empty_history,
-                chunk=self._safe(chunk),
-            )
+        return self.config.judge.format(
+            problem=self._safe(problem),
+            history=text if history else self.config.empty_history,
+            chunk=self._safe(chunk),
         )
 
     def discriminative_ids(self, problem: str, history: Sequence[str], chunk: str) -> list[int]:

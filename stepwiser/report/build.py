@@ -16,7 +16,7 @@ from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section
 from stepwiser.report.charts import swatch
 from stepwiser.report.curves import training
 from stepwiser.report.figures import Bars
-from stepwiser.report.judges import calibration, processbench
+from stepwiser.report.judges import benchmarks, calibration, processbench
 from stepwiser.report.reading import RunData, mapping
 from stepwiser.report.solutions import examples
 from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
@@ -31,6 +31,7 @@ SECTIONS = (
     labels,
     training,
     processbench,
+    benchmarks,
     calibration,
     trust,
     solving,

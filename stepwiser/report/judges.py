@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from stepwiser.report.blocks import (
@@ -11,6 +12,7 @@ from stepwiser.report.blocks import (
     Note,
     Section,
     Table,
+    brief,
     decimal,
     judge_colour,
     judge_title,
@@ -209,6 +211,99 @@ def _recall(judges: dict[str, Any]) -> Figure | None:
         _legend(shown, judges),
         "On the dashed line lies whoever answers without looking.",
     )
+
+
+def benchmarks(data: RunData) -> Section | None:
+    """Every judge on every set with what it cost, and PRMBench by kinds of mistake."""
+    metrics = data.metrics("evaluate")
+    scores = rows_of(metrics, "benchmarks")
+    if not scores:
+        return None
+    section = Section(
+        "benchmarks",
+        "Judges and benchmarks",
+        "One figure a pair, with what asking has cost: tokens read and written, and seconds, "
+        "without loading.",
+    )
+    section.add(_benchmark_table(scores), *_prmbench_tables(mapping(metrics, "judges")))
+    chosen = {
+        name: row
+        for name, row in mapping(metrics, "judges").items()
+        if number(row, "threshold", "value") is not None
+    }
+    for name, row in chosen.items():
+        section.add(
+            Note(
+                f"“{judge_title(name)}”: Positive from {decimal(number(row, 'threshold', 'value'))}"
+                f" on, chosen on {whole(number(row, 'threshold', 'items'))} solutions to other "
+                "problems than these."
+            )
+        )
+    section.add(
+        Note(
+            "Brackets: 95% intervals, resampling problems. Of several votes “one judgement” is "
+            "their mean. The same table is in reports/benchmarks.csv and benchmarks.tex."
+        )
+    )
+    return section
+
+
+def _benchmark_table(scores: list[dict[str, Any]]) -> Table:
+    priced = any(number(row, "price") for row in scores)
+    order = list(dict.fromkeys(str(row.get("benchmark")) for row in scores))
+    rows = []
+    for row in sorted(scores, key=lambda row: order.index(str(row.get("benchmark")))):
+        solutions = number(row, "solutions") or 0
+        tokens, seconds = (
+            None if not solutions or None in parts else sum(filter(None, parts)) / solutions
+            for parts in (
+                [number(row, key) for key in ("generated_tokens", "prompt_tokens")],
+                [number(row, "seconds")],
+            )
+        )
+        cells: list[str | Estimate | None] = [
+            str(row.get("benchmark")),
+            judge_title(str(row.get("judge"))),
+            str(row.get("metric")),
+            _bounded(row, "value", "low", "high"),
+            _bounded(row, "majority", "majority_low", "majority_high"),
+            percent(number(row, "no_verdict")),
+            whole(number(row, "failed")),
+            whole(tokens),
+            decimal(seconds, 2),
+        ]
+        rows.append([*cells, *([brief(number(row, "price") or None)] if priced else [])])
+    columns = (
+        "benchmark", "judge", "figure", "one judgement", "majority", "no verdict",
+        "failed requests", "tokens a solution", "seconds a solution",
+    )  # fmt: skip
+    return Table((*columns, *(["price"] if priced else [])), rows)
+
+
+def _bounded(row: dict[str, Any], mean: str, low: str, high: str) -> Estimate | None:
+    value = number(row, mean)
+    return None if value is None else Estimate(value, number(row, low), number(row, high))
+
+
+def _prmbench_tables(judges: dict[str, Any]) -> Iterator[Table]:
+    """PRMScore by kind of mistake, one table a set."""
+    sets = {name for row in judges.values() for name in mapping(row, "prmbench")}
+    for name in sorted(sets):
+        found = {judge: mapping(row, "prmbench", name) for judge, row in judges.items()}
+        found = {judge: row for judge, row in found.items() if row}
+        kinds = list(dict.fromkeys(k for row in found.values() for k in mapping(row, "categories")))
+        rows = [
+            (
+                judge_title(judge),
+                decimal(number(row, "prm_score")),
+                decimal(number(row, "f1")),
+                decimal(number(row, "f1_negative")),
+                *(decimal(number(row, "categories", kind, "prm_score")) for kind in kinds),
+            )
+            for judge, row in found.items()
+        ]
+        columns = ("judge", "PRMScore", "F1", "F1 neg", *(kind.replace("_", " ") for kind in kinds))
+        yield Table(columns, rows, title=f"{name}: PRMScore by kind of mistake")
 
 
 def calibration(data: RunData) -> Section:

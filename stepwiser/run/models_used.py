@@ -12,6 +12,9 @@ NAMELESS = {"report", "serve"}
 """Stages that read only what the run directory holds."""
 
 
+JUDGES = "evaluate.judges"
+
+
 @dataclass(frozen=True)
 class ModelUse:
     """A model of the configuration."""
@@ -23,6 +26,8 @@ class ModelUse:
     """Loaded; else only its tokenizer is."""
     discriminates: bool = False
     """Asked for verdicts of one token."""
+    writes: bool = True
+    """It writes text, in a chat; else it scores steps, and is loaded in another way."""
 
 
 def models_used(config: RunConfig, stages: Sequence[str]) -> list[ModelUse]:
@@ -41,4 +46,15 @@ def models_used(config: RunConfig, stages: Sequence[str]) -> list[ModelUse]:
     segment = config.segment
     if "segment" in asked and chunks and segment.segmenter == "engine" and segment.segmenter_model:
         used.append(ModelUse("segment.segmenter_model", segment.segmenter_model, True))
+    if "evaluate" in asked:
+        used += [
+            ModelUse(judge_key(judge.name), judge.model, True, writes=not judge.scores_steps)
+            for judge in config.evaluate.judges
+            if judge.kind != "endpoint"
+        ]
     return used
+
+
+def judge_key(name: str) -> str:
+    """Where the model of a judge from elsewhere is named: by the judge, whose place may change."""
+    return f"{JUDGES}.{name}.model"

@@ -83,6 +83,11 @@ def test_models_are_asked_for_by_the_stages_that_load_them(tmp_path: Path) -> No
     }
     plain = _config(tmp_path, "prompts.steps=paragraphs", "judge_model=null")
     assert used("segment", "train", config=plain) == {"policy_model": (True, True)}
+    others = "[{name: a, kind: skywork, model: org/a}, {name: b, kind: endpoint, model: b, url: u}]"
+    compared = models_used(_config(tmp_path, f"evaluate.judges={others}"), ["evaluate"])
+    assert [(u.key, u.writes) for u in compared if u.model in ("org/a", "b")] == [
+        ("evaluate.judges.a.model", False)
+    ]
     served = _config(tmp_path, name="paper-7b.yaml")
     assert set(used(*STAGES, config=served)) == {"policy_model"}, "a URL is no model to fetch"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from stepwiser.annotation.label_rules import LabelRule, balance, class_shares, label_chunks
 from stepwiser.annotation.values import ValueEstimate
 from stepwiser.config import RunConfig
 from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, StepItem, Trajectory
+from stepwiser.evaluation.benchmarks import Cost, benchmark_score
 from stepwiser.evaluation.scoring import calibration, score_judge
+from stepwiser.evaluation.step_scores import score_prmbench
 from stepwiser.run.store import RunStore
 from stepwiser.tasks import first_error, make_problem, solution
 from tests.stepwiser.report.report_trust import made_trust
@@ -309,6 +311,7 @@ def write_evaluation(
         for v in ChunkValue.from_table(store.read_table("values", "annotate"))
     }
     metrics = {}
+    pairs_of_sets = []
     for judge in JUDGES:
         rows = judgements(rng, items, judge)
         extra = judgements(rng, heldout, judge)
@@ -320,7 +323,18 @@ def write_evaluation(
         metrics[judge]["calibration_values"] = calibration(
             [s for s, _ in pairs], [v for _, v in pairs], 10
         )
-    facts = made_trust(items, metrics, {name: judgements(rng, items, name) for name in JUDGES})
+        pairs_of_sets.append(
+            asdict(benchmark_score(judge, "embedded", items, rows, Cost(9.5, 0, 700)))
+        )
+        labelled = [
+            replace(i, wrong_steps=[i.label] if i.label >= 0 else [], category="circular")
+            for i in items
+        ]
+        metrics[judge]["prmbench"] = {"prm": score_prmbench(labelled, rows)}
+    metrics["judge"]["threshold"] = {"value": 0.4321, "f1": 0.5, "items": 77}
+    facts = {"benchmarks": pairs_of_sets} | made_trust(
+        items, metrics, {name: judgements(rng, items, name) for name in JUDGES}
+    )
     store.write_metrics(
         "evaluate",
         {"set": "embedded", "items": {"wrong": count, "right": count}, "judges": metrics, **facts},

@@ -132,6 +132,17 @@ def test_figures_are_those_of_the_metrics(run: RunStore, page: Page) -> None:
     assert "24 min 00 s" in page.words  # 40 s + 80 s + … + 320 s
 
 
+def test_every_judge_has_a_row_a_benchmark(run: RunStore, page: Page) -> None:
+    metrics = run.read_metrics("evaluate")
+    assert metrics is not None
+    assert "Judges and benchmarks" in page.words
+    for row in metrics["benchmarks"]:
+        assert f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in page.words
+        scored = metrics["judges"][row["judge"]]["prmbench"]["prm"]
+        assert f"{scored['categories']['circular']['prm_score']:.3f}" in page.words
+    assert "Positive from 0.432 on, chosen on 77 solutions" in page.words
+
+
 def test_what_can_be_trusted_is_shown(run: RunStore, page: Page) -> None:
     metrics = run.read_metrics("evaluate")
     assert metrics is not None
