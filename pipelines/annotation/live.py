@@ -24,7 +24,7 @@ from pipelines.session.session import Session
 from stepwiser.annotation.judge_prompts import TOO_LONG, is_held_out, label_trajectory
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, StoppingRule, stopping_plan
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.data.records import JudgePrompt
 from stepwiser.errors import UserError
 from stepwiser.run.read_log import PromptReadLog, count_reads, read_log_path, rollouts_read

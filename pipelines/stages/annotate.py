@@ -18,7 +18,7 @@ from pipelines.annotation.work import (
 )
 from pipelines.monitoring.formatting import facts_table
 from pipelines.session.session import Session
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.data.records import Problem
 from stepwiser.errors import UserError
 from stepwiser.run.resource_plan import engine_range

@@ -4,7 +4,7 @@ In: a file and `key=value` overrides. Out: a checked, frozen `RunConfig`, or a U
 the key, the value and the nearest key that exists. Also here: names that keys had before
 (`aliases`), what can never work and is refused at the start (`impossible`), what is a folder and
 what an address (`addresses`), and the share of the work that one of several clusters takes
-(`shard`). Importable without torch. What a run needs of a cluster is computed from it in
+(`annotation.Shard`). Importable without torch. What a run needs of a cluster is computed from it in
 `run/resource_plan`.
 """
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from stepwiser.config.addresses import LocalPlace
-from stepwiser.config.annotation import AnnotateConfig, LabelConfig
+from stepwiser.config.annotation import AnnotateConfig, LabelConfig, Shard
 from stepwiser.config.base import (
     AnswerChecker,
     Chunks,
@@ -35,7 +35,6 @@ from stepwiser.config.data import DataConfig
 from stepwiser.config.evaluation import EvaluateConfig
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.config.serving import ServeConfig
-from stepwiser.config.shard import Shard
 from stepwiser.config.training import (
     AblateConfig,
     DiscriminativeConfig,

@@ -24,7 +24,7 @@ from stepwiser.annotation.throughput import (
     label_shares,
     saved_share,
 )
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import finished_units, log_files, read_log, read_plan, read_summary

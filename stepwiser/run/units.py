@@ -20,7 +20,7 @@ from typing import Any
 
 from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.annotation.throughput import CounterSnapshot
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.data.records import ChunkValue, Trajectory, content_id, group_by
 from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.store import (

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 from stepwiser.config import load_config
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import UnitLog, write_plan
 from stepwiser.tasks import load_base_model_dir

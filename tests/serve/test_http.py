@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from cluster.ports import reserved_ports
-from tests.support.fuzz import mutated
+from tests.serve.fuzz import mutated
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,7 @@ from pipelines.monitoring.progress import ProgressBar
 from pipelines.session.session import Session
 from stepwiser.annotation.throughput import EngineFigures, Figures
 from stepwiser.config import RunConfig
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.run.status import read_status
 from stepwiser.run.units import UnitLog, read_log, write_plan
 from tests.support.scripted_engine import SLOTS, ScriptedEngine, work

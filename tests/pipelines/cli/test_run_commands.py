@@ -10,7 +10,7 @@ from pipelines.cli import app
 from pipelines.monitoring.formatting import duration
 from stepwiser.annotation.throughput import EngineCounters
 from stepwiser.config import RunConfig
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import UnitLog
 from tests.stepwiser.annotation.test_cost import COUNTS

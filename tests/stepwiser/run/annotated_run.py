@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwiser.config import RunConfig
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import UnitLog, write_plan

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stepwiser.config import RunConfig
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError
 from stepwiser.run.merge import keys_of, merge

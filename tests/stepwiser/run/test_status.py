@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stepwiser.config import RunConfig
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
 from stepwiser.run.status import (
     RECENT_S,

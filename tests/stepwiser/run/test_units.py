@@ -9,7 +9,7 @@ from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question
 from stepwiser.annotation.throughput import EngineCounters
 from stepwiser.config import load_config
-from stepwiser.config.shard import Shard
+from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import (
