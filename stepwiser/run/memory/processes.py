@@ -182,7 +182,8 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
     # In bfloat16 shares add up, and each pass fills a bucket beside them while its activations go;
     # in float32 whole gradients add up, and the bucket comes when there are none any more.
     bucket = min(parameters, BUCKET) * width
-    needed = max(activations(config, size, batch) for batch in _micro_batches(config, stage))
+    passes = [activations(config, size, batch) for batch in _micro_batches(config, stage)]
+    needed = max(passes, default=0.0)
     if learner.precision == "bfloat16":
         gradients = share + bucket
     else:
