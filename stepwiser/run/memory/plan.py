@@ -103,16 +103,18 @@ def plan_memory(config: RunConfig, stage: str, folder_of: FolderOf) -> StageMemo
     unknown = tuple(name for name, size in sizes.items() if size is None)
     # Stages that hold two models plan with the larger one in every engine.
     known = [size for size in sizes.values() if size is not None]
-    processes = []
+    processes: list[Process] = []
+    vocabulary = 0
     if known:
         size = max(known, key=lambda one: one.parameters)
+        vocabulary = size.vocabulary
         processes = [_process(config, stage, need, size) for need in needs]
         processes.append(
             Process("object store", 1, 0.0, 0.0, object_store(config, stage, size), {})
         )
     processes += [
         Process(role, count, 0.0, 0.0, {"base": base}, {})
-        for role, count, base in other_processes(config, stage)
+        for role, count, base in other_processes(config, stage, vocabulary)
     ]
     return StageMemory(stage, tuple(processes), unknown)
 

@@ -25,20 +25,24 @@ MIB = 2**20
 Parts = Mapping[str, float]
 """Bytes by what they are for."""
 
-ENGINE_BASE = 580 * MIB
-"""An engine's process: 430 for what it imports, 40 for Ray, the rest for the requests it holds."""
+ENGINE_BASE = 430 * MIB
+"""An engine's process: what it imports."""
+SEQUENCE = 0.2 * MIB
+"""What an engine holds of each sequence that it decodes, beside its keys and values."""
 LEARNER_BASE = 430 * MIB
 """A learner's process: 390 for what it imports, 40 for Ray."""
 PACKED = 2
 """Times that a CPU engine has its weights: as they came, and packed for its matrix products."""
-UPDATE_COPIES = 1.75
+UPDATE_COPIES = 2.0
 """New weights in an engine while they are loaded: all of them as bytes, and tensors of a part."""
 DRIVER = 300 * MIB
 RAY = 500 * MIB
 """Head, raylet and agents of one node, and workers that wait for something to do."""
 REGISTRY = 100 * MIB
-LABELER = 250 * MIB
-COLLECTOR = 400 * MIB
+LABELER = 220 * MIB
+COLLECTOR = 370 * MIB
+TOKEN = 1800.0
+"""Bytes of one entry of a tokenizer's vocabulary, in each process that has one."""
 CONTROLLER = 150 * MIB
 CUDA_HOST = 2048 * MIB
 """What CUDA and its libraries take of host memory in each process."""
@@ -121,7 +125,7 @@ def engine_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     cache = engine.kv_cache_mb * MIB if engine.kv_cache_mb else CPU_KV_CACHE
     processes = 2 if engine.multiprocess else 1
     return {
-        "base": ENGINE_BASE * processes,
+        "base": ENGINE_BASE * processes + SEQUENCE * engine.max_num_seqs,
         # The packed output layer of tied embeddings comes on top.
         "weights": PACKED * weights + size.vocabulary * size.hidden * width,
         "KV cache": cache,
@@ -167,29 +171,28 @@ def learner_gpu(config: RunConfig, stage: str, size: ModelSize) -> Parts:
 
 
 def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]:
-    """The larger of two moments: a backward pass, or the update after it (ZeRO-2 as DeepSpeed
-    writes it: float32 master weights and moments, gradients averaged in shares)."""
+    """A rank at the end of a backward pass, as DeepSpeed's ZeRO-2 has it: float32 master weights
+    and moments in shares, and gradients."""
     learner, ranks = config.learner, config.learner.workers
     width, parameters = _learner_width(config), size.parameters
     split = ranks if learner.zero_stage == 3 else 1
     # Reference weights of the KL stay whole on every rank.
     reference = parameters * width if stage == "train" and config.train.kl_coefficient else 0.0
     share = 4 * parameters / ranks
-    # In float32 whole gradients add up; in bfloat16 shares of them do, and each pass has a bucket.
-    added = parameters * 4 / split if learner.precision == "float32" else share
+    # In bfloat16 shares add up, and each pass fills a bucket beside them while its activations go;
+    # in float32 whole gradients add up, and the bucket comes when there are none any more.
     bucket = min(parameters, BUCKET) * width
-    backward = {
-        "gradients": added,
-        "activations": max(
-            activations(config, size, batch) for batch in _micro_batches(config, stage)
-        ),
-    }
-    # The averaged share, and a flat copy of it.
-    update = {"gradients": 2 * share + max(0.0, added - share) + bucket, "activations": 0.0}
+    passes = [activations(config, size, batch) for batch in _micro_batches(config, stage)]
+    needed = max(passes, default=0.0)
+    if learner.precision == "bfloat16":
+        gradients = share + bucket
+    else:
+        gradients = 4 * parameters / split + max(0.0, bucket - needed)
     return {
         "weights": parameters * width / split + reference,
         "optimizer": 3 * share,
-        **max(backward, update, key=lambda parts: sum(parts.values())),
+        "gradients": gradients,
+        "activations": needed,
     }
 
 
@@ -246,18 +249,21 @@ def object_store(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     return {"copies": min(room, copies)}
 
 
-def other_processes(config: RunConfig, stage: str) -> Sequence[tuple[str, int, float]]:
-    """Role, number and bytes of what else runs beside the driver, whatever the model."""
+def other_processes(
+    config: RunConfig, stage: str, vocabulary: int
+) -> Sequence[tuple[str, int, float]]:
+    """Role, number and bytes of what else runs beside the driver; ``vocabulary`` in tokens."""
+    words = TOKEN * vocabulary
     engines = max(1, config.engine.count)
-    found = [("driver", 1, DRIVER), ("Ray", 1, RAY)]
+    found = [("driver", 1, DRIVER + words), ("Ray", 1, float(RAY))]
     if stage in ENGINE_STAGES:
-        found.append(("engine registry", 1, REGISTRY))
+        found.append(("engine registry", 1, float(REGISTRY)))
     if stage == "annotate" or (stage == "train" and config.train.live):
-        found.append(("labeler", min(16, engines), LABELER))
+        found.append(("labeler", min(16, engines), LABELER + words))
     if stage == "train":
-        found.append(("collector", 1, COLLECTOR))
+        found.append(("collector", 1, COLLECTOR + words))
     if stage in LEARNER_STAGES:
-        found.append(("training controller", 1, CONTROLLER))
+        found.append(("training controller", 1, float(CONTROLLER)))
     return found
 
 
