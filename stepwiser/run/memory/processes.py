@@ -171,13 +171,16 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
     writes it: float32 master weights and moments, gradients averaged in shares)."""
     learner, ranks = config.learner, config.learner.workers
     width, parameters = _learner_width(config), size.parameters
+    trained = _trained(config, size)
     split = ranks if learner.zero_stage == 3 else 1
-    # Reference weights of the KL stay whole on every rank.
-    reference = parameters * width if stage == "train" and config.train.kl_coefficient else 0.0
-    share = 4 * parameters / ranks
+    # Reference weights of the KL stay whole on every rank; a new adapter is only switched off.
+    asked = stage == "train" and config.train.kl_coefficient > 0
+    own = not learner.lora.rank or config.train.adapter is not None
+    reference = parameters * width if asked and own else 0.0
+    share = 4 * trained / ranks
     # In float32 whole gradients add up; in bfloat16 shares of them do, and each pass has a bucket.
-    added = parameters * 4 / split if learner.precision == "float32" else share
-    bucket = min(parameters, BUCKET) * width
+    added = trained * 4 / split if learner.precision == "float32" else share
+    bucket = min(trained, BUCKET) * width
     backward = {
         "gradients": added,
         "activations": max(
@@ -191,6 +194,16 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
         "optimizer": 3 * share,
         **max(backward, update, key=lambda parts: sum(parts.values())),
     }
+
+
+def _trained(config: RunConfig, size: ModelSize) -> float:
+    """Numbers that have gradients: all, or those of adapters beside every linear layer."""
+    rank = config.learner.lora.rank
+    if not rank:
+        return size.parameters
+    hidden, queries, keys = size.hidden, size.attention, size.kv_heads * size.head_dim
+    attention = 2 * (hidden + queries) + 2 * (hidden + keys)
+    return rank * size.layers * (attention + 3 * (hidden + size.intermediate))
 
 
 def _micro_batches(config: RunConfig, stage: str) -> list[MicroBatch]:
