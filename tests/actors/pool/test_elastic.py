@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import ray
@@ -197,11 +198,8 @@ def test_engines_that_cannot_start_do_not_take_the_others_along(cluster, make_po
 
     async def scenario():
         cluster_log = tmp_path / "answers"
-        template = pool._supervisor._template
         broken = EngineOptions(model="broken", max_num_seqs=SLOTS)
-        pool._supervisor._template = type(template)(
-            broken, template.registry, 1.0, 0.0, template.build
-        )
+        pool._supervisor._template = replace(pool._supervisor._template, options=broken)
         for held in pool._supervisor.engines[1:]:
             pool._supervisor._remove(held.index)
         cluster.add_node(1)

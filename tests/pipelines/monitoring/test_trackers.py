@@ -27,10 +27,11 @@ REWARD = {step: 0.1 * step for step in STEPS}
 
 @pytest.fixture(scope="module", autouse=True)
 def trackio_keeps_its_runs_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Trackio reads its folder's name when it is imported, and no variable of the machine's."""
-    assert "trackio" not in sys.modules
+    """Trackio reads its folder's name when it is imported, which TRL may have had done before."""
     folder = tmp_path_factory.mktemp("trackio")
     with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+            patch.delitem(sys.modules, name)
         patch.setenv("TRACKIO_DIR", str(folder))
         for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
