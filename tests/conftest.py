@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT, SHARED_DATA
+from tests.support import preload
+from tests.support.paths import SHARED_DATA
 from tests.support.scratch import Leftovers, isolate
 from tests.support.timeouts import tell_before_the_end
 
@@ -36,6 +37,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 # that they start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Workers of xdist share their parent's.
+PRELOADED = None if "PYTEST_XDIST_WORKER" in os.environ else preload.start(SCRATCH)
 # What is told to end cleans up as after Ctrl-C.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -98,6 +101,9 @@ def nothing_is_left() -> Iterator[None]:
     """Fails the run where processes, shared memory or folders outlive its tests."""
     leftovers = Leftovers(SCRATCH)
     yield
+    if PRELOADED is not None:
+        PRELOADED.kill()
+        PRELOADED.wait()
     left = leftovers.find()
     assert not left, "the tests have left:\n" + "\n".join(left)
 
@@ -108,7 +114,7 @@ def ray_local() -> Iterator[None]:
     from cluster.local_nodes import local_cluster
 
     # Ray Train starts its workers elsewhere.
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     head = {"object_store_memory": 256 * 2**20}
     with local_cluster(4, head, runtime_env={"env_vars": environment}):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,6 @@ import ray.train
 
 from actors.learner.train import train_grpo
 from cluster.local_nodes import local_cluster
-from tests.support.paths import ROOT
 from tests.support.scripted_collector import scripted_batch
 from tests.support.tiny import make_tiny_model
 from tests.support.train_options import train_options
@@ -79,7 +79,7 @@ def test_learners_come_and_go_with_their_nodes(
     # It waits a minute for the node that has gone before it goes on without, and the head waits
     # half as long before it calls a silent node dead.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     with local_cluster(head=SOON, runtime_env={"env_vars": environment}) as cluster:
         cluster.add_node(1)
         gate = Gate.remote()

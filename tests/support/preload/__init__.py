@@ -1,0 +1,48 @@
+"""Workers of Ray as forks of one process that has imported vLLM, DeepSpeed and the like.
+
+Of the CPU time of a small training two thirds are imports, 11 s in each engine and each rank; a
+fork takes one. What is tested is the same: a fork becomes a worker by Ray's own script, and one for
+whom a variable differs that imports have read starts by itself. `start` is all that a run of the
+tests needs; tests of what a process takes by itself remove the variable `SOCKET`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+_HERE = Path(__file__).parent
+SOCKET = "STEPWISER_TESTS_PRELOADED"
+"""Variable: where workers ask to be forked. Without it they start by themselves."""
+_WAIT_S = 30.0
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Have all workers that this process's programs start be forks from now on.
+
+    The process that they are forked from imports when the first one asks, writes its log into the
+    folder, and ends with this process, or when it is terminated.
+    """
+    socket = folder / "preload"
+    os.environ[SOCKET] = str(socket)
+    paths = (str(_HERE / "site"), str(ROOT), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    with (folder / "preload.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(_HERE / "server.py"), str(socket)],
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+    deadline = time.monotonic() + _WAIT_S
+    while not socket.exists() and server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if not socket.exists():
+        server.kill()
+        raise RuntimeError((folder / "preload.log").read_text())
+    return server

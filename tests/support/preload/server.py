@@ -1,0 +1,221 @@
+"""Forks workers of Ray from a process that has imported what they import: see `sitecustomize`.
+
+One a run of the tests, started with the name of its socket; it imports at the first worker, and
+ends with the process that started it, and its forks with it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import random
+import re
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+MODULES = (
+    "torch",
+    "torch.distributed",
+    "transformers",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+    "deepspeed",
+    "datasets",
+    "pandas",
+    "fastapi",
+    "uvicorn",
+)
+"""None of the project's own, of which two trees may be tested, nor Ray, whose library reads the
+variables of a worker when it is loaded."""
+READ_BY_LIBRARIES = re.compile(r"(CUDA|GOMP|KMP|LD|MALLOC|MKL|OMP|OPENBLAS)_|PYTHON(?!PATH$)")
+"""Variables that shared libraries and the interpreter read; what modules read is seen."""
+PR_SET_PDEATHSIG = 1
+CONTEXT = "--serialized-runtime-env-context="
+
+
+class Server:
+    """Takes requests, forks, and tells whoever asked how the fork has ended."""
+
+    def __init__(self, name: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(name)
+        self._listener.listen(64)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._lines: dict[int, socket.socket] = {}
+        self._wake, wake = socket.socketpair()
+        self._wake.setblocking(False)
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        self._waker = wake
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._read: dict[str, str | None] = {}
+        """Variables that imports have read, as they were; PATH at least."""
+        self._written: dict[str, str] = {}
+        """Variables that imports have set."""
+
+    def serve(self) -> dict[str, Any]:
+        """Returns in a fork alone, with what it was asked for."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._listener:
+                    request = self._accept()
+                    if request is not None:
+                        return request
+                elif key.fileobj is self._wake:
+                    self._wake.recv(4096)
+                    self._reap()
+                elif key.data in self._lines:
+                    # Who asked says no more than that: it has ended, and its fork has to.
+                    self._forget(key.data)
+                    os.kill(key.data, signal.SIGKILL)
+
+    def _accept(self) -> dict[str, Any] | None:
+        line, _ = self._listener.accept()
+        header, ancillary, _, _ = line.recvmsg(4, socket.CMSG_SPACE(3 * 4))
+        files = array.array("i")
+        for _, _, data in ancillary:
+            files.frombytes(data)
+        try:
+            size = struct.unpack("<I", header)[0]
+            with line.makefile("rb") as reader:
+                request = json.loads(reader.read(size))
+        except (struct.error, ValueError):  # it was ended meanwhile
+            for file in files:
+                os.close(file)
+            line.close()
+            return None
+        if not self._read:
+            self._preload()
+        pid = os.fork()
+        if pid:
+            for file in files:
+                os.close(file)
+            self._lines[pid] = line
+            self._selector.register(line, selectors.EVENT_READ, pid)
+            return None
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for end in (self._listener, self._wake, self._waker, line, *self._lines.values()):
+            end.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        return request | {"read": self._read, "written": self._written}
+
+    def _preload(self) -> None:
+        before = dict(os.environ)
+        read = {name for name in before if READ_BY_LIBRARIES.match(name)}
+        ask = os._Environ.__getitem__
+
+        def noted(environment: Any, name: str) -> str:
+            if isinstance(name, str):  # not of the bytes' copy, `os.environb`
+                read.add(name)
+            return ask(environment, name)
+
+        os._Environ.__getitem__ = noted  # type: ignore[method-assign, assignment]
+        sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM asks whether it is there
+        for module in MODULES:
+            importlib.import_module(module)
+        del sys.modules["ray"]
+        os._Environ.__getitem__ = ask  # type: ignore[method-assign]
+        self._read = {name: before.get(name) for name in read}
+        self._written = {
+            name: value for name, value in os.environ.items() if before.get(name) != value
+        }
+        gc.collect()
+        gc.freeze()  # else every fork writes to all that it shares
+
+    def _forget(self, pid: int) -> None:
+        line = self._lines.pop(pid)
+        self._selector.unregister(line)
+        line.close()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._lines:
+                code = os.waitstatus_to_exitcode(status)
+                with contextlib.suppress(OSError):  # it has ended as well
+                    self._lines[pid].sendall(struct.pack("<i", code))
+                self._forget(pid)
+
+
+def end_with_parent() -> None:
+    """The kernel kills this process when the thread that started it has ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def become(request: dict[str, Any]) -> str:
+    """Turn this fork into the worker; returns the script to run as the main program."""
+    end_with_parent()
+    os.setpgid(0, 0)  # Ray ends a worker's group with it
+    os.chdir(request["folder"])
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    command = request["command"]
+    words = command[1:]
+    if words[0].endswith("setup_worker.py"):
+        words = _set_up(words[1:])
+    if words is None or _differs(request["read"]):
+        del os.environ["STEPWISER_TESTS_PRELOADED"]
+        os.execv(command[0], command)
+    os.environ.update(request["written"])
+    random.seed()
+    sys.argv = words
+    old = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    new = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    rest = [entry for entry in request["path"] if entry not in old]
+    sys.path[:] = dict.fromkeys([str(Path(words[0]).parent), *filter(None, new), *rest])
+    return str(words[0])
+
+
+def _set_up(words: list[str]) -> list[str] | None:
+    """What Ray's `setup_worker` does before it starts the worker; None: it has more to do."""
+    rest = []
+    for word in words:
+        if word.startswith(CONTEXT):
+            context = json.loads(word.removeprefix(CONTEXT))
+            if (
+                context["command_prefix"]
+                or context["override_worker_entrypoint"]
+                or context["py_executable"] != sys.executable
+                or any("$" in value for value in context["env_vars"].values())
+            ):
+                return None
+            os.environ.update(context["env_vars"])
+        elif not word.startswith("--language="):
+            rest.append(word)
+    return rest if rest and rest[0].endswith("default_worker.py") else None
+
+
+def _differs(read: dict[str, str | None]) -> bool:
+    """Whether imports would have found other variables in this worker."""
+    names = {name for name in os.environ if READ_BY_LIBRARIES.match(name)}
+    return any(os.environ.get(name) != read.get(name) for name in names | read.keys())
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    runpy.run_path(become(Server(sys.argv[1]).serve()), run_name="__main__")

@@ -1,0 +1,48 @@
+"""Run by every Python that starts with the tests' `PYTHONPATH`: a worker of Ray asks `server.py`
+for a fork, and ends as that ends. Anything else starts as always.
+"""
+
+import os
+import sys
+
+
+def _become_fork(socket_name: str) -> None:
+    import array
+    import json
+    import signal
+    import socket
+    import struct
+
+    request = {
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "environment": dict(os.environ),
+        "path": sys.path,
+        "folder": os.getcwd(),
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "ignored": [
+            number
+            for number in signal.valid_signals()
+            if signal.getsignal(number) is signal.SIG_IGN
+        ],
+    }
+    sent = json.dumps(request).encode()
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if line.connect_ex(socket_name) != 0:  # the run that it was for has ended
+        return
+    files = array.array("i", [0, 1, 2])
+    line.sendmsg([struct.pack("<I", len(sent))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+    line.sendall(sent)
+    # Ray knows the fork by the number that it tells itself, and this process until then.
+    status = line.recv(4)
+    code = struct.unpack("<i", status)[0] if len(status) == 4 else -signal.SIGKILL
+    if code < 0:  # by a signal
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+_WORKERS = tuple(f"/ray/_private/workers/{name}_worker.py" for name in ("setup", "default"))
+_SOCKET = os.environ.get("STEPWISER_TESTS_PRELOADED")
+if _SOCKET and len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith(_WORKERS):
+    _become_fork(_SOCKET)
