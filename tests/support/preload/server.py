@@ -40,6 +40,15 @@ MODULES = (
 variables of a worker when it is loaded."""
 READ_BY_LIBRARIES = re.compile(r"(CUDA|GOMP|KMP|LD|MALLOC|MKL|OMP|OPENBLAS)_|PYTHON(?!PATH$)")
 """Variables that shared libraries and the interpreter read; what modules read is seen."""
+INDIFFERENT = {
+    "COLUMNS",
+    "DO_NOT_TRACK",
+    "DS_ACCELERATOR",  # there is but one, see `_preload`
+    "LINES",
+    "PYTEST_CURRENT_TEST",
+    "PYTHONWARNINGS",  # applied when it starts; Ray asks for none in some workers
+}
+"""Variables that imports read, and by which they become no other."""
 PR_SET_PDEATHSIG = 1
 CONTEXT = "--serialized-runtime-env-context="
 
@@ -62,7 +71,7 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._read: dict[str, str | None] = {}
-        """Variables that imports have read, as they were; PATH at least."""
+        """Variables that imports have read, as they were; PATH at least once they are done."""
         self._written: dict[str, str] = {}
         """Variables that imports have set."""
 
@@ -132,10 +141,11 @@ class Server:
             importlib.import_module(module)
         del sys.modules["ray"]
         os._Environ.__getitem__ = ask  # type: ignore[method-assign]
-        self._read = {name: before.get(name) for name in read}
-        self._written = {
-            name: value for name, value in os.environ.items() if before.get(name) != value
-        }
+        if sys.modules["torch"].cuda.is_available():
+            read.clear()  # a fork could not use the devices: every worker starts by itself
+            before = {}
+        self._read = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
+        self._written = {name: os.environ[name] for name in os.environ.keys() - before.keys()}
         gc.collect()
         gc.freeze()  # else every fork writes to all that it shares
 
@@ -212,7 +222,7 @@ def _set_up(words: list[str]) -> list[str] | None:
 
 def _differs(read: dict[str, str | None]) -> bool:
     """Whether imports would have found other variables in this worker."""
-    names = {name for name in os.environ if READ_BY_LIBRARIES.match(name)}
+    names = {name for name in os.environ if READ_BY_LIBRARIES.match(name)} - INDIFFERENT
     return any(os.environ.get(name) != read.get(name) for name in names | read.keys())
 
 
