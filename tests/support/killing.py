@@ -16,6 +16,7 @@ from typing import Self
 
 import psutil
 
+from tests.support import preload
 from tests.support.commands import finish, start
 
 TITLES = {
@@ -63,6 +64,11 @@ class Family:
         with contextlib.suppress(psutil.NoSuchProcess):
             driver = psutil.Process(self.process.pid)
             found = [driver, *driver.children(recursive=True)]
+            workers = preload.forks()
+            for process in list(found):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.pid in workers:
+                        found.append(psutil.Process(workers[process.pid]))
             self.known |= set(found)
             return found
         return []

@@ -46,3 +46,13 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         server.kill()
         raise RuntimeError((folder / "preload.log").read_text())
     return server
+
+
+def forks() -> dict[int, int]:
+    """Process ids of the workers, by those of the processes that Ray has started for them.
+
+    Each of the two ends with the other; only the first has Ray for its parent.
+    """
+    told = Path(f"{os.environ.get(SOCKET, '')}.forks")
+    rows = told.read_text().splitlines() if told.is_file() else []
+    return dict(map(int, row.split()) for row in rows)  # type: ignore[misc]

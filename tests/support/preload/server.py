@@ -60,6 +60,7 @@ class Server:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(name)
         self._listener.listen(64)
+        self._forks = Path(f"{name}.forks")
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._lines: dict[int, socket.socket] = {}
@@ -114,6 +115,9 @@ class Server:
                 os.close(file)
             self._lines[pid] = line
             self._selector.register(line, selectors.EVENT_READ, pid)
+            asked = struct.unpack("iII", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            with self._forks.open("a") as forks:
+                print(asked[0], pid, file=forks)
             return None
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
