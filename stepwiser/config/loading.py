@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -33,10 +33,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     raw, where = (_read(Path(path)), str(path)) if path is not None else ({}, "defaults")
     # Before the overrides, so that a key is said to be unknown where it stands.
     _refuse_unknown(raw, where)
+    overridden = {}
     for override in overrides:
-        _apply(raw, override)
+        key = _apply(raw, override)
         _refuse_unknown(raw, f"override {override!r}")
-    config = parse_config(raw, where)
+        overridden[key] = f"override {override!r}"
+    config = parse_config(raw, where, overridden)
     refuse_impossible(config, where)
     return config
 
@@ -61,8 +63,13 @@ def _read(file: Path) -> dict[str, Any]:
     return raw
 
 
-def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:
-    """Check a mapping against the schema."""
+def parse_config(
+    raw: dict[str, Any], where: str = "config", overridden: Mapping[str, str] = MappingProxyType({})
+) -> RunConfig:
+    """Check a mapping against the schema.
+
+    ``overridden``: what to name instead of ``where`` for the value of a dotted key.
+    """
     if not isinstance(raw, dict):
         raise UserError(f"{where} must be a mapping of keys, not {type(raw).__name__}")
     raw = rename_keys(raw, where)
@@ -70,15 +77,25 @@ def parse_config(raw: dict[str, Any], where: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        wrong: dict[str, list[str]] = {}
+        for one in error.errors():
+            key = ".".join(map(str, one["loc"]))
+            # A value in a list, or one of several types, has more to its name.
+            known = [name for name in overridden if f"{key}.".startswith(f"{name}.")]
+            wrong.setdefault(overridden[known[-1]] if known else where, []).append(_explain(one))
+        raise UserError(
+            "; ".join(f"{where}: {'; '.join(reasons)}" for where, reasons in wrong.items())
+        ) from error
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, Any], override: str) -> str:
+    """Returns the dotted key that is set."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
     where = f"override {override!r}"
     set_key(raw, key, value_of(key, text, where), where)
+    return RENAMED.get(key, key)
 
 
 def value_of(key: str, text: str, where: str) -> Any:

@@ -112,6 +112,15 @@ def test_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
         load_config(ROOT / "configs" / "nothing.yaml")
 
 
+def test_a_wrong_value_is_reported_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("annotate: {rollouts: many, responses: some}\n")
+    with pytest.raises(UserError) as told:
+        load_config(file, ["annotate.responses=few"])
+    assert f"{file}: annotate.rollouts" in str(told.value)
+    assert "override 'annotate.responses=few': annotate.responses" in str(told.value)
+
+
 def test_overrides_take_yaml_values() -> None:
     config = load_config(
         ROOT / "configs" / "embedded.yaml", ["train.learning_rate=1e-5", "segment.sft.steps=null"]
