@@ -19,7 +19,7 @@ from stepwiser.run.store import RunStore
 from stepwiser.run.units import log_files, read_log, read_summary, read_unit
 from stepwiser.tasks import make_problems
 from tests.chaos.given import make_run
-from tests.support.killing import Family, digests, finished, kill_at_random
+from tests.chaos.killing import Family, digests, finished, kill_at_random
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -13,7 +13,7 @@ from stepwiser.run.units import read_summary
 from stepwiser.tasks import ArithmeticProblem, make_problems
 from tests.chaos.fragile import ENDS_ENGINES, ENDS_LABELERS
 from tests.chaos.given import make_run
-from tests.support.killing import Family, finished
+from tests.chaos.killing import Family, finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -18,7 +18,7 @@ from stepwiser.data.records import JudgePrompt
 from stepwiser.run.store import RunStore
 from stepwiser.tasks import ArithmeticProblem, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks, true_step
-from tests.support.killing import Family
+from tests.chaos.killing import Family
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
