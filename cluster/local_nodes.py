@@ -90,9 +90,12 @@ class LocalCluster:
             "metrics_export_port": agents[3],
             "dashboard_port": None,
             "include_dashboard": False,
+            # Logs stay in their files, and nobody but `add_node` adds nodes.
+            "include_log_monitor": False,
+            "no_monitor": True,
         }
         if not head:
-            defaults |= {"gcs_address": self.address, "num_gpus": 0, "include_log_monitor": False}
+            defaults |= {"gcs_address": self.address, "num_gpus": 0}
         node = _again_if_slow(lambda: _Node(RayParams(**(defaults | options)), head))
         self._nodes.append(node)
         return node
