@@ -438,6 +438,38 @@ def test_clients_of_openai_can_ask(server: Server) -> None:
         )
 
 
+def test_the_judges_client_gives_what_the_routes_give(server: Server) -> None:
+    from stepwiser.client import JudgeClient, JudgeError, JudgeResponse, Solution
+
+    greedy: Any = {"temperature": 0.0, "votes": 1}
+    with JudgeClient(server.url, key=TOKEN, batch_size=2) as judge:
+        assert judge.version().judge.model.name == "base_model"
+        answer = judge.judge(PROBLEM, STEPS, **greedy)
+        assert [step.text for step in answer.steps] == STEPS
+        *told, done = judge.stream(PROBLEM, STEPS, **greedy)
+        assert {type(event).__name__ for event in told} == {"AnalysisEvent", "StepVerdict"}
+        assert isinstance(done, JudgeResponse)
+        verdicts = [step.verdict for step in answer.steps]
+        assert [step.verdict for step in done.steps] == verdicts
+        score = judge.score(PROBLEM, STEPS, reduction="min", **greedy)
+        assert score.score == min(score.step_scores)
+        bad = Solution(PROBLEM, response="<chunk>never closed")
+        good = Solution(PROBLEM, response="".join(f"<chunk>{step}</chunk>" for step in STEPS))
+        blank = Solution(PROBLEM, [""])  # which the schema refuses with its whole batch
+        first, second, third, *rest = judge.judge_many([good, bad, blank, *[good] * 8], **greedy)
+        assert isinstance(second, JudgeError) and second.type == "invalid_request"
+        assert "missing closing tag" in second.message and second.param == "response"
+        assert isinstance(third, JudgeError) and "steps.0: is empty" in third.message
+        for found in (first, *rest):
+            assert isinstance(found, JudgeResponse)
+            assert [step.verdict for step in found.steps] == verdicts
+        many = judge.score_many([Solution(PROBLEM, STEPS), bad], **greedy)
+        assert [isinstance(one, JudgeError) for one in many] == [False, True]
+    with pytest.raises(JudgeError, match="missing, wrong or revoked key") as found:
+        JudgeClient(server.url, key="wrong").version()
+    assert found.value.status == 401
+
+
 def test_figures_for_prometheus(client: httpx.Client) -> None:
     text = client.get("/metrics").text
     for line in (
