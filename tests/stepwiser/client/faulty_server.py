@@ -79,6 +79,7 @@ class Request(BaseHTTPRequestHandler):
 
 class FaultyServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # else clients that connect together wait for seconds
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Request)
