@@ -470,6 +470,31 @@ def test_the_judges_client_gives_what_the_routes_give(server: Server) -> None:
     assert found.value.status == 401
 
 
+@pytest.mark.parametrize("kind", ["TRLReward", "AsyncTRLReward"])
+def test_trl_trains_on_the_judges_rewards(server: Server, tmp_path: Path, kind: str) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    import stepwiser.client.rewards
+    from tests.support.tiny import make_tiny_model
+
+    reward = getattr(stepwiser.client.rewards, kind)(address=server.url, key=TOKEN, votes=4)
+    trainer = GRPOTrainer(
+        model=str(make_tiny_model(tmp_path / "policy")),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4,
+            num_generations=4, max_completion_length=12, logging_steps=1, use_cpu=True,
+            report_to=[], save_strategy="no", disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": PROBLEM}] * 4),
+    )  # fmt: skip
+    trainer.train()
+    (log,) = [row for row in trainer.state.log_history if "reward" in row]
+    assert 0 <= log["rewards/stepwiser_judge/mean"] <= 1
+    assert log["judge/unjudged"] < 1, "some completion had a reward"
+
+
 def test_figures_for_prometheus(client: httpx.Client) -> None:
     text = client.get("/metrics").text
     for line in (

@@ -40,7 +40,7 @@ def client(server: FaultyServer) -> Iterator[JudgeClient]:
 
 def test_it_loads_neither_ray_nor_vllm_nor_torch() -> None:
     code = (
-        "import sys, stepwiser.client\n"
+        "import sys, stepwiser.client, stepwiser.client.rewards, stepwiser.client.verl\n"
         "heavy = {'ray', 'vllm', 'torch', 'transformers', 'numpy', 'fastapi'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
