@@ -470,6 +470,41 @@ def test_the_judges_client_gives_what_the_routes_give(server: Server) -> None:
     assert found.value.status == 401
 
 
+def test_a_file_is_judged_alike_by_engines_and_by_the_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.cli.judge_command import judge_solutions
+    from pipelines.evaluation.file_judging import JudgeJob
+    from stepwiser.config import load_config
+
+    monkeypatch.setenv("STEPWISER_API_TOKEN", TOKEN)
+    source = tmp_path / "solutions.jsonl"
+    steps = [f"buys {n}+21={n + 21}\n" for n in range(40, 46)]
+    rows: list[dict[str, Any]] = [
+        {"id": f"s{n}", "problem": PROBLEM, "steps": steps[:n]} for n in (1, 2)
+    ]
+    rows += [{"id": "text", "problem": PROBLEM, "response": "\n\n".join(STEPS)}]
+    rows += [{"id": "long", "problem": "7" * 2000, "steps": ["a"]}]
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    small = ["engine.count=1", "engine.kv_cache_mb=64", "serve.model=embedded"]
+    config = load_config(
+        ROOT / "configs" / "embedded.yaml", [f"run_dir={tmp_path / 'run'}", *small]
+    )
+    found = []
+    for name, address in (("engines", None), ("server", server.url)):
+        job = JudgeJob(source, tmp_path / f"{name}.jsonl", votes=1, temperature=0.0)
+        assert judge_solutions(job, config, address) == 1
+        found.append([json.loads(line) for line in job.out.read_text().splitlines()])
+        assert "has 2000 tokens" in job.rejects.read_text()
+        assert not job.journal.exists()
+    ours, theirs = found
+    assert [row["id"] for row in ours] == ["s1", "s2", "text"]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("steps", "labels", "analyses", "votes", "judge", "first_negative", "tokens"):
+            assert mine[key] == other[key], key
+        assert mine["step_scores"] == pytest.approx(other["step_scores"], abs=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["TRLReward", "AsyncTRLReward"])
 def test_trl_trains_on_the_judges_rewards(server: Server, tmp_path: Path, kind: str) -> None:
     from datasets import Dataset
