@@ -194,6 +194,5 @@ def _last(text: Text, role: str, name: str = "completion") -> str:
     for message in reversed(text):
         if message["role"] == role:
             return str(message.get("content") or "")
-    raise UserError(
-        f"{name}: has no message of the role {role}; roles: {[m['role'] for m in text]}"
-    )
+    roles = ", ".join(str(message["role"]) for message in text)
+    raise UserError(f"{name}: has no message of the role {role}, only of {roles or 'nobody'}")
