@@ -203,10 +203,10 @@ def judge(
         typer.Option(metavar="URL", help="Let a server judge (`stepwiser serve`); starts nothing."),
     ] = None,
     votes: Annotated[
-        int | None, typer.Option(min=1, help="Judgments of a step; default serve.votes.")
+        int | None, typer.Option(min=1, max=64, help="Of a step; default serve.votes.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Of the judgments; default the judge's.")
+        float | None, typer.Option(min=0, max=2, help="Of the votes; default the judge's.")
     ] = None,
     skip: SkipOption = False,
     plan: PlanOption = False,
