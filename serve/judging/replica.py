@@ -18,7 +18,7 @@ from serve.protocols.chat import ChatChoice, ChatRequest, ChatResult
 from serve.schema import JudgeCard, JudgeRequest, JudgeResponse, ModelInfo, Solution
 from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.prompt_format import PromptFormat
 
@@ -45,6 +45,26 @@ class ReplicaOptions:
     revision: str | None = None
 
 
+def judge_service(
+    options: ReplicaOptions, generator: Generator, weight_version: int
+) -> JudgeService:
+    """The judge of these options over whatever generates with its weights."""
+    model = options.engine.model
+    # Of a name on the Hub without its commit, of a folder without the machine's path.
+    name = Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
+    return JudgeService(
+        judge=GenerativeJudge(
+            generator=generator,
+            prompts=PromptFormat.from_model_dir(
+                model, options.prompts, options.engine.trust_remote_code
+            ),
+            sampling=Sampling(options.max_tokens, n=options.votes, temperature=options.temperature),
+        ),
+        max_model_len=options.engine.max_model_len,
+        model=ModelInfo(name=name, weight_version=weight_version),
+    )
+
+
 class JudgeReplica:
     """Answers with what was asked for or with a `Failure`; raises only for faults of its own."""
 
@@ -52,23 +72,8 @@ class JudgeReplica:
         self._options = options
         self._engine = Engine(options.engine)
         self._engine.wait_ready()
-        model = options.engine.model
-        # Of a name on the Hub without its commit, of a folder without the machine's path.
-        name = Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
-        self._prompts = PromptFormat.from_model_dir(
-            model, options.prompts, options.engine.trust_remote_code
-        )
-        self._service = JudgeService(
-            judge=GenerativeJudge(
-                generator=self._engine,
-                prompts=self._prompts,
-                sampling=Sampling(
-                    options.max_tokens, n=options.votes, temperature=options.temperature
-                ),
-            ),
-            max_model_len=options.engine.max_model_len,
-            model=ModelInfo(name=name, weight_version=self._engine.weight_version),
-        )
+        self._service = judge_service(options, self._engine, self._engine.weight_version)
+        self._prompts = self._service.judge.prompts
         self._answered = -PROVEN_S
 
     def __del__(self) -> None:

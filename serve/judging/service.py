@@ -1,4 +1,4 @@
-"""Judging one request with an engine that lives in this process."""
+"""Judging one request: with the engine of a replica, or with a pool of them for a file."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class _Work:
     """Token ids of each step's prompt."""
     tries: int
     """Samplings of a step at most."""
+    problem: str
+    """What its prompts begin with: a pool sends them to one engine, whose cache has it."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class JudgeService:
         )
         judge = replace(self.judge, sampling=sampling)
         tries = 1 if isinstance(request, JudgeRequest) else TRIES
-        return _Work(judge, steps, self._prompts(request.problem, steps), tries)
+        prompts = self._prompts(request.problem, steps)
+        return _Work(judge, steps, prompts, tries, request.problem)
 
     def _response(self, work: _Work, verdicts: list[StepVerdict], began: float) -> JudgeResponse:
         return JudgeResponse(
@@ -213,7 +216,7 @@ class JudgeService:
         for _ in range(work.tries):
             try:
                 if on_text is None:
-                    samples = await judge.generator.generate(ids, judge.sampling)
+                    samples = await judge.generator.generate(ids, judge.sampling, work.problem)
                 else:
                     samples = await _shown(judge.generator, ids, judge.sampling, on_text)
             except EngineFailure as error:

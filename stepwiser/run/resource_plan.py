@@ -8,7 +8,9 @@ from typing import Literal
 
 from stepwiser.config import RunConfig
 
-STAGES_WITH_ENGINES = ("segment", "annotate", "train", "evaluate", "solve", "select", "finetune")
+STAGES_WITH_ENGINES = (
+    "segment", "annotate", "train", "evaluate", "solve", "select", "finetune", "judge"
+)  # fmt: skip
 STAGES_WITH_LEARNERS = ("segment", "train", "finetune")
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stepwiser.annotation.statistics import known, mean_and_error
 from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, check_all, voices
@@ -21,7 +22,6 @@ from stepwiser.prompting.thinking import (
     opening_marker,
 )
 from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict, majority_vote
-from stepwiser.statistics import known, mean_and_error
 
 UNDECIDED = 0.5
 """Score of a chunk whose judge gave no verdict: it is neither passed nor refused for that."""

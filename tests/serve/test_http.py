@@ -438,6 +438,98 @@ def test_clients_of_openai_can_ask(server: Server) -> None:
         )
 
 
+def test_the_judges_client_gives_what_the_routes_give(server: Server) -> None:
+    from stepwiser.client import JudgeClient, JudgeError, JudgeResponse, Solution
+
+    greedy: Any = {"temperature": 0.0, "votes": 1}
+    with JudgeClient(server.url, key=TOKEN, batch_size=2) as judge:
+        assert judge.version().judge.model.name == "base_model"
+        answer = judge.judge(PROBLEM, STEPS, **greedy)
+        assert [step.text for step in answer.steps] == STEPS
+        *told, done = judge.stream(PROBLEM, STEPS, **greedy)
+        assert {type(event).__name__ for event in told} == {"AnalysisEvent", "StepVerdict"}
+        assert isinstance(done, JudgeResponse)
+        verdicts = [step.verdict for step in answer.steps]
+        assert [step.verdict for step in done.steps] == verdicts
+        score = judge.score(PROBLEM, STEPS, reduction="min", **greedy)
+        assert score.score == min(score.step_scores)
+        bad = Solution(PROBLEM, response="<chunk>never closed")
+        good = Solution(PROBLEM, response="".join(f"<chunk>{step}</chunk>" for step in STEPS))
+        blank = Solution(PROBLEM, [""])  # which the schema refuses with its whole batch
+        first, second, third, *rest = judge.judge_many([good, bad, blank, *[good] * 8], **greedy)
+        assert isinstance(second, JudgeError) and second.type == "invalid_request"
+        assert "missing closing tag" in second.message and second.param == "response"
+        assert isinstance(third, JudgeError) and "steps.0: is empty" in third.message
+        for found in (first, *rest):
+            assert isinstance(found, JudgeResponse)
+            assert [step.verdict for step in found.steps] == verdicts
+        many = judge.score_many([Solution(PROBLEM, STEPS), bad], **greedy)
+        assert [isinstance(one, JudgeError) for one in many] == [False, True]
+    with pytest.raises(JudgeError, match="missing, wrong or revoked key") as found:
+        JudgeClient(server.url, key="wrong").version()
+    assert found.value.status == 401
+
+
+def test_a_file_is_judged_alike_by_engines_and_by_the_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.cli.judge_command import judge_solutions
+    from pipelines.evaluation.file_judging import JudgeJob
+    from stepwiser.config import load_config
+
+    monkeypatch.setenv("STEPWISER_API_TOKEN", TOKEN)
+    source = tmp_path / "solutions.jsonl"
+    steps = [f"buys {n}+21={n + 21}\n" for n in range(40, 46)]
+    rows: list[dict[str, Any]] = [
+        {"id": f"s{n}", "problem": PROBLEM, "steps": steps[:n]} for n in (1, 2)
+    ]
+    rows += [{"id": "text", "problem": PROBLEM, "response": "\n\n".join(STEPS)}]
+    rows += [{"id": "long", "problem": "7" * 2000, "steps": ["a"]}]
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    small = ["engine.count=1", "engine.kv_cache_mb=64", "serve.model=embedded"]
+    config = load_config(
+        ROOT / "configs" / "embedded.yaml", [f"run_dir={tmp_path / 'run'}", *small]
+    )
+    found = []
+    for name, address in (("engines", None), ("server", server.url)):
+        job = JudgeJob(source, tmp_path / f"{name}.jsonl", votes=1, temperature=0.0)
+        assert judge_solutions(job, config, address) == 1
+        found.append([json.loads(line) for line in job.out.read_text().splitlines()])
+        assert "has 2000 tokens" in job.rejects.read_text()
+        assert not job.journal.exists()
+    ours, theirs = found
+    assert [row["id"] for row in ours] == ["s1", "s2", "text"]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("steps", "labels", "analyses", "votes", "judge", "first_negative", "tokens"):
+            assert mine[key] == other[key], key
+        assert mine["step_scores"] == pytest.approx(other["step_scores"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["TRLReward", "AsyncTRLReward"])
+def test_trl_trains_on_the_judges_rewards(server: Server, tmp_path: Path, kind: str) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    import stepwiser.client.rewards
+    from tests.support.tiny import make_tiny_model
+
+    reward = getattr(stepwiser.client.rewards, kind)(address=server.url, key=TOKEN, votes=4)
+    trainer = GRPOTrainer(
+        model=str(make_tiny_model(tmp_path / "policy")),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4,
+            num_generations=4, max_completion_length=12, logging_steps=1, use_cpu=True,
+            report_to=[], save_strategy="no", disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": PROBLEM}] * 4),
+    )  # fmt: skip
+    trainer.train()
+    (log,) = [row for row in trainer.state.log_history if "reward" in row]
+    assert 0 <= log["rewards/stepwiser_judge/mean"] <= 1
+    assert log["judge/unjudged"] < 1, "some completion had a reward"
+
+
 def test_figures_for_prometheus(client: httpx.Client) -> None:
     text = client.get("/metrics").text
     for line in (
