@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import vllm_internals
+from actors.engine.adapter_versions import AdapterVersions, check_adapter, room_for
 from actors.engine.text_decoder import TextDecoder
-from actors.engine.worker_extension import Payload, tensor_shapes
+from actors.engine.worker_extension import (
+    Payload,
+    adapter_config,
+    loaded_shapes,
+    tensor_shapes,
+    write_tensors,
+)
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
@@ -56,6 +63,10 @@ class EngineOptions:
     """Run code that the model brings."""
     allow_pickled_weights: bool = False
     """Load weights that are no safetensors."""
+    adapter_rank: int = 0
+    """Rank that there is room for; above 0 new weights are adapters, and the model's stay."""
+    adapter_versions: int = 1
+    """Versions of the adapter that run in one step; requests of others wait."""
 
 
 def engine_environment(options: EngineOptions) -> dict[str, str]:
@@ -115,6 +126,12 @@ class VllmCore:
             sizes["block_size"] = _CPU_BLOCK_SIZE
             if options.kv_cache_bytes is None:
                 sizes["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        if options.adapter_rank:
+            sizes |= {
+                "enable_lora": True,
+                "max_lora_rank": room_for(options.adapter_rank),
+                "max_loras": options.adapter_versions,
+            }
         arguments = EngineArgs(
             model=folder,
             trust_remote_code=options.trust_remote_code,
@@ -146,8 +163,9 @@ class VllmCore:
         config = self._llm.model_config
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
         self._tied = vllm_internals.tied_embeddings(config)
-        self._shapes = _loaded_shapes(folder)
+        self._shapes = loaded_shapes(folder)
         self._params: dict[tuple[Sampling, bool], Any] = {}
+        self._adapters = AdapterVersions(self._llm) if options.adapter_rank else None
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -200,9 +218,13 @@ class VllmCore:
         self._queue(request_id, token_ids, params)
 
     def _queue(self, request_id: str, token_ids: list[int], params: Any) -> None:
+        adapter = self._adapters.begin(request_id) if self._adapters else None
         try:
-            self._llm.add_request(request_id, self._tokens_input(token_ids), params)
+            self._llm.add_request(
+                request_id, self._tokens_input(token_ids), params, lora_request=adapter
+            )
         except self._refusals as error:
+            self._ended(request_id)
             raise UserError(f"vLLM refuses a prompt of {len(token_ids)} tokens: {error}") from error
 
     def _make_params(self, sampling: Sampling, stream: bool) -> Any:
@@ -230,10 +252,19 @@ class VllmCore:
 
     def abort(self, request_id: str) -> None:
         self._llm.abort_request([request_id])
+        self._ended(request_id)
 
     def step(self) -> list[Any]:
         """One step of every running sequence; requests that are finished with it or stream."""
-        return list(self._llm.step())
+        outputs = list(self._llm.step())
+        for output in outputs:
+            if output.finished:
+                self._ended(output.request_id)
+        return outputs
+
+    def _ended(self, request_id: str) -> None:
+        if self._adapters:
+            self._adapters.end(request_id)
 
     def text_so_far(self, output: Any) -> str:
         """Of the one sample of a request that streams, without the beginning of a character."""
@@ -277,9 +308,26 @@ class VllmCore:
     def update_weights(self, payload: Payload) -> None:
         """Replace the weights; what runs is recomputed with the new ones, and what sleeps wakes up.
 
+        An adapter replaces the one before, with which the requests that run go on.
+
         Raises UserError, before anything is touched, for names or shapes that are not the model's,
         and TransferFailed, just as untouched, when a learner's weights do not arrive.
         """
+        config = adapter_config(payload)
+        if (config is None) is not (self._adapters is None):
+            have, got = ("adapters", "whole weights") if self._adapters else ("weights", "adapters")
+            raise UserError(
+                f"the engine for {self.options.model} takes {have}, and these are {got}: engines "
+                "and learner need the same learner.lora"
+            )
+        if self._adapters and config is not None and not isinstance(payload, TransferSpec):
+            sent_adapter = payload
+            rank = room_for(self.options.adapter_rank)
+            check_adapter(config, tensor_shapes(payload), self._shapes, rank)
+            self.wake(("weights",))
+            self._adapters.load(config, lambda file: write_tensors(sent_adapter, file))
+            self.wake()
+            return
         skip = self._check(tensor_shapes(payload))
         sent = None if isinstance(payload, TransferSpec) else payload
         if isinstance(payload, TransferSpec):
@@ -331,6 +379,10 @@ class VllmCore:
 
     def sleep(self, level: int) -> None:
         """Free what GPU memory is not free yet; nothing may be running. A CPU has none to free."""
+        if level == 2 and self._adapters:
+            raise UserError(
+                "sleep(level=2) drops the model's weights, and only adapters follow: use level 1"
+            )
         if self.asleep == _MEMORY:
             return
         self.wake()  # vLLM 0.23 does nothing where half sleeps
@@ -351,6 +403,8 @@ class VllmCore:
         self._llm.is_sleeping()
 
     def close(self) -> None:
+        if self._adapters:
+            self._adapters.close()
         vllm_internals.shut_down(self._llm)
 
 
@@ -367,8 +421,3 @@ def _read_logprobs(
         for start, end in zip(flat.start_indices, flat.end_indices, strict=True)
     )
     return sampled, ranked
-
-
-def _loaded_shapes(folder: str) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes of the checkpoint in a folder; None when it is not safetensors."""
-    return tensor_shapes(folder) if any(Path(folder).glob("*.safetensors")) else None

@@ -91,7 +91,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
         train = solutions_prompts(session) or load_judge_prompts(session.store, "train")
         heldout = load_judge_prompts(session.store, "heldout")
         check_labels(session, len(heldout), len(items))
-        pool = session.pool(start, slot=slot)
+        pool = session.pool(start, slot=slot, adapters=True)
         sizes = {"train": len(train), "heldout": len(heldout)}
         with (
             _collector(session, pool, start, train, heldout) as collector,
@@ -101,7 +101,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
         return _figures(result) | {"prompts": sizes}
     live = live_options(session)
     fewest, most = engine_range(session.config)
-    judge = session.pool(start, slot="judge")
+    judge = session.pool(start, slot="judge", adapters=True)
     policy = session.pool(session.policy_dir(), slot="policy", count=fewest, maximum=most)
     with (
         _collector(session, judge, start, [], [], live) as collector,
