@@ -29,6 +29,8 @@ _NAME = "default"
 """Of the one adapter, inside peft."""
 _PREFIX = "base_model.model."
 """What peft's files put before a model's own names."""
+_OTHER_KINDS = ("use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+"""Of an adapter's configuration: what this learner does not compute."""
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, start: str | None) -> None:
@@ -81,6 +83,11 @@ def check_start(lora: LoraConfig, folder: str) -> None:
             "belong there"
         )
     stored = json.loads(file.read_text())
+    if odd := [name for name in _OTHER_KINDS if stored.get(name)]:
+        raise UserError(
+            f"train.adapter={folder} is no plain LoRA ({', '.join(odd)}): give one of one rank and "
+            "alpha, without further weights"
+        )
     for name, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha)):
         if stored.get(key) != value:
             raise UserError(

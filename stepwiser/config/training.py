@@ -137,7 +137,7 @@ class TrainConfig(Section):
         None,
         description="Folder of a PEFT adapter that GRPO goes on with, beside the judge's start that"
         " it was trained on; a new one if unset. Needs `learner.lora.rank`, its own.",
-        examples=["models/warm-start/adapter"],
+        examples=["train.adapter=models/warm-start/adapter learner.lora.rank=16"],
     )
     clip_low: Number = Field(
         0.2, gt=0, description="How far below 1 a ratio of probabilities may count.", examples=[0.1]

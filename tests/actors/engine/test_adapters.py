@@ -16,6 +16,7 @@ from actors.engine.engine import Engine
 from stepwiser.errors import UserError
 from stepwiser.generation import Sampling
 from stepwiser.run.model_exports import ADAPTER_KEY
+from tests.support.adapters import merged_logprobs
 from tests.support.engines import running_engine
 from tests.support.tiny import make_tiny_model
 
@@ -61,19 +62,7 @@ def _blobs(tensors: dict[str, torch.Tensor], rank: int = RANK) -> list[bytes]:
 
 
 def _logprobs(model: Path, adapter: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
-    """Of every token but the first, by the plain model with the adapter added to its weights."""
-    from transformers import AutoModelForCausalLM
-
-    merged = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    weights = merged.state_dict()
-    for name, a in adapter.items():
-        if "lora_A" in name:
-            b = adapter[name.replace("lora_A", "lora_B")]
-            plain = name.removeprefix("base_model.model.").replace(".lora_A", "")
-            weights[plain] += ALPHA / RANK * (b @ a)
-    with torch.no_grad():
-        scores = merged(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return scores[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    return merged_logprobs(model, adapter, ALPHA / RANK, ids)
 
 
 def _gap(engine: Engine, model: Path, adapter: dict[str, torch.Tensor]) -> float:
