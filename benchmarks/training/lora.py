@@ -109,8 +109,8 @@ class _Batches:
         return ExperienceBatch.from_experiences(
             [
                 Experience(
-                    prompt_ids=prompts[number // 4],
-                    response_ids=rng.integers(3, VOCABULARY, RESPONSE),
+                    prompt_ids=prompts[number // 4].tolist(),
+                    response_ids=rng.integers(3, VOCABULARY, RESPONSE).tolist(),
                     advantage=float(rng.normal()),
                     reward=0.0,
                     group=number // 4,
