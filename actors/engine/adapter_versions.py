@@ -12,10 +12,11 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.engine.worker_extension import Payload, write_tensors
 from stepwiser.errors import UserError
 from stepwiser.run.model_exports import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -31,18 +32,30 @@ def room_for(rank: int) -> int:
     return next(allowed for allowed in _RANKS if allowed >= rank)
 
 
+def check_kind(model: str, takes_adapters: bool, is_adapter: bool) -> None:
+    """Raise UserError for an adapter where whole weights belong, and the other way round."""
+    if takes_adapters is not is_adapter:
+        kinds = ("adapters", "whole weights")
+        takes, given = kinds if takes_adapters else reversed(kinds)
+        raise UserError(
+            f"the engine for {model} takes {takes}, and these are {given}: engines and learner "
+            "need the same learner.lora"
+        )
+
+
 def check_adapter(
     config: Mapping[str, Any], shapes: Shapes, base: Shapes | None, max_rank: int
 ) -> None:
     """Hold an adapter against the model's shapes and the engine's room, before anything changes.
 
-    Raises UserError. ``base``: None where the model's shapes are not known.
+    Raises UserError. ``base``: None where the model's shapes are not known. ``max_rank``: that the
+    engine was started for.
     """
-    rank = int(config["r"])
-    if rank > max_rank:
+    rank, room = int(config["r"]), room_for(max_rank)
+    if rank > room:
         raise UserError(
-            f"an adapter of rank {rank} does not fit this engine, which was started for rank "
-            f"{max_rank}: start engines and learner with the same learner.lora.rank"
+            f"an adapter of rank {rank} does not fit this engine, which has room for rank "
+            f"{room}: start engines and learner with the same learner.lora.rank"
         )
     layers = {name.removesuffix(_A).removesuffix(_B) for name in shapes}
     wrong = []
@@ -76,11 +89,11 @@ class AdapterVersions:
         """Versions that are kept."""
         return len(list(Path(self._folder.name).iterdir()))
 
-    def load(self, config: Mapping[str, Any], save: Callable[[Path], None]) -> None:
+    def load(self, config: Mapping[str, Any], payload: Payload) -> None:
         """Have vLLM load an adapter, for the requests that come from now on.
 
-        ``save`` writes its weights into a file, which lies on the engine's own machine. Raises
-        UserError where vLLM refuses it; requests go on with the adapter from before then.
+        By way of a folder on the engine's own machine. Raises UserError where vLLM refuses it;
+        requests go on with the adapter from before then.
         """
         from vllm.lora.request import LoRARequest
 
@@ -88,7 +101,7 @@ class AdapterVersions:
         folder = Path(self._folder.name) / str(self._loads)
         folder.mkdir()
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
-        save(folder / ADAPTER_WEIGHTS)
+        write_tensors(payload, folder / ADAPTER_WEIGHTS)
         request = LoRARequest(f"load-{self._loads}", self._loads, str(folder))
         try:
             self._llm.add_lora(request)

@@ -9,19 +9,12 @@ import logging
 import os
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.engine import vllm_internals
-from actors.engine.adapter_versions import AdapterVersions, check_adapter, room_for
+from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, room_for
 from actors.engine.text_decoder import TextDecoder
-from actors.engine.worker_extension import (
-    Payload,
-    adapter_config,
-    loaded_shapes,
-    tensor_shapes,
-    write_tensors,
-)
+from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
@@ -313,22 +306,16 @@ class VllmCore:
         Raises UserError, before anything is touched, for names or shapes that are not the model's,
         and TransferFailed, just as untouched, when a learner's weights do not arrive.
         """
-        config = adapter_config(payload)
-        if (config is None) is not (self._adapters is None):
-            have, got = ("adapters", "whole weights") if self._adapters else ("weights", "adapters")
-            raise UserError(
-                f"the engine for {self.options.model} takes {have}, and these are {got}: engines "
-                "and learner need the same learner.lora"
-            )
-        if self._adapters and config is not None and not isinstance(payload, TransferSpec):
-            sent_adapter = payload
-            rank = room_for(self.options.adapter_rank)
-            check_adapter(config, tensor_shapes(payload), self._shapes, rank)
+        shapes = tensor_shapes(payload)
+        adapter = adapter_config(payload)
+        check_kind(self.options.model, self._adapters is not None, adapter is not None)
+        if self._adapters and adapter:
+            check_adapter(adapter, shapes, self._shapes, self.options.adapter_rank)
             self.wake(("weights",))
-            self._adapters.load(config, lambda file: write_tensors(sent_adapter, file))
+            self._adapters.load(adapter, payload)
             self.wake()
             return
-        skip = self._check(tensor_shapes(payload))
+        skip = self._check(shapes)
         sent = None if isinstance(payload, TransferSpec) else payload
         if isinstance(payload, TransferSpec):
             self._receive(payload)
@@ -380,9 +367,7 @@ class VllmCore:
     def sleep(self, level: int) -> None:
         """Free what GPU memory is not free yet; nothing may be running. A CPU has none to free."""
         if level == 2 and self._adapters:
-            raise UserError(
-                "sleep(level=2) drops the model's weights, and only adapters follow: use level 1"
-            )
+            raise UserError("sleep(level=2) drops weights, and only adapters follow: use level 1")
         if self.asleep == _MEMORY:
             return
         self.wake()  # vLLM 0.23 does nothing where half sleeps

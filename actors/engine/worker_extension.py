@@ -41,17 +41,16 @@ def tensor_shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
 def adapter_config(payload: Payload) -> dict[str, Any] | None:
     """What an adapter's header says of it (peft's ``adapter_config.json``); None for weights of a
     model."""
-    if isinstance(payload, TransferSpec):
-        return None
-    header = json.loads(next(_headers(payload)))
+    header = json.loads(next(_headers(payload), b"{}"))
     said = header.get("__metadata__", {}).get(ADAPTER_KEY)
     return None if said is None else dict(json.loads(said))
 
 
-def write_tensors(payload: str | Sequence[bytes], file: Path) -> None:
-    """All tensors of a payload as one safetensors file."""
+def write_tensors(payload: Payload, file: Path) -> None:
+    """All tensors of a payload that is here as one safetensors file."""
     from safetensors.torch import save_file
 
+    assert not isinstance(payload, TransferSpec)
     save_file(dict(_tensors(payload, ())), file)
 
 

@@ -261,7 +261,10 @@ class DeepSpeedWorker:
     @property
     def _adapter_config(self) -> dict[str, Any]:
         assert self.config.lora
-        base = Path(self.config.model_dir).name
+        named = (
+            self.config.model_dir
+        )  # of a folder only its name: where it lay is nobody's business
+        base = Path(named).name if Path(named).is_dir() else named
         return adapters.adapter_config(self._hf_model, self.config.lora, base)
 
     def save_checkpoint(self, directory: str | Path, state: dict[str, Any]) -> None:
@@ -390,5 +393,3 @@ def _deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "checkpoint": {"use_node_local_storage": True},
     }
-
-

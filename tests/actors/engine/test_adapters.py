@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(engine, model):
     _load(engine, good, 31)
     name = next(iter(good))
     for payload, words in (
-        (_blobs(_adapter(model, 32, rank=16), rank=16), "rank 16 does not fit .* for rank 8"),
+        (_blobs(_adapter(model, 32, rank=16), rank=16), "rank 16 does not fit .* room for rank 8"),
         (_blobs(good | {"base_model.model.lm_head.lora_A.weight": good[name].clone()}), "lm_head"),
         (_blobs({n: t for n, t in good.items() if n != name}), "wrong: base_model"),
         (_blobs(good | {name: good[name][:, :-1].clone()}), "wrong: base_model"),
