@@ -65,7 +65,7 @@ def grpo_options(
         ),
         gradient_clipping=train.max_grad_norm,
         weight_decay=train.weight_decay,
-        adapter=_adapter(session),
+        adapter=adapter_start(session),
         logprob_tolerance=train.logprob_tolerance,
         staleness=train.staleness,
         checkpoint_every=train.checkpoint_every,
@@ -78,7 +78,7 @@ def grpo_options(
     )
 
 
-def _adapter(session: Session) -> str | None:
+def adapter_start(session: Session) -> str | None:
     """The folder of `train.adapter`; raises UserError before anything starts."""
     chosen = session.config.train.adapter
     if chosen is None:

@@ -175,25 +175,38 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
     and moments in shares, and gradients."""
     learner, ranks = config.learner, config.learner.workers
     width, parameters = _learner_width(config), size.parameters
+    trained = _trained(config, size)
     split = ranks if learner.zero_stage == 3 else 1
-    # Reference weights of the KL stay whole on every rank.
-    reference = parameters * width if stage == "train" and config.train.kl_coefficient else 0.0
-    share = 4 * parameters / ranks
+    # Reference weights of the KL stay whole on every rank; a new adapter is only switched off.
+    asked = stage == "train" and config.train.kl_coefficient > 0
+    own = not learner.lora.rank or config.train.adapter is not None
+    reference = parameters * width if asked and own else 0.0
+    share = 4 * trained / ranks
     # In bfloat16 shares add up, and each pass fills a bucket beside them while its activations go;
     # in float32 whole gradients add up, and the bucket comes when there are none any more.
-    bucket = min(parameters, BUCKET) * width
+    bucket = min(trained, BUCKET) * width
     passes = [activations(config, size, batch) for batch in _micro_batches(config, stage)]
     needed = max(passes, default=0.0)
     if learner.precision == "bfloat16":
         gradients = share + bucket
     else:
-        gradients = 4 * parameters / split + max(0.0, bucket - needed)
+        gradients = 4 * trained / split + max(0.0, bucket - needed)
     return {
         "weights": parameters * width / split + reference,
         "optimizer": 3 * share,
         "gradients": gradients,
         "activations": needed,
     }
+
+
+def _trained(config: RunConfig, size: ModelSize) -> float:
+    """Numbers that have gradients: all, or those of adapters beside every linear layer."""
+    rank = config.learner.lora.rank
+    if not rank:
+        return size.parameters
+    hidden, queries, keys = size.hidden, size.attention, size.kv_heads * size.head_dim
+    attention = 2 * (hidden + queries) + 2 * (hidden + keys)
+    return rank * size.layers * (attention + 3 * (hidden + size.intermediate))
 
 
 def _micro_batches(config: RunConfig, stage: str) -> list[MicroBatch]:

@@ -113,6 +113,10 @@ def test_a_plan_grows_with_what_it_is_made_of() -> None:
     assert learner("learner.gradient_checkpointing=true").host_bytes < base.host_bytes
     assert learner("learner.max_tokens_per_microbatch=2048").host_bytes < base.host_bytes
     assert learner("train.kl_coefficient=0.1").host["weights"] == 2 * base.host["weights"]
+    adapters = learner("learner.lora.rank=8", "train.kl_coefficient=0.1")
+    assert adapters.host["weights"] == base.host["weights"], "the KL needs no second copy"
+    # Rank 8 in four blocks: two layers of 128 + 128, two of 128 + 64, three of 128 + 384.
+    assert adapters.host["optimizer"] == pytest.approx(12 * 8 * 4 * 2432 / 2)
     assert base.gpu == {} and learner("learner.gpus=1").gpu_bytes > 0
 
 
