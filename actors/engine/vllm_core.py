@@ -13,6 +13,7 @@ from typing import Any
 
 from actors.engine import vllm_internals
 from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, room_for
+from actors.engine.logprobs import read_logprobs
 from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
@@ -278,7 +279,7 @@ class VllmCore:
                 )
             logprobs = top = None
             if completion.logprobs is not None:
-                logprobs, top = _read_logprobs(completion.logprobs, sampling.top_logprobs)
+                logprobs, top = read_logprobs(completion.logprobs, sampling.top_logprobs)
             samples.append(
                 Sample(
                     token_ids=token_ids,
@@ -391,18 +392,3 @@ class VllmCore:
         if self._adapters:
             self._adapters.close()
         vllm_internals.shut_down(self._llm)
-
-
-def _read_logprobs(
-    flat: Any, top: int
-) -> tuple[tuple[float, ...], tuple[dict[int, float], ...] | None]:
-    """The sampled token's log-prob at each position, and the ``top`` most likely tokens."""
-    if top == 0:
-        return tuple(flat.logprobs), None
-    # At each position vLLM writes the sampled token first, then the most likely ones.
-    sampled = tuple(flat.logprobs[start] for start in flat.start_indices)
-    ranked = tuple(
-        dict(zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True))
-        for start, end in zip(flat.start_indices, flat.end_indices, strict=True)
-    )
-    return sampled, ranked

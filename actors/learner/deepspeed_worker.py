@@ -229,7 +229,7 @@ class DeepSpeedWorker:
     def export(self, directory: str | Path) -> None:
         """Write a plain Hugging Face directory: weights, config, tokenizer. Appears whole or not.
 
-        Adapters are merged, and lie beside it too (`adapters.merge`). Needs room for the whole
+        Adapters are merged, and lie beside it too (`adapters.merged`). Needs room for the whole
         model in the memory of rank 0.
         """
         state: dict[str, Tensor] = {}
@@ -261,9 +261,8 @@ class DeepSpeedWorker:
     @property
     def _adapter_config(self) -> dict[str, Any]:
         assert self.config.lora
-        named = (
-            self.config.model_dir
-        )  # of a folder only its name: where it lay is nobody's business
+        # Of a folder only its name: where it lay is nobody's business.
+        named = self.config.model_dir
         base = Path(named).name if Path(named).is_dir() else named
         return adapters.adapter_config(self._hf_model, self.config.lora, base)
 
