@@ -16,8 +16,7 @@ from actors.engine.engine import Engine
 from stepwiser.errors import UserError
 from stepwiser.generation import Sampling
 from stepwiser.run.model_exports import ADAPTER_KEY
-from tests.support.adapters import merged_logprobs
-from tests.support.engines import running_engine
+from tests.support.engines import forward_logprobs, running_engine
 from tests.support.tiny import make_tiny_model
 
 TOLERANCE = 1e-4
@@ -62,7 +61,7 @@ def _blobs(tensors: dict[str, torch.Tensor], rank: int = RANK) -> list[bytes]:
 
 
 def _logprobs(model: Path, adapter: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
-    return merged_logprobs(model, adapter, ALPHA / RANK, ids)
+    return forward_logprobs(model, ids, 1, adapter, ALPHA / RANK)
 
 
 def _gap(engine: Engine, model: Path, adapter: dict[str, torch.Tensor]) -> float:

@@ -19,7 +19,6 @@ from stepwiser.generation import Sampling
 from stepwiser.run.model_exports import adapter_of
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.schedule import LearningRate
-from tests.support.adapters import merged_logprobs
 from tests.support.engines import engine_options, forward_logprobs, running_pool
 from tests.support.scripted_collector import scripted_batch
 from tests.support.tiny import make_tiny_model
@@ -76,7 +75,7 @@ def test_after_each_publish_the_engine_answers_as_the_learner_and_a_restarted_on
         expected = {}
         for version, (blobs, scores, said) in seen.items():
             adapter = {n: t for blob in blobs for n, t in load(blob).items()}
-            expected[version] = merged_logprobs(model, adapter, LORA.alpha / LORA.rank, PROMPT)
+            expected[version] = forward_logprobs(model, PROMPT, 1, adapter, LORA.alpha / LORA.rank)
             assert said == version
             assert _gap(scores, expected[version]) < 1e-4
         assert sorted(seen) == [0, 1, 2]
