@@ -118,7 +118,7 @@ def engine_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     engine = config.engine
     width = _engine_width(config, size)
     weights = size.parameters * width
-    published = size.parameters * _learner_width(config)
+    published = _trained(config, size) * _learner_width(config)
     if engine.gpus:
         # A transfer from the learner, or sleep, takes the weights through host memory.
         return {"base": ENGINE_BASE + CUDA_HOST, "copies": published if stage == "train" else 0.0}
@@ -158,7 +158,7 @@ def learner_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
         bucket = config.train.weight_bucket_mb * MIB
         return {
             "base": LEARNER_BASE + CUDA_HOST,
-            "copies": min(2 * bucket, size.parameters * _learner_width(config)),
+            "copies": min(2 * bucket, _trained(config, size) * _learner_width(config)),
         }
     return {"base": LEARNER_BASE, **_learner(config, stage, size)}
 
@@ -191,12 +191,16 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
         gradients = share + bucket
     else:
         gradients = 4 * trained / split + max(0.0, bucket - needed)
-    return {
+    parts = {
         "weights": parameters * width / split + reference,
         "optimizer": 3 * share,
         "gradients": gradients,
         "activations": needed,
     }
+    if learner.lora.rank and not learner.gpus:
+        # The merged model in float32, when the gradients have gone.
+        parts["export"] = max(0.0, 4 * parameters - gradients - needed)
+    return parts
 
 
 def _trained(config: RunConfig, size: ModelSize) -> float:
@@ -256,9 +260,9 @@ def _saved_layer(size: ModelSize, batch: MicroBatch, width: int) -> float:
 
 
 def object_store(config: RunConfig, stage: str, size: ModelSize) -> Parts:
-    """Ray's objects: the learner's weights, and the copy that the engines' registry keeps."""
+    """Ray's objects: what the learner trains, and the copy that the engines' registry keeps."""
     room = config.cluster.object_store_mb * MIB
-    copies = 3 * size.parameters * _learner_width(config) if stage == "train" else 0.0
+    copies = 3 * _trained(config, size) * _learner_width(config) if stage == "train" else 0.0
     return {"copies": min(room, copies)}
 
 

@@ -33,7 +33,8 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def engine(model) -> Iterator[Engine]:
     # A single version at a time, so that a second one has to wait.
-    with running_engine(model, adapter_rank=RANK, adapter_versions=1) as engine:
+    room = {"adapter_rank": RANK, "adapter_versions": 1}
+    with running_engine(model, enable_sleep=True, **room) as engine:
         yield engine
 
 

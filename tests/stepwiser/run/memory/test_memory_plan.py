@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,11 @@ def test_a_micro_batch_is_what_the_settings_let_in() -> None:
 
 
 def test_a_plan_grows_with_what_it_is_made_of() -> None:
-    def learner(*overrides: str) -> Process:
+    def process(role: str, *overrides: str) -> Process:
         plan = plan_memory(load_config(EMBEDDED, overrides), "train", folder_of)
-        return next(p for p in plan.processes if p.role == "learner")
+        return next(p for p in plan.processes if p.role == role)
 
+    learner = partial(process, "learner")
     base = learner()
     assert set(base.host) == {"base", "weights", "gradients", "optimizer", "activations"}
     assert base.host["weights"] == 4 * 796_544
@@ -116,7 +118,12 @@ def test_a_plan_grows_with_what_it_is_made_of() -> None:
     adapters = learner("learner.lora.rank=8", "train.kl_coefficient=0.1")
     assert adapters.host["weights"] == base.host["weights"], "the KL needs no second copy"
     # Rank 8 in four blocks: two layers of 128 + 128, two of 128 + 64, three of 128 + 384.
-    assert adapters.host["optimizer"] == pytest.approx(12 * 8 * 4 * 2432 / 2)
+    trained = 8 * 4 * 2432
+    assert adapters.host["optimizer"] == pytest.approx(12 * trained / 2)
+    assert process("engine", "learner.lora.rank=8").host["copies"] == 2 * 4 * trained
+    short = learner("learner.lora.rank=8", "learner.max_tokens_per_microbatch=256")
+    rest = short.host["gradients"] + short.host["activations"] + short.host["export"]
+    assert rest >= 4 * 796_544, "an export merges the whole model"
     assert base.gpu == {} and learner("learner.gpus=1").gpu_bytes > 0
 
 
