@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actors.learner.shared_prompt import Layout
 from stepwiser.training.experience import ExperienceBatch, TokenExamples
@@ -32,6 +32,36 @@ class FlatTokens:
             self.positions.to(device),
             self.targets.to(device),
         )
+
+
+class ChosenLogits(nn.Module):
+    """Logits at chosen positions only: N tokens → [M, V].
+
+    The choice is made just before the output layer, so the model's own code around it (soft caps,
+    scaling) still applies, and no memory goes into logits of prompt tokens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._positions: Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._choose)
+
+    def _choose(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (hidden,) = inputs
+        return (hidden.reshape(-1, hidden.shape[-1])[self._positions],)
+
+    def forward(self, tokens: FlatTokens) -> Tensor:
+        self._positions = tokens.positions
+        try:
+            return self.model(
+                input_ids=tokens.input_ids,
+                position_ids=tokens.layout.position_ids,
+                layout=tokens.layout,
+                use_cache=False,
+            ).logits
+        finally:
+            self._positions = None
 
 
 @dataclass(frozen=True)

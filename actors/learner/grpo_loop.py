@@ -62,6 +62,8 @@ class GRPOTrainOptions:
     loss: GRPOLossConfig
     gradient_clipping: float = 1.0
     weight_decay: float = 0.0
+    adapter: str | None = None
+    """Folder of an adapter to go on with."""
     logprob_tolerance: float | None = None
     """Largest mean gap between engine and learner log-probs of the same weights; beyond it the run
     stops."""
@@ -126,7 +128,11 @@ def grpo_worker(config: dict[str, Any]) -> None:
         make_room(config["collector"], options.publish_timeout_s)
     worker = DeepSpeedWorker(
         engine_config(
-            options.group, options.model_dir, options.gradient_clipping, options.weight_decay
+            options.group,
+            options.model_dir,
+            options.gradient_clipping,
+            options.weight_decay,
+            options.adapter,
         )
     )
     GRPOLoop(options, config["collector"], worker, config).run()

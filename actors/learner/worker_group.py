@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from actors.learner.checkpoints import mend
 from actors.learner.deepspeed_worker import EngineConfig
+from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, MetricsTail
 from stepwiser.run.periodic import repeating
@@ -44,6 +45,8 @@ class WorkerGroup:
     """Padded tokens of one forward pass; no sequence may be longer."""
     max_failures: int = 3
     """Restarts from the last checkpoint before the run is given up."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
     collective_timeout_s: int = 1800
     """A rank that waits longer than this for the others fails, and with it the worker group."""
     trust_remote_code: bool = False
@@ -75,7 +78,11 @@ class WorkerGroup:
 
 
 def engine_config(
-    group: WorkerGroup, model_dir: str, gradient_clipping: float, weight_decay: float
+    group: WorkerGroup,
+    model_dir: str,
+    gradient_clipping: float,
+    weight_decay: float,
+    adapter: str | None = None,
 ) -> EngineConfig:
     """What one rank of this group needs to know to load a model."""
     return EngineConfig(
@@ -89,6 +96,8 @@ def engine_config(
         threads=group.threads,
         trust_remote_code=group.trust_remote_code,
         allow_pickled_weights=group.allow_pickled_weights,
+        lora=group.lora,
+        adapter=adapter,
     )
 
 

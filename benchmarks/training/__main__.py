@@ -1,13 +1,13 @@
-"""What the trainer is worth: speed against TRL, agreement of engine and learner, overlap, memory.
+"""What the trainer is worth: speed against TRL, agreement, overlap, memory, and what LoRA saves.
 
     python -m benchmarks.training            about two hours on two cores
     python -m benchmarks.training --quick    within five minutes
     python -m benchmarks.training --only trl memory
 
-The parts are modules of their own (`trl`, `overlap`, `memory`), each with an account of how it
-measures. The last line is one JSON object with `samples_vs_trl`, `logprob_gap`, `overlap_gain`,
-`engine_idle`, `learner_idle` and `memory_growth`, and what belongs to them; a part that is left out
-has no figure there.
+The parts are modules of their own (`trl`, `overlap`, `memory`, `lora`), each with an account of how
+it measures. The last line is one JSON object with `samples_vs_trl`, `logprob_gap`, `overlap_gain`,
+`engine_idle`, `learner_idle`, `memory_growth`, `lora_sync_ratio` and `lora_memory_ratio`, and what
+belongs to them; a part that is left out has no figure there.
 """
 
 from __future__ import annotations
@@ -59,11 +59,25 @@ def _memory(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     return {"memory_growth": found["memory_growth"]}
 
 
+def _lora(console: Console, out: Path, quick: bool) -> dict[str, Any]:
+    from benchmarks.training.lora import measure_lora
+
+    found = measure_lora(out / "lora", quick)
+    columns = ("trained", "publication, s", "step, s", "learner, MB at most")
+    table = titled_table("LoRA", *columns)
+    for name, arm in found["lora"].items():
+        table.add_row(
+            name, f"{arm['sync_s']:.3f}", f"{arm['step_s']:.2f}", f"{arm['memory_mb']:.0f}"
+        )
+    console.print(table)
+    return found
+
+
 def _seconds(title: str, rows: Mapping[str, float]) -> Table:
     return facts_table(((name, f"{value:.2f}") for name, value in rows.items()), title)
 
 
-MEASURES = {"trl": _trl, "overlap": _overlap, "memory": _memory}
+MEASURES = {"trl": _trl, "overlap": _overlap, "memory": _memory, "lora": _lora}
 
 if __name__ == "__main__":
     measure_parts(__doc__, MEASURES, "runs/training")

@@ -15,8 +15,11 @@ NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "tor
 """Keys of a model's config.json that say nothing about the shape of its weights."""
 
 
-def engine_options(config: RunConfig, model: str) -> EngineOptions:
-    """Engine options of a run for one model."""
+def engine_options(config: RunConfig, model: str, adapters: bool = False) -> EngineOptions:
+    """Engine options of a run for one model.
+
+    ``adapters``: new weights will be adapters of `learner.lora`.
+    """
     engine = config.engine
     return EngineOptions(
         model=model,
@@ -32,6 +35,9 @@ def engine_options(config: RunConfig, model: str) -> EngineOptions:
         enable_sleep=config.train.colocated,
         trust_remote_code=config.trust_remote_code,
         allow_pickled_weights=config.allow_pickled_weights,
+        adapter_rank=config.learner.lora.rank if adapters else 0,
+        # Samples under way are at most so many versions old, and the newest is one more.
+        adapter_versions=config.train.staleness + 1,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from actors.learner.adapters import check_start
 from actors.learner.grpo_loop import GRPOTrainOptions
 from actors.learner.sft import SFTJob, SFTOptions, SFTResult, run_sft
 from actors.learner.worker_group import WorkerGroup
@@ -32,6 +34,7 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         max_failures=learner.max_failures,
         trust_remote_code=session.config.trust_remote_code,
         allow_pickled_weights=session.config.allow_pickled_weights,
+        lora=learner.lora if learner.lora.rank else None,
     )
 
 
@@ -62,6 +65,7 @@ def grpo_options(
         ),
         gradient_clipping=train.max_grad_norm,
         weight_decay=train.weight_decay,
+        adapter=adapter_start(session),
         logprob_tolerance=train.logprob_tolerance,
         staleness=train.staleness,
         checkpoint_every=train.checkpoint_every,
@@ -72,6 +76,15 @@ def grpo_options(
         weight_bucket_mb=train.weight_bucket_mb,
         colocated=train.colocated,
     )
+
+
+def adapter_start(session: Session) -> str | None:
+    """The folder of `train.adapter`; raises UserError before anything starts."""
+    chosen = session.config.train.adapter
+    if chosen is None:
+        return None
+    check_start(session.config.learner.lora, chosen)
+    return str(Path(chosen).absolute())
 
 
 def response_example(prompt: list[int], response: list[int]) -> tuple[list[int], list[bool]]:

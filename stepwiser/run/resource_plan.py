@@ -72,6 +72,8 @@ def weight_transfer(config: RunConfig) -> Literal["object_store", "cuda_ipc", "n
     chosen = config.train.weight_transfer
     if chosen != "auto":
         return chosen
+    if config.learner.lora.rank:
+        return "object_store"  # adapters are small, and any engine on any node can read them there
     engine, learner = config.engine.gpus, config.learner.gpus
     # NCCL takes no two processes on one GPU, and memory of another GPU cannot be opened.
     if 0 < engine < 1 and 0 < learner < 1:

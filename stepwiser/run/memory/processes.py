@@ -118,7 +118,7 @@ def engine_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     engine = config.engine
     width = _engine_width(config, size)
     weights = size.parameters * width
-    published = size.parameters * _learner_width(config)
+    published = _trained(config, size) * _learner_width(config)
     if engine.gpus:
         # A transfer from the learner, or sleep, takes the weights through host memory.
         return {"base": ENGINE_BASE + CUDA_HOST, "copies": published if stage == "train" else 0.0}
@@ -158,7 +158,7 @@ def learner_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
         bucket = config.train.weight_bucket_mb * MIB
         return {
             "base": LEARNER_BASE + CUDA_HOST,
-            "copies": min(2 * bucket, size.parameters * _learner_width(config)),
+            "copies": min(2 * bucket, _trained(config, size) * _learner_width(config)),
         }
     return {"base": LEARNER_BASE, **_learner(config, stage, size)}
 
@@ -175,25 +175,42 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
     and moments in shares, and gradients."""
     learner, ranks = config.learner, config.learner.workers
     width, parameters = _learner_width(config), size.parameters
+    trained = _trained(config, size)
     split = ranks if learner.zero_stage == 3 else 1
-    # Reference weights of the KL stay whole on every rank.
-    reference = parameters * width if stage == "train" and config.train.kl_coefficient else 0.0
-    share = 4 * parameters / ranks
+    # Reference weights of the KL stay whole on every rank; a new adapter is only switched off.
+    asked = stage == "train" and config.train.kl_coefficient > 0
+    own = not learner.lora.rank or config.train.adapter is not None
+    reference = parameters * width if asked and own else 0.0
+    share = 4 * trained / ranks
     # In bfloat16 shares add up, and each pass fills a bucket beside them while its activations go;
     # in float32 whole gradients add up, and the bucket comes when there are none any more.
-    bucket = min(parameters, BUCKET) * width
+    bucket = min(trained, BUCKET) * width
     passes = [activations(config, size, batch) for batch in _micro_batches(config, stage)]
     needed = max(passes, default=0.0)
     if learner.precision == "bfloat16":
         gradients = share + bucket
     else:
-        gradients = 4 * parameters / split + max(0.0, bucket - needed)
-    return {
+        gradients = 4 * trained / split + max(0.0, bucket - needed)
+    parts = {
         "weights": parameters * width / split + reference,
         "optimizer": 3 * share,
         "gradients": gradients,
         "activations": needed,
     }
+    if learner.lora.rank and not learner.gpus:
+        # The merged model in float32, when the gradients have gone.
+        parts["export"] = max(0.0, 4 * parameters - gradients - needed)
+    return parts
+
+
+def _trained(config: RunConfig, size: ModelSize) -> float:
+    """Numbers that have gradients: all, or those of adapters beside every linear layer."""
+    rank = config.learner.lora.rank
+    if not rank:
+        return size.parameters
+    hidden, queries, keys = size.hidden, size.attention, size.kv_heads * size.head_dim
+    attention = 2 * (hidden + queries) + 2 * (hidden + keys)
+    return rank * size.layers * (attention + 3 * (hidden + size.intermediate))
 
 
 def _micro_batches(config: RunConfig, stage: str) -> list[MicroBatch]:
@@ -243,9 +260,9 @@ def _saved_layer(size: ModelSize, batch: MicroBatch, width: int) -> float:
 
 
 def object_store(config: RunConfig, stage: str, size: ModelSize) -> Parts:
-    """Ray's objects: the learner's weights, and the copy that the engines' registry keeps."""
+    """Ray's objects: what the learner trains, and the copy that the engines' registry keeps."""
     room = config.cluster.object_store_mb * MIB
-    copies = 3 * size.parameters * _learner_width(config) if stage == "train" else 0.0
+    copies = 3 * _trained(config, size) * _learner_width(config) if stage == "train" else 0.0
     return {"copies": min(room, copies)}
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learner.batches import example_tokens, response_batch
-from actors.learner.deepspeed_worker import EngineConfig, _ChosenLogits, _load_model
+from actors.learner.batches import ChosenLogits, example_tokens, response_batch
+from actors.learner.deepspeed_worker import EngineConfig, _load_model
 from actors.learner.shared_prompt import Layout, attention
 from stepwiser.errors import UserError
 from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples
@@ -21,7 +21,7 @@ def models(tmp_path_factory):
     directory = str(make_tiny_model(tmp_path_factory.mktemp("model"), hidden_size=256))
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     config = EngineConfig(directory, 2, "float32", False, 1.0, 0.0, False, 1)
-    return plain, _ChosenLogits(_load_model(config).double().eval())
+    return plain, ChosenLogits(_load_model(config).double().eval())
 
 
 @pytest.fixture(scope="module")
