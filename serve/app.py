@@ -27,6 +27,7 @@ from serve.access.keys import read_keys
 from serve.dispatch import Replicas
 from serve.ingress import IngressOptions, make_api
 from serve.judging.replica import JudgeReplica, ReplicaOptions
+from serve.page.labelled_run import LabelledRun
 from stepwiser.config import PromptConfig
 from stepwiser.config.serving import ServeConfig
 from stepwiser.errors import UserError
@@ -75,6 +76,8 @@ class ServeOptions:
                 f"engine.max_model_len={self.engine.max_model_len}: lower the former or raise the "
                 "latter"
             )
+        if self.serve.run is not None:
+            LabelledRun(Path(self.serve.run))
         if self.serve.keys is not None:
             read_keys(Path(self.serve.keys))
         elif self.api_token is None and not _is_loopback(self.serve.host):
@@ -134,6 +137,7 @@ def build_app(options: ServeOptions) -> serve.Application:
         keys_file=str(Path(config.keys).absolute()) if config.keys else None,
         api_token=options.api_token,
         allowed_origins=tuple(config.allowed_origins),
+        run_dir=str(Path(config.run).absolute()) if config.run else None,
     )
 
     def asgi() -> FastAPI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve.access.gate import Gate
@@ -21,6 +22,8 @@ from serve.errors import ApiError, ErrorBody, error_response, failure_of_status
 from serve.event_stream import EventStream
 from serve.judging.scores import reduce_scores
 from serve.metrics import Metrics
+from serve.page.files import PageFiles, page_response
+from serve.page.labelled_run import MOST_SOLUTIONS, LabelledRun, LabelledSolutions, Outcome
 from serve.protocols.chat import ChatRequest, completion_body
 from serve.protocols.pooling import (
     PairRequest,
@@ -36,6 +39,7 @@ from serve.schema import (
     JudgeBatchResponse,
     JudgeRequest,
     JudgeResponse,
+    ModelInfo,
     Reduction,
     ScoreRequest,
     ScoreResponse,
@@ -62,6 +66,8 @@ class IngressOptions:
     """A key without limits, beside those of the file."""
     allowed_origins: tuple[str, ...] = ()
     """Pages of other servers that a browser may call this one from."""
+    run_dir: str | None = None
+    """Of the run whose annotated solutions are shown."""
 
 
 router = APIRouter(
@@ -192,18 +198,22 @@ async def version(work: WorkOf) -> Version:
 
 
 async def _health(request: Request) -> Health:
-    required = request.app.state.keys.required
+    model: ModelInfo | None = None
+    failed: str | None = None
     try:
-        card = await _work(request).card()
+        model = (await _work(request).card()).model
     except ApiError as error:
-        return Health(ready=False, version=__version__, token_required=required, error=str(error))
-    draining = _work(request).queue.closed
+        failed = str(error)
+    if failed is None and _work(request).queue.closed:
+        failed = "about to stop"
+    run: LabelledRun | None = request.app.state.run
     return Health(
-        ready=not draining,
-        model=card.model,
+        ready=failed is None,
+        model=model,
         version=__version__,
-        token_required=required,
-        error="about to stop" if draining else None,
+        token_required=request.app.state.keys.required,
+        run=None if run is None else run.name,
+        error=failed,
     )
 
 
@@ -226,13 +236,24 @@ async def metrics(work: WorkOf) -> Response:
     return Response(work.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> str:
-    """Paste a solution, see its steps coloured by score."""
-    return _PAGE
+@router.get("/v1/run")
+async def labelled_run(
+    request: Request,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_SOLUTIONS)] = 10,
+    outcome: Annotated[Outcome, Query(description="Of the final answer.")] = "any",
+) -> LabelledSolutions:
+    """Solutions of an annotated run: chunks, their values and the rollouts behind these."""
+    run: LabelledRun | None = request.app.state.run
+    if run is None:
+        raise ApiError("not_found", "this server shows no run: start it with serve.run=DIRECTORY")
+    return await asyncio.to_thread(run.solutions, offset, limit, outcome)
 
 
-_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """For people; its files are under /page."""
+    return page_response()
 
 
 # --- the application ------------------------------------------------------------------------------
@@ -257,8 +278,10 @@ def make_api(options: IngressOptions, replicas: Replicas, new_id: Callable[[], s
         },
     )
     api.state.keys = keys
+    api.state.run = None if options.run_dir is None else LabelledRun(Path(options.run_dir))
     api.state.work = Work(replicas, queue, metrics, options.deadline_s)
     api.include_router(router)
+    api.mount("/page", PageFiles())
     api.add_middleware(
         Gate,
         keys=keys,

@@ -22,6 +22,11 @@ class ServeConfig(Section):
         " that the run has trained.",
         examples=["/models/judge"],
     )
+    run: LocalPlace | None = Field(
+        None,
+        description="Run directory whose annotated solutions the page and `/v1/run` show.",
+        examples=["runs/embedded"],
+    )
     host: str = Field(
         "127.0.0.1",
         description="Address to listen on; `0.0.0.0`: on all of the machine's, which wants keys.",
