@@ -46,6 +46,7 @@ from serve.schema import (
     Version,
     explain,
 )
+from serve.solving.schema import SolveRequest, SolveResponse
 from serve.work import Work
 from stepwiser import __version__
 from stepwiser.errors import UserError
@@ -68,6 +69,8 @@ class IngressOptions:
     """Pages of other servers that a browser may call this one from."""
     run_dir: str | None = None
     """Of the run whose annotated solutions are shown."""
+    policy: str | None = None
+    """Name of the model that solves."""
 
 
 router = APIRouter(
@@ -97,8 +100,7 @@ KeyOf = Annotated[Key | None, Depends(_key)]
 async def judge(body: JudgeRequest, work: WorkOf, key: KeyOf) -> Any:
     """Judge every step of a solution; with `stream` as server-sent events."""
     if body.stream:
-        seconds = min(body.deadline_s or work.deadline_s, work.deadline_s)
-        return EventStream(work.judge_events(body, key), seconds)
+        return EventStream(work.judge_events(body, key), work.seconds_of(body))
     return await work.judge(body, key)
 
 
@@ -115,6 +117,14 @@ async def judge_batch(
 async def score(body: ScoreRequest, work: WorkOf, key: KeyOf) -> ScoreResponse:
     """One number for a solution."""
     return await work.score(body, body.reduction, key)
+
+
+@router.post("/v1/solve", response_model=SolveResponse)
+async def solve(body: SolveRequest, work: WorkOf, key: KeyOf) -> Any:
+    """Solve a problem by chunk-reset; with `stream` as server-sent events."""
+    if body.stream:
+        return EventStream(work.solve_events(body, key), work.seconds_of(body))
+    return await work.solve(body, key)
 
 
 @router.post("/v1/chat/completions")
@@ -212,6 +222,7 @@ async def _health(request: Request) -> Health:
         model=model,
         version=__version__,
         token_required=request.app.state.keys.required,
+        policy=request.app.state.policy,
         run=None if run is None else run.name,
         error=failed,
     )
@@ -259,7 +270,12 @@ async def page() -> Response:
 # --- the application ------------------------------------------------------------------------------
 
 
-def make_api(options: IngressOptions, replicas: Replicas, new_id: Callable[[], str]) -> FastAPI:
+def make_api(
+    options: IngressOptions,
+    replicas: Replicas,
+    new_id: Callable[[], str],
+    policies: Replicas | None = None,
+) -> FastAPI:
     """The ASGI application of one ingress. Raises UserError for a key file that cannot be read."""
     keys = KeyRing(Path(options.keys_file) if options.keys_file else None, options.api_token)
     queue = FairQueue(options.places, options.max_waiting)
@@ -278,8 +294,9 @@ def make_api(options: IngressOptions, replicas: Replicas, new_id: Callable[[], s
         },
     )
     api.state.keys = keys
+    api.state.policy = options.policy
     api.state.run = None if options.run_dir is None else LabelledRun(Path(options.run_dir))
-    api.state.work = Work(replicas, queue, metrics, options.deadline_s)
+    api.state.work = Work(replicas, queue, metrics, options.deadline_s, policies)
     api.include_router(router)
     api.mount("/page", PageFiles())
     api.add_middleware(

@@ -12,6 +12,7 @@ from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from serve.app import TOKEN_VARIABLE, ServeOptions, build_app
 from serve.app import run as run_app
+from serve.solving.replica import PolicyOptions
 from stepwiser.config import RunConfig, load_config
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
@@ -27,7 +28,8 @@ def run(session: Session) -> dict[str, Any]:
         judge = session.store.find_model(JUDGE, "train")
     else:
         judge = session.resolve(config.serve.model)
-    run_app(serve_options(config, judge), blocking=True)
+    policy = None if config.serve.policy is None else session.resolve(config.serve.policy)
+    run_app(serve_options(config, judge, policy), blocking=True)
     return {}
 
 
@@ -44,7 +46,8 @@ def application(arguments: dict[str, str]) -> Application:
         judge = RunStore(Path(config.run_dir).resolve()).find_model(JUDGE, "train")
     else:
         judge = resolve_model(model)
-    options = serve_options(config, judge)
+    policy = None if config.serve.policy is None else resolve_model(config.serve.policy)
+    options = serve_options(config, judge, policy)
     if config.serve.keys is None and options.api_token is None:
         raise UserError(
             "serve.keys: Serve may listen on any address; make keys with `stepwiser keys add NAME "
@@ -53,7 +56,7 @@ def application(arguments: dict[str, str]) -> Application:
     return build_app(options)
 
 
-def serve_options(config: RunConfig, judge: str) -> ServeOptions:
+def serve_options(config: RunConfig, judge: str, policy: str | None) -> ServeOptions:
     """Of the run's judge, or of serve.model: asked as its card says where it has one."""
     settings = revision = None
     if config.serve.model:
@@ -78,5 +81,8 @@ def serve_options(config: RunConfig, judge: str) -> ServeOptions:
         cpus=config.engine.ray_cpus,
         gpus=config.engine.gpus,
         revision=revision,
+        policy=None
+        if policy is None
+        else PolicyOptions(engine_options(config, policy), config.prompts, config.solve),
         **asked,
     )

@@ -22,7 +22,7 @@ export function startSolving(own) {
 
 async function solve(own, body, signal) {
   const list = at("solve-steps");
-  const tried = []; // by round, then by attempt
+  const tried = []; // by round, then by sample
   let tokens = 0;
   for await (const [name, data] of own.events("v1/solve", { body, signal })) {
     if (name === "chunk") {
@@ -37,7 +37,7 @@ async function solve(own, body, signal) {
         `${plural(tried.length, "chunk")}, ${plural(tokens, "token")} so far`;
     } else if (name === "kept") {
       const { item } = tried[data.round];
-      const node = tried[data.round][data.attempt];
+      const node = tried[data.round][data.sample];
       node.replaceWith(stands(node));
       tint(item, data.score);
     } else if (name === "done") {
