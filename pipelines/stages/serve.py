@@ -13,6 +13,7 @@ from pipelines.training.baselines import JUDGE
 from serve.app import TOKEN_VARIABLE, ServeOptions, build_app
 from serve.app import run as run_app
 from serve.judging.replica import ReplicaOptions
+from serve.solving.replica import PolicyOptions
 from stepwiser.config import RunConfig, load_config
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
@@ -24,7 +25,8 @@ from stepwiser.run.store import RunStore
 def run(session: Session) -> dict[str, Any]:
     """Serve models/judge of the run, or serve.model; blocks."""
     config, judge = session.config, served_judge(session)
-    run_app(serve_options(config, judge), blocking=True)
+    policy = None if config.serve.policy is None else session.resolve(config.serve.policy)
+    run_app(serve_options(config, judge, policy), blocking=True)
     return {}
 
 
@@ -41,7 +43,8 @@ def application(arguments: dict[str, str]) -> Application:
         judge = RunStore(Path(config.run_dir).resolve()).find_model(JUDGE, "train")
     else:
         judge = resolve_model(model)
-    options = serve_options(config, judge)
+    policy = None if config.serve.policy is None else resolve_model(config.serve.policy)
+    options = serve_options(config, judge, policy)
     if config.serve.keys is None and options.api_token is None:
         raise UserError(
             "serve.keys: Serve may listen on any address; make keys with `stepwiser keys add NAME "
@@ -50,7 +53,7 @@ def application(arguments: dict[str, str]) -> Application:
     return build_app(options)
 
 
-def serve_options(config: RunConfig, judge: str) -> ServeOptions:
+def serve_options(config: RunConfig, judge: str, policy: str | None = None) -> ServeOptions:
     """Of the run's judge, or of serve.model: asked as its card says where it has one."""
     asked = judge_options(config, judge)
     return ServeOptions(
@@ -63,6 +66,9 @@ def serve_options(config: RunConfig, judge: str) -> ServeOptions:
         serve=config.serve,
         cpus=config.engine.ray_cpus,
         gpus=config.engine.gpus,
+        policy=None
+        if policy is None
+        else PolicyOptions(engine_options(config, policy), config.prompts, config.solve),
     )
 
 

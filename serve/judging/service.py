@@ -147,6 +147,21 @@ class JudgeService:
         ordered = sorted(verdicts, key=lambda verdict: verdict.index)
         yield [self._response(work, ordered, began).without_texts()]
 
+    async def judge_chunk(
+        self, problem: str, history: Sequence[str], chunk: str, temperature: float
+    ) -> JudgeVerdict:
+        """One vote on a chunk of a search. Raises UserError where its prompt is too long and
+        EngineFailure."""
+        own = self.judge
+        if (size := len(own.prompts.judge_ids(problem, history, chunk))) > self.max_prompt_tokens:
+            raise UserError(
+                f"problem: with the solution so far it makes a judge prompt of {size} tokens, the "
+                f"limit is {self.max_prompt_tokens}; lower max_tokens or max_chunks, or serve with "
+                "a larger engine.max_model_len"
+            )
+        sampling = replace(own.sampling, n=1, temperature=temperature, top_logprobs=ALTERNATIVES)
+        return await replace(own, sampling=sampling).judge(problem, history, chunk)
+
     # --- one request ------------------------------------------------------------------------------
 
     def _work(self, request: Solution) -> _Work:
@@ -251,7 +266,8 @@ async def _all_or_cancel(coroutines: Sequence) -> list:
     return [task.result() for task in tasks]
 
 
-def _word(verdict: bool | None) -> Verdict | None:
+def verdict_word(verdict: bool | None) -> Verdict | None:
+    """As it is sent."""
     if verdict is None:
         return None
     return "Positive" if verdict else "Negative"
@@ -261,10 +277,10 @@ def _step_verdict(index: int, text: str, result: JudgeVerdict) -> StepVerdict:
     return StepVerdict(
         index=index,
         text=text,
-        verdict=_word(result.verdict),
+        verdict=verdict_word(result.verdict),
         score=result.score,
         analysis=result.analysis,
-        votes=[_word(vote) for vote in result.votes],
+        votes=[verdict_word(vote) for vote in result.votes],
         tokens=result.tokens,
         truncated=result.truncated,
     )

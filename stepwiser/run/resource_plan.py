@@ -112,6 +112,8 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
         needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":
         needs.append(Need("replica", config.serve.replicas, engine.ray_cpus, engine.gpus))
+        if config.serve.policy is not None:
+            needs.append(Need("policy replica", 1, engine.ray_cpus, engine.gpus))
     return ResourcePlan(stage, tuple(needs))
 
 

@@ -179,5 +179,7 @@ class SearchJudge:
     async def judge(self, problem: Problem, history: Sequence[str], chunk: str) -> ChunkVerdict:
         verdict = await self.judge_steps.judge(problem.question, history, chunk)
         if verdict.verdict is None or verdict.score is None:
-            return ChunkVerdict(True, UNDECIDED, verdict.tokens)
-        return ChunkVerdict(verdict.verdict, verdict.score, verdict.tokens)
+            return ChunkVerdict(True, UNDECIDED, verdict.tokens, False, verdict.analysis)
+        return ChunkVerdict(
+            verdict.verdict, verdict.score, verdict.tokens, analysis=verdict.analysis
+        )
