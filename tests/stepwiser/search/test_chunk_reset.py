@@ -10,8 +10,8 @@ import pytest
 from stepwiser.search.chunk_reset import (
     ChunkCandidate,
     ChunkVerdict,
-    JudgedCandidate,
     KeptCandidate,
+    ScoredCandidate,
     SearchEvent,
     best_of_n,
     chunk_reset,
@@ -81,7 +81,7 @@ async def test_after_the_last_refusal_the_best_attempt_stays() -> None:
     assert result.chunks == ("0.4 1",)  # the first of the equally good ones
     assert told == [
         *(
-            JudgedCandidate(0, i, f"{score} {i}", i + 1, ChunkVerdict(False, score, 10))
+            ScoredCandidate(0, i, f"{score} {i}", i + 1, ChunkVerdict(False, score, 10))
             for i, score in enumerate(scores)
         ),
         KeptCandidate(0, 1, 0.4),
