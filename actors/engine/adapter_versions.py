@@ -2,14 +2,14 @@
 
 Every load has a name and a number of its own, also where a learner that went back says a version
 again: vLLM keeps keys and values by the adapter's name, so that none of another load is ever read.
-A request keeps the adapter that it began with. vLLM runs as many versions at once as it has slots;
-requests of one more wait there, and what falls out of its memory it reads again from the folder.
+A request keeps the adapter that it began with. vLLM runs as many versions at once as it has slots,
+and requests of one more wait there. It keeps every version in host memory until it is told that
+nobody runs with it: the files that it loads are gone by then.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +30,17 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 def room_for(rank: int) -> int:
     """The smallest rank of vLLM's own list (`vllm.config.lora.MaxLoRARanks`) with room for one."""
     return next(allowed for allowed in _RANKS if allowed >= rank)
+
+
+def slots(rank: int, versions: int) -> dict[str, Any]:
+    """vLLM's settings for adapters of at most this rank, so many versions of them in one step."""
+    return {
+        "enable_lora": True,
+        "max_lora_rank": room_for(rank),
+        "max_loras": versions,
+        # More than there ever are: it must forget none by itself.
+        "max_cpu_loras": 2**20,
+    }
 
 
 def check_kind(model: str, takes_adapters: bool, is_adapter: bool) -> None:
@@ -79,15 +90,9 @@ class AdapterVersions:
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
-        self._folder = tempfile.TemporaryDirectory(prefix="stepwiser-adapters-")
         self._loads = 0
         self._newest: Any = None
         self._running: dict[str, Any] = {}
-
-    @property
-    def count(self) -> int:
-        """Versions that are kept."""
-        return len(list(Path(self._folder.name).iterdir()))
 
     def load(self, config: Mapping[str, Any], payload: Payload) -> None:
         """Have vLLM load an adapter, for the requests that come from now on.
@@ -98,17 +103,16 @@ class AdapterVersions:
         from vllm.lora.request import LoRARequest
 
         self._loads += 1
-        folder = Path(self._folder.name) / str(self._loads)
-        folder.mkdir()
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
-        write_tensors(payload, folder / ADAPTER_WEIGHTS)
-        request = LoRARequest(f"load-{self._loads}", self._loads, str(folder))
-        try:
-            self._llm.add_lora(request)
-        except Exception as error:
-            shutil.rmtree(folder)
-            self._llm.is_sleeping()  # raises where it was the end of the engine
-            raise UserError(f"vLLM refuses the adapter: {error}") from error
+        # Gone at once: an engine that is killed would leave it behind.
+        with tempfile.TemporaryDirectory(prefix="stepwiser-adapter-") as folder:
+            (Path(folder) / ADAPTER_CONFIG).write_text(json.dumps(config))
+            write_tensors(payload, Path(folder) / ADAPTER_WEIGHTS)
+            request = LoRARequest(f"load-{self._loads}", self._loads, folder)
+            try:
+                self._llm.add_lora(request)
+            except Exception as error:
+                self._llm.is_sleeping()  # raises where it was the end of the engine
+                raise UserError(f"vLLM refuses the adapter: {error}") from error
         before, self._newest = self._newest, request
         self._drop_unused(before)
 
@@ -128,7 +132,3 @@ class AdapterVersions:
         users = Counter(running.lora_int_id for running in self._running.values())
         if not users[version.lora_int_id]:
             self._llm.remove_lora(version.lora_int_id)
-            shutil.rmtree(version.lora_path)
-
-    def close(self) -> None:
-        self._folder.cleanup()

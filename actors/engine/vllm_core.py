@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.engine import vllm_internals
-from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, room_for
+from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, slots
 from actors.engine.logprobs import read_logprobs
 from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
@@ -121,11 +121,7 @@ class VllmCore:
             if options.kv_cache_bytes is None:
                 sizes["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
         if options.adapter_rank:
-            sizes |= {
-                "enable_lora": True,
-                "max_lora_rank": room_for(options.adapter_rank),
-                "max_loras": options.adapter_versions,
-            }
+            sizes |= slots(options.adapter_rank, options.adapter_versions)
         arguments = EngineArgs(
             model=folder,
             trust_remote_code=options.trust_remote_code,
@@ -389,6 +385,4 @@ class VllmCore:
         self._llm.is_sleeping()
 
     def close(self) -> None:
-        if self._adapters:
-            self._adapters.close()
         vllm_internals.shut_down(self._llm)
