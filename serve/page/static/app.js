@@ -36,7 +36,6 @@ async function connect() {
   }
   const model = health.model ? `${health.model.name} · weights ${health.model.weight_version} · ` : "";
   at("model").textContent = health.ready ? `${model}v${health.version}` : `not ready: ${health.error}`;
-  if (health.model) own.name = health.model.name;
   at("key-box").hidden = !health.token_required;
   at("solve-missing").hidden = health.policy !== null;
   at("solve-form").hidden = health.policy === null;

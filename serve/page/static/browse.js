@@ -62,7 +62,7 @@ function chunk(row, index) {
   }
   chips.append(number);
   const summary = make("summary", "", make("span", "number", `${index + 1}`),
-    fill(make("div", "text"), row.text.trim()), chips);
+    fill(make("div", "step-text"), row.text.trim()), chips);
   const item = make("li", "step", make("details", "", summary, make("div", "opinions",
     make("section", "opinion", make("h4", "", "Behind the value"), ...behind(value)))));
   tint(item, value ? value.mean : null);

@@ -58,7 +58,8 @@ async function judge(own, signal) {
         judged++;
         tell();
       } else if (name === "done") {
-        list.finish(index, data.first_negative);
+        const { name: model, weight_version: weights } = data.model;
+        list.finish(index, `${model}, weights ${weights}, ${server.name}`, data.first_negative);
         return data;
       }
     }

@@ -47,7 +47,7 @@ async function solve(own, body, signal) {
 }
 
 function attempt(data, number) {
-  const text = make(data.accepted ? "div" : "del", "text");
+  const text = make(data.accepted ? "div" : "del", "step-text");
   fill(text, data.text.trim());
   const note = data.accepted ? "" : `rejected, try ${number}`;
   const head = make("div", "head", text,
@@ -64,7 +64,7 @@ function attempt(data, number) {
 function stands(node) {
   node.className = "tried";
   const crossed = node.querySelector("del");
-  crossed.replaceWith(make("div", "text", ...crossed.childNodes));
+  crossed.replaceWith(make("div", "step-text", ...crossed.childNodes));
   node.querySelector(".note").textContent = "all tries rejected; the best of them stands";
   return node;
 }

@@ -62,8 +62,11 @@ export class StepList {
     card.note.textContent = differ ? "≠ they differ" : "";
   }
 
-  // Marks each judge's first Negative.
-  finish(judge, first) {
+  // The judge's own name, and a mark at its first Negative.
+  finish(judge, name, first) {
+    if (this.judges.length > 1) {
+      for (const card of this.cards) card.parts[judge].title.textContent = `${"AB"[judge]}: ${name}`;
+    }
     const card = this.cards[first];
     if (!card) return;
     card.item.classList.add("first");
@@ -79,7 +82,7 @@ export class StepList {
   }
 
   #make(index) {
-    const text = make("div", "text");
+    const text = make("div", "step-text");
     const note = make("span", "note");
     const parts = this.judges.map((name, judge) => {
       const analysis = make("div", "analysis");
@@ -87,10 +90,11 @@ export class StepList {
       live.setAttribute("aria-hidden", "true"); // the analysis in the card says the same
       const label = this.judges.length > 1 ? `${"AB"[judge]}: ${name}` : "Analysis";
       const votesBox = make("div", "votes");
+      const title = make("h3", "", label);
       return {
-        written: "", analysis, live, votes: votesBox, step: null,
+        written: "", title, analysis, live, votes: votesBox, step: null,
         chip: make("span", "chip waiting", "…"),
-        box: make("section", "opinion", make("h3", "", label), analysis, votesBox),
+        box: make("section", "opinion", title, analysis, votesBox),
       };
     });
     const chips = make("span", "chips", ...parts.map(part => part.chip), note);

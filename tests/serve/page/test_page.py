@@ -136,7 +136,7 @@ def test_steps_get_their_verdicts_by_keyboard_alone(page: Any) -> None:
 def test_texts_are_never_html_and_mathematics_is_typeset(page: Any) -> None:
     _judge(page, f"what is $x$? {EVIL}", f"first {EVIL}\n\nso $x^2 = 4$ for $5 and \\boxed{{4}}")
     page.locator("#judge-steps .katex").first.wait_for()
-    texts = page.locator("#judge-steps .text")
+    texts = page.locator("#judge-steps .step-text")
     assert EVIL in texts.first.inner_text()
     assert page.locator("#judge-steps img, #judge-steps script").count() == 0
     assert texts.nth(1).locator(".katex").count() == 2
