@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.learner import checkpoints, shared_prompt
-from actors.learner.batches import FlatTokens
+from actors.learner.batches import ChosenLogprobs, FlatTokens
 from actors.learner.model_files import write_model
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder
@@ -70,36 +70,6 @@ def import_deepspeed(use_gpu: bool) -> Any:
     return deepspeed
 
 
-class _ChosenLogits(nn.Module):
-    """Logits at chosen positions only: N tokens → [M, V].
-
-    The choice is made just before the output layer, so the model's own code around it (soft caps,
-    scaling) still applies, and no memory goes into logits of prompt tokens.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._positions: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._choose)
-
-    def _choose(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (hidden,) = inputs
-        return (hidden.reshape(-1, hidden.shape[-1])[self._positions],)
-
-    def forward(self, tokens: FlatTokens) -> Tensor:
-        self._positions = tokens.positions
-        try:
-            return self.model(
-                input_ids=tokens.input_ids,
-                position_ids=tokens.layout.position_ids,
-                layout=tokens.layout,
-                use_cache=False,
-            ).logits
-        finally:
-            self._positions = None
-
-
 class DeepSpeedWorker:
     """One rank's share of the model, its optimizer and its exports. All ranks call in lockstep."""
 
@@ -122,7 +92,7 @@ class DeepSpeedWorker:
             fused=True,
         )
         self.engine, *_ = self._deepspeed.initialize(
-            model=_ChosenLogits(model),
+            model=ChosenLogprobs(model),
             optimizer=optimizer,
             config=_deepspeed_config(config),
             dist_init_required=False,
@@ -136,20 +106,20 @@ class DeepSpeedWorker:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
 
-    def logits(self, tokens: FlatTokens) -> Tensor:
-        """Logits [M, V] of the chosen positions."""
-        return self.engine(tokens)
+    def logprobs(self, tokens: FlatTokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probs [M] of the targets, and without gradient the entropies [M] of their places."""
+        return self.engine(tokens, temperature)
 
-    def reference_logits(self, tokens: FlatTokens) -> Tensor:
-        """The same under the weights that training started from, without gradient.
+    def reference_logprobs(self, tokens: FlatTokens, temperature: float) -> Tensor:
+        """Log-probs under the weights that training started from, without gradient.
 
         They are kept whole on every rank, from the first call on.
         """
         if self._reference is None:
-            reference = _ChosenLogits(_load_model(self.config)).to(self.device).eval()
+            reference = ChosenLogprobs(_load_model(self.config)).to(self.device).eval()
             self._reference = reference.requires_grad_(False)
         with torch.no_grad():
-            return self._reference(tokens)
+            return self._reference(tokens, temperature)[0]
 
     def train_step(
         self,
