@@ -61,7 +61,8 @@ class Measured:
     """Of its sequences, each counted with its prompt."""
     peak_bytes: int
     """Most anonymous memory that the process had."""
-    losses: tuple[float, ...]
+    norms: tuple[float, ...]
+    """Of the gradient of each update, the first one included."""
 
 
 def batch(task: TorchTask, update: int, vocabulary: int) -> ExperienceBatch:
@@ -89,7 +90,7 @@ def batch(task: TorchTask, update: int, vocabulary: int) -> ExperienceBatch:
 
 
 def plain_update(task: TorchTask) -> Callable[[ExperienceBatch], float]:
-    """Plain PyTorch: one update on a batch, which returns the loss.
+    """Plain PyTorch: an update on a batch returns the norm of its gradient.
 
     Sequences of like length travel together. Prompts are padded on the left and responses on the
     right, so that logits are computed of the responses' positions alone.
@@ -111,7 +112,6 @@ def plain_update(task: TorchTask) -> Callable[[ExperienceBatch], float]:
         denominator = float(len(batch.response_ids))
         lengths = np.diff(batch.prompt_offsets) + batch.response_lengths
         order = np.argsort(lengths)
-        total = 0.0
         for start in range(0, len(order), task.micro_batch):
             chosen = order[start : start + task.micro_batch]
             prompts = [batch.prompt(i) for i in chosen]
@@ -141,12 +141,11 @@ def plain_update(task: TorchTask) -> Callable[[ExperienceBatch], float]:
                 denominator,
             )
             output.loss.backward()
-            total += float(output.loss.detach())
             del logits, logprobs, output
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return total
+        return float(norm)
 
     return update
 
@@ -186,7 +185,7 @@ def our_update(task: TorchTask, folder: str) -> Callable[[ExperienceBatch], floa
     loop = GRPOLoop(
         options, None, DeepSpeedWorker(engine_config(options.group, task.model_dir, 1.0, 0.0))
     )
-    return lambda batch: float(loop.train(int(batch.weight_versions[0]), batch)["loss"])
+    return lambda batch: float(loop.train(int(batch.weight_versions[0]), batch)["gradient_norm"])
 
 
 def measure(task: TorchTask) -> Measured:
@@ -201,20 +200,20 @@ def measure(task: TorchTask) -> Measured:
         nonlocal peak
         peak = max(peak, _anonymous_bytes())
 
-    seconds, cpu, tokens, losses = [], [], [], []
+    seconds, cpu, tokens, norms = [], [], [], []
     with tempfile.TemporaryDirectory() as folder, repeating(look, 0.02):
         update = plain_update(task) if task.arm == "torch" else our_update(task, folder)
         for number in range(task.updates):
             given = batch(task, number, vocabulary)
             began, spent = time.monotonic(), time.process_time()
-            losses.append(update(given))
+            norms.append(update(given))
             if number:
                 seconds.append(time.monotonic() - began)
                 cpu.append(time.process_time() - spent)
                 tokens.append(len(given.prompt_ids) + len(given.response_ids))
         if task.arm == "ours":
             torch.distributed.destroy_process_group()
-    return Measured(tuple(seconds), tuple(cpu), tuple(tokens), peak, tuple(losses))
+    return Measured(tuple(seconds), tuple(cpu), tuple(tokens), peak, tuple(norms))
 
 
 def _anonymous_bytes() -> int:
