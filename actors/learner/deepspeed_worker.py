@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.learner import adapters, checkpoints, shared_prompt
-from actors.learner.batches import ChosenLogits, FlatTokens
+from actors.learner.batches import ChosenLogprobs, FlatTokens
 from actors.learner.model_files import write_model
 from actors.weight_sync import buckets
 from stepwiser.config.training import LoraConfig
@@ -98,7 +98,7 @@ class DeepSpeedWorker:
             fused=True,
         )
         self.engine, *_ = self._deepspeed.initialize(
-            model=ChosenLogits(model),
+            model=ChosenLogprobs(model),
             optimizer=optimizer,
             config=_deepspeed_config(config),
             dist_init_required=False,
@@ -112,24 +112,24 @@ class DeepSpeedWorker:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
 
-    def logits(self, tokens: FlatTokens) -> Tensor:
-        """Logits [M, V] of the chosen positions."""
-        return self.engine(tokens)
+    def logprobs(self, tokens: FlatTokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probs [M] of the targets, and without gradient the entropies [M] of their places."""
+        return self.engine(tokens, temperature)
 
-    def reference_logits(self, tokens: FlatTokens) -> Tensor:
-        """The same under the weights that training started from, without gradient.
+    def reference_logprobs(self, tokens: FlatTokens, temperature: float) -> Tensor:
+        """Log-probs under the weights that training started from, without gradient.
 
         They are kept whole on every rank, from the first call on; new adapters started from what
         the model is without them.
         """
         if self.config.lora and self.config.adapter is None:
             with torch.no_grad(), adapters.switched_off(self._hf_model):
-                return self.engine(tokens)
+                return self.logprobs(tokens, temperature)[0]
         if self._reference is None:
-            reference = ChosenLogits(_load_model(self.config)).to(self.device).eval()
+            reference = ChosenLogprobs(_load_model(self.config)).to(self.device).eval()
             self._reference = reference.requires_grad_(False)
         with torch.no_grad():
-            return self._reference(tokens)
+            return self._reference(tokens, temperature)[0]
 
     def train_step(
         self,

@@ -38,6 +38,8 @@ class WorkerGroup:
     gpus_per_worker: float = 0.0
     """Below 1 the worker shares its GPU with engines; 0 trains on the CPU."""
     cpus_per_worker: float = 1.0
+    threads: int = 1
+    """Of one worker, on the CPU."""
     zero_stage: Literal[2, 3] = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -57,11 +59,6 @@ class WorkerGroup:
     @property
     def use_gpu(self) -> bool:
         return self.gpus_per_worker > 0
-
-    @property
-    def threads(self) -> int:
-        """Of one worker: as many as it has whole CPUs."""
-        return max(1, int(self.cpus_per_worker))
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:

@@ -10,7 +10,9 @@ from actors.learner.adapters import check_start
 from actors.learner.grpo_loop import GRPOTrainOptions
 from actors.learner.sft import SFTJob, SFTOptions, SFTResult, run_sft
 from actors.learner.worker_group import WorkerGroup
+from pipelines.session.engine_options import share_of_cores
 from pipelines.session.session import Session
+from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import weight_transfer
 from stepwiser.training.experience import TokenExamples
 from stepwiser.training.grpo import GRPOLossConfig
@@ -26,7 +28,8 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         num_workers=learner.workers,
         min_workers=learner.min_workers,
         gpus_per_worker=learner.gpus,
-        cpus_per_worker=learner.cpus,
+        cpus_per_worker=learner.ray_cpus,
+        threads=learner_threads(session.config, session.usage.stage),
         zero_stage=learner.zero_stage,
         precision=learner.precision,
         gradient_checkpointing=learner.gradient_checkpointing,
@@ -36,6 +39,19 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         allow_pickled_weights=session.config.allow_pickled_weights,
         lora=learner.lora if learner.lora.rank else None,
     )
+
+
+def learner_threads(config: RunConfig, stage: str) -> int:
+    """CPU threads of one worker.
+
+    Without a GPU those of `learner.cpus` where that is set, else an even share of the machine's
+    cores: engines wait while it computes. Where they go on, it has what Ray sets apart for it.
+    """
+    learner, train = config.learner, config.train
+    beside_engines = stage == "train" and (train.staleness or train.live)
+    if learner.cpus is not None or learner.gpus or beside_engines:
+        return learner.ray_cpus
+    return share_of_cores(config, learner.workers)
 
 
 def grpo_options(

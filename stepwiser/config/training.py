@@ -60,8 +60,12 @@ class LearnerConfig(Section):
         "always `workers`.",
         examples=[1],
     )
-    cpus: Annotated[Positive, Unit("CPUs, as Ray counts them")] = Field(
-        1, description="Ray CPUs, and threads, of one worker."
+    cpus: Annotated[Positive, Unit("CPUs, as Ray counts them")] | None = Field(
+        None,
+        description="Ray CPUs, and threads, of one worker. Unset: one Ray CPU, and without a GPU "
+        "an even share of the machine's cores as threads (OMP_NUM_THREADS, where that is set), "
+        "unless engines sample while it trains.",
+        examples=[4],
     )
     gpus: Gpus = Field(0.0, description="Ray GPUs of one worker; below 1 it shares one.")
     zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
@@ -75,6 +79,11 @@ class LearnerConfig(Section):
         examples=[10],
     )
     lora: LoraConfig = LoraConfig()
+
+    @property
+    def ray_cpus(self) -> int:
+        """What Ray sets apart for one worker."""
+        return 1 if self.cpus is None else self.cpus
 
 
 class SFTConfig(Section):

@@ -107,7 +107,7 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     if stage in STAGES_WITH_LEARNERS:
         # What an elastic group lacks of its full size it can do without.
         workers = learner.min_workers or learner.workers
-        needs.append(Need("learner", workers, learner.cpus, learner.gpus))
+        needs.append(Need("learner", workers, learner.ray_cpus, learner.gpus))
     if stage == "label":
         needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":

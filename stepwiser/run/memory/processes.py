@@ -52,10 +52,10 @@ WORKING, WORKING_GPU = 2.4, 1.3
 """A backward pass holds as much again as the forward pass has saved, and on a CPU freed memory that
 the allocator keeps: 2.3 to 2.6 from 4,000 to 60,000 tokens of the packaged model."""
 LOGIT_COPIES = 4.5
-"""Float32 copies of the logits at the start of a backward pass: one is saved, the others are the
+"""Float32 copies of whole logits at the start of a backward pass: one is saved, the others are the
 gradient's."""
-ENTROPY_BYTES = 5 * 4 * 2**24
-"""What the entropies of a GRPO pass work with (`actors/learner/step_metrics.py`)."""
+LOGIT_BLOCK, LOGIT_BLOCK_GPU, LEAST_WORDS = 2**20, 2**26, 256
+"""Logits that exist at once otherwise (`stepwiser/training/vocabulary.py`)."""
 SAMPLING_COPIES = 4
 """Float32 copies of the logits in an engine that samples with log-probs."""
 BATCHED_TOKENS = 2048
@@ -78,8 +78,6 @@ class MicroBatch:
     response_tokens: int
     chosen: int
     """Positions that get logits."""
-    entropy: bool = False
-    """The entropy of these is taken, for logging."""
 
     @property
     def tokens(self) -> int:
@@ -101,7 +99,7 @@ def grpo_micro_batch(config: RunConfig) -> MicroBatch:
     passes = math.ceil(share * unit / budget)
     units = max(1, min(budget // unit, math.ceil(share / passes)))
     responses = units * together
-    return MicroBatch(units, prompt, responses, response, responses * response, entropy=True)
+    return MicroBatch(units, prompt, responses, response, responses * response)
 
 
 def sft_micro_batch(config: RunConfig, examples: int) -> MicroBatch:
@@ -238,10 +236,17 @@ def activations(config: RunConfig, size: ModelSize, batch: MicroBatch) -> float:
         saved = size.layers * batch.tokens * size.hidden * width + layer
     else:
         saved = size.layers * layer
+    return saved * working + _logits(config, size, batch)
+
+
+def _logits(config: RunConfig, size: ModelSize, batch: MicroBatch) -> float:
+    """A block of them, in float32 twice; or all, in every copy."""
+    width = _learner_width(config)
     numbers = batch.chosen * size.vocabulary
-    logits = numbers * (width + 4 * LOGIT_COPIES)
-    entropy = min(ENTROPY_BYTES, 5 * 4 * numbers) if batch.entropy else 0.0
-    return saved * working + logits + entropy
+    if size.whole_logits:
+        return numbers * (width + 4 * LOGIT_COPIES)
+    block = LOGIT_BLOCK_GPU if config.learner.gpus else LOGIT_BLOCK
+    return min(numbers, max(block, batch.chosen * LEAST_WORDS)) * (2 * width + 8)
 
 
 def _saved_layer(size: ModelSize, batch: MicroBatch, width: int) -> float:

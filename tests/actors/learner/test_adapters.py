@@ -35,9 +35,9 @@ def _rank(rank: int, world_size: int, directory: str) -> None:
         name = f"{stage}-{precision}"
         worker, loop = lone_worker(directory, 2, stage, precision, kl_coefficient=0.1, lora=LORA)
         start = _state(worker)
-        metrics = [loop._train(0, scripted_batch(0))]
+        metrics = [loop.train(0, scripted_batch(0))]
         worker.save_checkpoint(f"{directory}/checkpoint-{name}-{rank}", {"step": 1})
-        metrics.append(loop._train(1, scripted_batch(1)))
+        metrics.append(loop.train(1, scripted_batch(1)))
         last = _state(worker)
         worker.export(f"{directory}/export-{name}")
         worker.close()
@@ -48,7 +48,7 @@ def _rank(rank: int, world_size: int, directory: str) -> None:
         torch.distributed.barrier()
         worker, loop = lone_worker(directory, 2, stage, precision, kl_coefficient=0.1, lora=LORA)
         worker.load_checkpoint(f"{directory}/checkpoint-{name}")
-        loop._train(1, scripted_batch(1))
+        loop.train(1, scripted_batch(1))
         results[stage, precision] = (start, last, _state(worker), metrics)
         worker.close()
     # An unmerged warm start: the base model, and the adapter that was made of it.

@@ -130,7 +130,7 @@ def _rank(rank: int, world_size: int, directory: str, first: bool) -> None:
                     dirs_exist_ok=True,
                 )
                 torch.distributed.barrier()
-            metrics.append(loop._train(step, scripted_batch(step)))
+            metrics.append(loop.train(step, scripted_batch(step)))
         results[kind] = (metrics[-half:], _weights(worker))
         worker.close()
     if not first:

@@ -49,7 +49,7 @@ def test_a_model_is_as_large_as_its_files_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) -> None:
-    from actors.learner.batches import ChosenLogits, response_batch
+    from actors.learner.batches import ChosenLogprobs, response_batch
     from actors.learner.deepspeed_worker import EngineConfig, _load_model
     from stepwiser.training.experience import Experience, ExperienceBatch
 
@@ -72,7 +72,7 @@ def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) 
         ExperienceBatch.from_experiences(experience), [range(4), range(4, 8)]
     ).tokens
     config = EngineConfig(str(folder), 2, precision, False, 1.0, 0.0, False, 1)
-    model = ChosenLogits(_load_model(config))
+    model = ChosenLogprobs(_load_model(config))
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
     kept = []
@@ -95,9 +95,9 @@ def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) 
 def test_a_micro_batch_is_what_the_settings_let_in() -> None:
     config = load_config(EMBEDDED)
     # 64 groups over two ranks; 150 + 8 * 90 tokens each, at most 16384 together, in even parts.
-    assert grpo_micro_batch(config) == MicroBatch(16, 150, 128, 90, 128 * 90, entropy=True)
+    assert grpo_micro_batch(config) == MicroBatch(16, 150, 128, 90, 128 * 90)
     small = load_config(EMBEDDED, ["learner.max_tokens_per_microbatch=512"])
-    assert grpo_micro_batch(small) == MicroBatch(1, 150, 4, 90, 360, True), "a group is cut"
+    assert grpo_micro_batch(small) == MicroBatch(1, 150, 4, 90, 360), "a group is cut"
     for one in (config, small):
         assert grpo_micro_batch(one).tokens <= one.learner.max_tokens_per_microbatch
 
