@@ -155,6 +155,16 @@ def test_files_are_short() -> None:
     assert not long, f"over {MAX_LINES} lines, each wants a split: {', '.join(long)}"
 
 
+def test_tests_have_names_of_their_own() -> None:
+    # pytest knows a file of a folder that is no package by its name alone.
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if not (path.parent / "__init__.py").exists():
+            found.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert not twice, f"one of each wants another name: {twice}"
+
+
 def test_nothing_names_this_machine() -> None:
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
