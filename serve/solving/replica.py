@@ -23,7 +23,7 @@ from stepwiser.errors import UserError
 from stepwiser.judging.judges import Judge, JudgeVerdict
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.thinking import answer_of
-from stepwiser.search.chunk_reset import KeptCandidate, ScoredCandidate, SearchEvent, chunk_reset
+from stepwiser.search.chunk_reset import KeptCandidate, SearchEvent, TriedCandidate, chunk_reset
 from stepwiser.search.policy import ChunkSampler, SearchJudge
 
 Event = TriedChunk | KeptChunk | SolveResponse
@@ -154,7 +154,7 @@ class PolicyReplica:
 def _told(found: SearchEvent) -> TriedChunk | KeptChunk:
     if isinstance(found, KeptCandidate):
         return KeptChunk(round=found.round, sample=found.sample, score=found.score)
-    assert isinstance(found, ScoredCandidate)
+    assert isinstance(found, TriedCandidate)
     verdict = found.verdict
     return TriedChunk(
         round=found.round,

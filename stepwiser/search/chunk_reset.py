@@ -85,7 +85,7 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class ScoredCandidate:
+class TriedCandidate:
     """A chunk that was tried; it is accepted where its verdict is positive."""
 
     round: int
@@ -108,7 +108,7 @@ class KeptCandidate:
     score: float
 
 
-SearchEvent = ScoredCandidate | KeptCandidate
+SearchEvent = TriedCandidate | KeptCandidate
 
 
 async def chunk_reset(
@@ -157,7 +157,7 @@ async def chunk_reset(
                 raise ValueError(f"the judge's score of chunk {len(extended)} is nan")
             judge_tokens += verdict.tokens
             text, spent = strip_tags(candidate.text), len(candidate.token_ids)
-            on_event(ScoredCandidate(len(samples), len(tried), text, spent, verdict))
+            on_event(TriedCandidate(len(samples), len(tried), text, spent, verdict))
             tried.append((verdict.score, candidate, extended))
             if verdict.positive:
                 break

@@ -11,8 +11,8 @@ from stepwiser.search.chunk_reset import (
     ChunkCandidate,
     ChunkVerdict,
     KeptCandidate,
-    ScoredCandidate,
     SearchEvent,
+    TriedCandidate,
     best_of_n,
     chunk_reset,
     majority_vote,
@@ -81,7 +81,7 @@ async def test_after_the_last_refusal_the_best_attempt_stays() -> None:
     assert result.chunks == ("0.4 1",)  # the first of the equally good ones
     assert told == [
         *(
-            ScoredCandidate(0, i, f"{score} {i}", i + 1, ChunkVerdict(False, score, 10))
+            TriedCandidate(0, i, f"{score} {i}", i + 1, ChunkVerdict(False, score, 10))
             for i, score in enumerate(scores)
         ),
         KeptCandidate(0, 1, 0.4),
