@@ -68,7 +68,8 @@ class Family:
             for process in list(found):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     if process.pid in workers:
-                        found.append(psutil.Process(workers[process.pid]))
+                        fork = psutil.Process(workers[process.pid])
+                        found += [fork, *fork.children(recursive=True)]
             self.known |= set(found)
             return found
         return []

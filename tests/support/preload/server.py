@@ -142,12 +142,22 @@ class Server:
         os._Environ.__getitem__ = noted  # type: ignore[method-assign, assignment]
         sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM asks whether it is there
         for module in MODULES:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except ImportError as error:  # a worker that needs it says so itself
+                print(f"{module}: {error}", file=sys.stderr, flush=True)
+            if module == "torch" and sys.modules["torch"].cuda.is_available():
+                # A fork could not use the devices: every worker starts by itself.
+                read, before = set(), {}
+                break
         del sys.modules["ray"]
+        for name, found in list(sys.modules.items()):
+            if getattr(found, "__dict__", {}).get("ray", found) is None:
+                # It has noted that there is no Ray, and is imported again by the fork.
+                package, _, own = name.rpartition(".")
+                del sys.modules[name]
+                delattr(sys.modules[package], own)
         os._Environ.__getitem__ = ask  # type: ignore[method-assign]
-        if sys.modules["torch"].cuda.is_available():
-            read.clear()  # a fork could not use the devices: every worker starts by itself
-            before = {}
         self._read = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
         self._written = {name: os.environ[name] for name in os.environ.keys() - before.keys()}
         gc.collect()
