@@ -116,7 +116,12 @@ class Leftovers:
         found = []
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(f"process {process.pid}: {' '.join(process.cmdline())[:200]}")
+                command = " ".join(process.cmdline())[:200].rstrip()
+                age = time.time() - process.create_time()
+                found.append(
+                    f"process {process.pid} of {process.ppid()}, {age:.0f} s old,"
+                    f" {process.status()}: {command}"
+                )
                 process.kill()
         found += [str(path) for path in self._folder.glob("sw-*")]
         for path in self._entries() - self._here:

@@ -48,6 +48,11 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     return server
 
 
+def log() -> str:
+    """What the process has written that workers are forked from: which were not, and why."""
+    return Path(f"{os.environ.get(SOCKET, '')}.log").read_text()
+
+
 def forks() -> dict[int, int]:
     """Process ids of the workers, by those of the processes that Ray has started for them.
 

@@ -46,6 +46,7 @@ INDIFFERENT = {
     "DS_ACCELERATOR",  # there is but one, see `_preload`
     "LINES",
     "PYTEST_CURRENT_TEST",
+    "PYTHONBREAKPOINT",  # of Ray, in every process that has been a driver once
     "PYTHONWARNINGS",  # applied when it starts; Ray asks for none in some workers
 }
 """Variables that imports read, and by which they become no other."""
@@ -202,7 +203,9 @@ def become(request: dict[str, Any]) -> str:
     words = command[1:]
     if words[0].endswith("setup_worker.py"):
         words = _set_up(words[1:])
-    if words is None or _differs(request["read"]):
+    others = _others(request["read"], request["written"])
+    if words is None or others:
+        print(f"a worker starts by itself: {others}", file=sys.__stderr__, flush=True)
         del os.environ["STEPWISER_TESTS_PRELOADED"]
         os.execv(command[0], command)
     os.environ.update(request["written"])
@@ -234,10 +237,17 @@ def _set_up(words: list[str]) -> list[str] | None:
     return rest if rest and rest[0].endswith("default_worker.py") else None
 
 
-def _differs(read: dict[str, str | None]) -> bool:
-    """Whether imports would have found other variables in this worker."""
+def _others(read: dict[str, str | None], written: dict[str, str]) -> list[str]:
+    """Variables that imports would have found otherwise in this worker.
+
+    What they set themselves they may find set: a driver that has imported the same hands it on.
+    """
     names = {name for name in os.environ if READ_BY_LIBRARIES.match(name)} - INDIFFERENT
-    return any(os.environ.get(name) != read.get(name) for name in names | read.keys())
+    return [
+        name
+        for name in sorted(names | read.keys())
+        if os.environ.get(name) not in (read.get(name), written.get(name))
+    ]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.support import preload
+
 pytestmark = pytest.mark.slow
 
 
@@ -27,7 +29,7 @@ def test_a_worker_is_a_fork_unless_its_variables_are_others(ray_local):
     if torch.cuda.is_available():
         pytest.skip("where there is a GPU workers start by themselves")
     look = ray.remote(_looks)
-    assert ray.get(look.remote()) == (True, True, True)
+    assert ray.get(look.remote()) == (True, True, True), preload.log()
     others = {"PYTHONPATH": os.environ["PYTHONPATH"], "HF_HOME": "elsewhere"}
     preloaded, *_ = ray.get(look.options(runtime_env={"env_vars": others}).remote())
     assert not preloaded
