@@ -15,8 +15,9 @@ import stepwiser
 CONFIG = Path(stepwiser.__file__).resolve().parents[1] / "configs" / "embedded.yaml"
 """What every benchmark starts from."""
 
-Part = Callable[[Console, Path, bool], dict[str, Any]]
-"""Measures into a folder, quickly or in full; returns its figures."""
+Part = Callable[..., dict[str, Any]]
+"""Measures into a folder, quickly or in full; returns its figures. Called with a Console, the
+folder, whether quickly, and by name with the options of its own."""
 
 
 def arguments(about: str | None, quick: str, out: str | None) -> argparse.ArgumentParser:
@@ -33,14 +34,26 @@ def arguments(about: str | None, quick: str, out: str | None) -> argparse.Argume
     return parser
 
 
-def measure_parts(about: str | None, parts: Mapping[str, Part], out: str) -> None:
-    """Measure the parts that the command line asks for, and print their figures."""
+def measure_parts(
+    about: str | None,
+    parts: Mapping[str, Part],
+    out: str,
+    options: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Measure the parts that the command line asks for, and print their figures.
+
+    ``options``: by part, what its own are called and what is said of them.
+    """
+    own = options or {}
     parser = arguments(about, "within five minutes", out)
     parser.add_argument("--only", nargs="+", choices=parts, default=[*parts], metavar="PART")
+    for name, about_own in ((n, text) for given in own.values() for n, text in given.items()):
+        parser.add_argument(f"--{name}", help=about_own)
     args = parser.parse_args()
     folder = Path(args.out).absolute() / ("quick" if args.quick else "full")
     console = Console()
     figures: dict[str, Any] = {}
     for name in args.only:
-        figures |= parts[name](console, folder, args.quick)
+        given = {option: getattr(args, option) for option in own.get(name, {})}
+        figures |= parts[name](console, folder, args.quick, **given)
     print(json.dumps(figures))

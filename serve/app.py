@@ -26,13 +26,16 @@ from actors.engine.engine import EngineOptions
 from serve.access.keys import read_keys
 from serve.dispatch import Replicas
 from serve.ingress import IngressOptions, make_api
-from serve.judging.replica import JudgeReplica, ReplicaOptions
+from serve.judging.replica import JudgeReplica, ReplicaOptions, served_name
+from serve.page.labelled_run import LabelledRun
+from serve.solving.replica import PolicyOptions, PolicyReplica
 from stepwiser.config import PromptConfig
 from stepwiser.config.serving import ServeConfig
 from stepwiser.errors import UserError
 
 APP_NAME = "stepwiser-judge"
 JUDGE = "judge"
+POLICY = "policy"
 INGRESS = "ingress"
 TOKEN_VARIABLE = "STEPWISER_API_TOKEN"
 STOP_S = 5.0
@@ -65,6 +68,8 @@ class ServeOptions:
     label_rule: str | None = None
     """What Positive was in training, in words."""
     revision: str | None = None
+    policy: PolicyOptions | None = None
+    """What solves; None: nothing does."""
     api_token: str | None = field(default_factory=_token_of_environment, repr=False)
     """A key without limits. Default: STEPWISER_API_TOKEN."""
 
@@ -75,6 +80,8 @@ class ServeOptions:
                 f"engine.max_model_len={self.engine.max_model_len}: lower the former or raise the "
                 "latter"
             )
+        if self.serve.run is not None:
+            LabelledRun(Path(self.serve.run))
         if self.serve.keys is not None:
             read_keys(Path(self.serve.keys))
         elif self.api_token is None and not _is_loopback(self.serve.host):
@@ -103,19 +110,18 @@ def build_app(options: ServeOptions) -> serve.Application:
                 target_ongoing_requests=max(1, config.max_ongoing_requests // 2),
             )
         }
-    judge = serve.deployment(
-        name=JUDGE,
-        max_constructor_retry_count=2,
+    of_a_replica: dict[str, Any] = {
+        "max_constructor_retry_count": 2,
         # Three failed checks replace a replica; its engine answers them between two steps.
-        health_check_period_s=2,
+        "health_check_period_s": 2,
         # Serve's own default of 5 would starve the engine's batches.
-        max_ongoing_requests=config.max_ongoing_requests,
-        graceful_shutdown_timeout_s=config.drain_s,
-        graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        logging_config=quiet,
-        **replicas,
-    )(JudgeReplica).bind(
+        "max_ongoing_requests": config.max_ongoing_requests,
+        "graceful_shutdown_timeout_s": config.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "ray_actor_options": {"num_cpus": options.cpus, "num_gpus": options.gpus},
+        "logging_config": quiet,
+    }
+    judge = serve.deployment(name=JUDGE, **of_a_replica, **replicas)(JudgeReplica).bind(
         ReplicaOptions(
             engine=options.engine,
             prompts=options.prompts,
@@ -134,19 +140,31 @@ def build_app(options: ServeOptions) -> serve.Application:
         keys_file=str(Path(config.keys).absolute()) if config.keys else None,
         api_token=options.api_token,
         allowed_origins=tuple(config.allowed_origins),
+        policy=served_name(options.policy.engine.model) if options.policy else None,
+        run_dir=str(Path(config.run).absolute()) if config.run else None,
     )
+
+    others, names = [judge], [JUDGE]
+    if options.policy is not None:
+        policy = serve.deployment(name=POLICY, num_replicas=1, **of_a_replica)(PolicyReplica)
+        others.append(policy.bind(options.policy, judge))
+        names.append(POLICY)
 
     def asgi() -> FastAPI:
         """Called in the ingress."""
         application = serve.get_replica_context().app_name
-        handle = serve.get_deployment_handle(JUDGE, app_name=application)
-        return make_api(limits, Replicas(handle), lambda: _get_serve_request_context().request_id)
+        found = [
+            Replicas(serve.get_deployment_handle(name, app_name=application)) for name in names
+        ]
+        return make_api(
+            limits, found[0], lambda: _get_serve_request_context().request_id, *found[1:]
+        )
 
     @serve.ingress(asgi)
     class Ingress:
-        """The routes, and the end of them. It is given the judge only to be deployed with it."""
+        """The routes, and the end of them. It is given the others only to be deployed with them."""
 
-        def __init__(self, judge: Any) -> None:
+        def __init__(self, *others: Any) -> None:
             pass
 
         async def drain(self, patience_s: float) -> int:
@@ -164,7 +182,7 @@ def build_app(options: ServeOptions) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         logging_config=quiet,
     )
-    return ingress(Ingress).bind(judge)
+    return ingress(Ingress).bind(*others)
 
 
 def run(options: ServeOptions, blocking: bool = True) -> str:

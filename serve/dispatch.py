@@ -28,7 +28,7 @@ RETRY_AFTER_S = 5.0
 
 
 class Replicas:
-    """The judges behind one deployment handle."""
+    """Those behind one deployment handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -93,6 +93,6 @@ def _nobody(why: str) -> Failure:
     reason = f" ({why})" if why else ""
     return Failure(
         "unavailable",
-        f"no judge answered: the replica was lost{reason}; send the request again",
+        f"nobody answered: the replica was lost{reason}; send the request again",
         retry_after_s=RETRY_AFTER_S,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve.access.gate import Gate
@@ -21,6 +22,8 @@ from serve.errors import ApiError, ErrorBody, error_response, failure_of_status
 from serve.event_stream import EventStream
 from serve.judging.scores import reduce_scores
 from serve.metrics import Metrics
+from serve.page.files import PageFiles, page_response
+from serve.page.labelled_run import MOST_SOLUTIONS, LabelledRun, LabelledSolutions, Outcome
 from serve.protocols.chat import ChatRequest, completion_body
 from serve.protocols.pooling import (
     PairRequest,
@@ -36,12 +39,14 @@ from serve.schema import (
     JudgeBatchResponse,
     JudgeRequest,
     JudgeResponse,
+    ModelInfo,
     Reduction,
     ScoreRequest,
     ScoreResponse,
     Version,
     explain,
 )
+from serve.solving.schema import SolveRequest, SolveResponse
 from serve.work import Work
 from stepwiser import __version__
 from stepwiser.errors import UserError
@@ -62,6 +67,10 @@ class IngressOptions:
     """A key without limits, beside those of the file."""
     allowed_origins: tuple[str, ...] = ()
     """Pages of other servers that a browser may call this one from."""
+    run_dir: str | None = None
+    """Of the run whose annotated solutions are shown."""
+    policy: str | None = None
+    """Name of the model that solves."""
 
 
 router = APIRouter(
@@ -91,8 +100,7 @@ KeyOf = Annotated[Key | None, Depends(_key)]
 async def judge(body: JudgeRequest, work: WorkOf, key: KeyOf) -> Any:
     """Judge every step of a solution; with `stream` as server-sent events."""
     if body.stream:
-        seconds = min(body.deadline_s or work.deadline_s, work.deadline_s)
-        return EventStream(work.judge_events(body, key), seconds)
+        return EventStream(work.judge_events(body, key), work.seconds_of(body))
     return await work.judge(body, key)
 
 
@@ -109,6 +117,14 @@ async def judge_batch(
 async def score(body: ScoreRequest, work: WorkOf, key: KeyOf) -> ScoreResponse:
     """One number for a solution."""
     return await work.score(body, body.reduction, key)
+
+
+@router.post("/v1/solve", response_model=SolveResponse)
+async def solve(body: SolveRequest, work: WorkOf, key: KeyOf) -> Any:
+    """Solve a problem by chunk-reset; with `stream` as server-sent events."""
+    if body.stream:
+        return EventStream(work.solve_events(body, key), work.seconds_of(body))
+    return await work.solve(body, key)
 
 
 @router.post("/v1/chat/completions")
@@ -192,18 +208,23 @@ async def version(work: WorkOf) -> Version:
 
 
 async def _health(request: Request) -> Health:
-    required = request.app.state.keys.required
+    model: ModelInfo | None = None
+    failed: str | None = None
     try:
-        card = await _work(request).card()
+        model = (await _work(request).card()).model
     except ApiError as error:
-        return Health(ready=False, version=__version__, token_required=required, error=str(error))
-    draining = _work(request).queue.closed
+        failed = str(error)
+    if failed is None and _work(request).queue.closed:
+        failed = "about to stop"
+    run: LabelledRun | None = request.app.state.run
     return Health(
-        ready=not draining,
-        model=card.model,
+        ready=failed is None,
+        model=model,
         version=__version__,
-        token_required=required,
-        error="about to stop" if draining else None,
+        token_required=request.app.state.keys.required,
+        policy=request.app.state.policy,
+        run=None if run is None else run.name,
+        error=failed,
     )
 
 
@@ -226,19 +247,35 @@ async def metrics(work: WorkOf) -> Response:
     return Response(work.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> str:
-    """Paste a solution, see its steps coloured by score."""
-    return _PAGE
+@router.get("/v1/run")
+async def labelled_run(
+    request: Request,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_SOLUTIONS)] = 10,
+    outcome: Annotated[Outcome, Query(description="Of the final answer.")] = "any",
+) -> LabelledSolutions:
+    """Solutions of an annotated run: chunks, their values and the rollouts behind these."""
+    run: LabelledRun | None = request.app.state.run
+    if run is None:
+        raise ApiError("not_found", "this server shows no run: start it with serve.run=DIRECTORY")
+    return await asyncio.to_thread(run.solutions, offset, limit, outcome)
 
 
-_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """For people; its files are under /page."""
+    return page_response()
 
 
 # --- the application ------------------------------------------------------------------------------
 
 
-def make_api(options: IngressOptions, replicas: Replicas, new_id: Callable[[], str]) -> FastAPI:
+def make_api(
+    options: IngressOptions,
+    replicas: Replicas,
+    new_id: Callable[[], str],
+    policies: Replicas | None = None,
+) -> FastAPI:
     """The ASGI application of one ingress. Raises UserError for a key file that cannot be read."""
     keys = KeyRing(Path(options.keys_file) if options.keys_file else None, options.api_token)
     queue = FairQueue(options.places, options.max_waiting)
@@ -257,8 +294,11 @@ def make_api(options: IngressOptions, replicas: Replicas, new_id: Callable[[], s
         },
     )
     api.state.keys = keys
-    api.state.work = Work(replicas, queue, metrics, options.deadline_s)
+    api.state.policy = options.policy
+    api.state.run = None if options.run_dir is None else LabelledRun(Path(options.run_dir))
+    api.state.work = Work(replicas, queue, metrics, options.deadline_s, policies)
     api.include_router(router)
+    api.mount("/page", PageFiles())
     api.add_middleware(
         Gate,
         keys=keys,

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from serve.access.queue import FairQueue
 from serve.schema import JudgeResponse
+from serve.solving.schema import SolveResponse
 
 LATENCIES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -49,6 +50,11 @@ class Metrics:
         for step in response.steps:
             self._verdicts.labels(step.verdict or "none").inc()
         self._version.set(response.model.weight_version)
+
+    def solved(self, response: SolveResponse) -> None:
+        usage = response.usage
+        self._tokens.labels("policy").inc(usage.accepted_tokens + usage.rejected_tokens)
+        self._tokens.labels("judge").inc(usage.judge_tokens)
 
     def text(self) -> bytes:
         """In the exposition format of Prometheus."""

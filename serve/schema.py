@@ -181,6 +181,8 @@ class Health(BaseModel):
     model: ModelInfo | None = None
     version: str = Field(description="Version of the package.")
     token_required: bool = Field(description="Whether /v1 wants a key.")
+    policy: str | None = Field(None, description="Model that /v1/solve writes with.")
+    run: str | None = Field(None, description="Name of the run that /v1/run shows.")
     error: str | None = None
 
 

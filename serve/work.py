@@ -31,6 +31,7 @@ from serve.schema import (
     Solution,
     StepVerdict,
 )
+from serve.solving.schema import KeptChunk, SolveRequest, SolveResponse, TriedChunk
 
 CARD_S = 1.0
 """How long what a probe said holds."""
@@ -43,12 +44,19 @@ class Work:
     """The requests of one ingress."""
 
     def __init__(
-        self, replicas: Replicas, queue: FairQueue, metrics: Metrics, deadline_s: float
+        self,
+        replicas: Replicas,
+        queue: FairQueue,
+        metrics: Metrics,
+        deadline_s: float,
+        policies: Replicas | None = None,
     ) -> None:
+        """``policies``: those that solve; None: nobody does."""
         self.queue = queue
         self.metrics = metrics
         self.deadline_s = deadline_s
         self._replicas = replicas
+        self._policies = policies
         self._rate = RateLimit()
         self._probed: tuple[float, JudgeCard | ApiError] | None = None
         self._probing = asyncio.Lock()
@@ -117,6 +125,21 @@ class Work:
         result: ChatResult = await self._within(self.deadline_s, "chat", request, key)
         return result
 
+    async def solve(self, request: SolveRequest, key: Key | None) -> SolveResponse:
+        """Solve one problem; raises ApiError."""
+        seconds = self.seconds_of(request)
+        tried: list[TriedChunk] = []
+        try:
+            async with asyncio.timeout(seconds), aclosing(self._search(request, key)) as events:
+                async for item in events:
+                    if isinstance(item, TriedChunk):
+                        tried.append(item)
+                    elif isinstance(item, SolveResponse):
+                        return item.model_copy(update={"tried": tried})
+        except TimeoutError:
+            raise deadline_exceeded(seconds) from None
+        raise AssertionError("a search ends with its solution or an error")
+
     # --- as it comes about ------------------------------------------------------------------------
 
     async def judge_events(self, request: JudgeRequest, key: Key | None) -> AsyncGenerator[bytes]:
@@ -155,6 +178,32 @@ class Work:
                     yield f"data: {json.dumps(body)}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
+    async def solve_events(self, request: SolveRequest, key: Key | None) -> AsyncGenerator[bytes]:
+        """Events of `EventStream`; raises ApiError."""
+        names = {TriedChunk: "chunk", KeptChunk: "kept", SolveResponse: "done"}
+        async with aclosing(self._search(request, key)) as events:
+            async for item in events:
+                yield event(names[type(item)], item.model_dump_json())
+
+    async def _search(
+        self, request: SolveRequest, key: Key | None
+    ) -> AsyncGenerator[TriedChunk | KeptChunk | SolveResponse]:
+        if self._policies is None:
+            raise ApiError(
+                "not_found", "this server has no policy to solve with: start it with serve.policy="
+            )
+        self.count(key)
+        judge = (await self.card()).model
+        async with (
+            self.queue.place(*_client(key)),
+            aclosing(self._policies.stream("solve_stream", request)) as events,
+        ):
+            async for item in events:
+                if isinstance(item, SolveResponse):
+                    self.metrics.solved(item)
+                    item = item.model_copy(update={"judge": judge})
+                yield item
+
     # --- the judge itself -------------------------------------------------------------------------
 
     async def card(self) -> JudgeCard:
@@ -186,6 +235,10 @@ class Work:
 
     # --- limits -----------------------------------------------------------------------------------
 
+    def seconds_of(self, request: Solution | SolveRequest) -> float:
+        """The request's own deadline, where the server's is not nearer."""
+        return min(request.deadline_s or self.deadline_s, self.deadline_s)
+
     def count(self, key: Key | None, solutions: int = 1) -> None:
         """Raises ApiError where the key's rate or the queue has no room for so many."""
         name, _ = _client(key)
@@ -211,7 +264,7 @@ class Work:
     async def _judge(
         self, request: Solution, key: Key | None, position: int | None
     ) -> JudgeResponse:
-        seconds = min(request.deadline_s or self.deadline_s, self.deadline_s)
+        seconds = self.seconds_of(request)
         try:
             response: JudgeResponse = await self._within(seconds, "judge", request, key)
         except ApiError as error:

@@ -9,12 +9,13 @@ import logging
 import os
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.engine import vllm_internals
+from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, slots
+from actors.engine.logprobs import read_logprobs
 from actors.engine.text_decoder import TextDecoder
-from actors.engine.worker_extension import Payload, tensor_shapes
+from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.generation import Sample, Sampling
@@ -56,6 +57,10 @@ class EngineOptions:
     """Run code that the model brings."""
     allow_pickled_weights: bool = False
     """Load weights that are no safetensors."""
+    adapter_rank: int = 0
+    """Rank that there is room for; above 0 new weights are adapters, and the model's stay."""
+    adapter_versions: int = 1
+    """Versions of the adapter that run in one step; requests of others wait."""
 
 
 def engine_environment(options: EngineOptions) -> dict[str, str]:
@@ -115,6 +120,8 @@ class VllmCore:
             sizes["block_size"] = _CPU_BLOCK_SIZE
             if options.kv_cache_bytes is None:
                 sizes["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        if options.adapter_rank:
+            sizes |= slots(options.adapter_rank, options.adapter_versions)
         arguments = EngineArgs(
             model=folder,
             trust_remote_code=options.trust_remote_code,
@@ -146,8 +153,9 @@ class VllmCore:
         config = self._llm.model_config
         self._text = TextDecoder(self._llm.get_tokenizer(), config.get_vocab_size())
         self._tied = vllm_internals.tied_embeddings(config)
-        self._shapes = _loaded_shapes(folder)
+        self._shapes = loaded_shapes(folder)
         self._params: dict[tuple[Sampling, bool], Any] = {}
+        self._adapters = AdapterVersions(self._llm) if options.adapter_rank else None
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -200,9 +208,13 @@ class VllmCore:
         self._queue(request_id, token_ids, params)
 
     def _queue(self, request_id: str, token_ids: list[int], params: Any) -> None:
+        adapter = self._adapters.begin(request_id) if self._adapters else None
         try:
-            self._llm.add_request(request_id, self._tokens_input(token_ids), params)
+            self._llm.add_request(
+                request_id, self._tokens_input(token_ids), params, lora_request=adapter
+            )
         except self._refusals as error:
+            self._ended(request_id)
             raise UserError(f"vLLM refuses a prompt of {len(token_ids)} tokens: {error}") from error
 
     def _make_params(self, sampling: Sampling, stream: bool) -> Any:
@@ -230,10 +242,19 @@ class VllmCore:
 
     def abort(self, request_id: str) -> None:
         self._llm.abort_request([request_id])
+        self._ended(request_id)
 
     def step(self) -> list[Any]:
         """One step of every running sequence; requests that are finished with it or stream."""
-        return list(self._llm.step())
+        outputs = list(self._llm.step())
+        for output in outputs:
+            if output.finished:
+                self._ended(output.request_id)
+        return outputs
+
+    def _ended(self, request_id: str) -> None:
+        if self._adapters:
+            self._adapters.end(request_id)
 
     def text_so_far(self, output: Any) -> str:
         """Of the one sample of a request that streams, without the beginning of a character."""
@@ -254,7 +275,7 @@ class VllmCore:
                 )
             logprobs = top = None
             if completion.logprobs is not None:
-                logprobs, top = _read_logprobs(completion.logprobs, sampling.top_logprobs)
+                logprobs, top = read_logprobs(completion.logprobs, sampling.top_logprobs)
             samples.append(
                 Sample(
                     token_ids=token_ids,
@@ -277,10 +298,21 @@ class VllmCore:
     def update_weights(self, payload: Payload) -> None:
         """Replace the weights; what runs is recomputed with the new ones, and what sleeps wakes up.
 
+        An adapter replaces the one before, with which the requests that run go on.
+
         Raises UserError, before anything is touched, for names or shapes that are not the model's,
         and TransferFailed, just as untouched, when a learner's weights do not arrive.
         """
-        skip = self._check(tensor_shapes(payload))
+        shapes = tensor_shapes(payload)
+        adapter = adapter_config(payload)
+        check_kind(self.options.model, self._adapters is not None, adapter is not None)
+        if self._adapters and adapter:
+            check_adapter(adapter, shapes, self._shapes, self.options.adapter_rank)
+            self.wake(("weights",))
+            self._adapters.load(adapter, payload)
+            self.wake()
+            return
+        skip = self._check(shapes)
         sent = None if isinstance(payload, TransferSpec) else payload
         if isinstance(payload, TransferSpec):
             self._receive(payload)
@@ -331,6 +363,8 @@ class VllmCore:
 
     def sleep(self, level: int) -> None:
         """Free what GPU memory is not free yet; nothing may be running. A CPU has none to free."""
+        if level == 2 and self._adapters:
+            raise UserError("sleep(level=2) drops weights, and only adapters follow: use level 1")
         if self.asleep == _MEMORY:
             return
         self.wake()  # vLLM 0.23 does nothing where half sleeps
@@ -352,23 +386,3 @@ class VllmCore:
 
     def close(self) -> None:
         vllm_internals.shut_down(self._llm)
-
-
-def _read_logprobs(
-    flat: Any, top: int
-) -> tuple[tuple[float, ...], tuple[dict[int, float], ...] | None]:
-    """The sampled token's log-prob at each position, and the ``top`` most likely tokens."""
-    if top == 0:
-        return tuple(flat.logprobs), None
-    # At each position vLLM writes the sampled token first, then the most likely ones.
-    sampled = tuple(flat.logprobs[start] for start in flat.start_indices)
-    ranked = tuple(
-        dict(zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True))
-        for start, end in zip(flat.start_indices, flat.end_indices, strict=True)
-    )
-    return sampled, ranked
-
-
-def _loaded_shapes(folder: str) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes of the checkpoint in a folder; None when it is not safetensors."""
-    return tensor_shapes(folder) if any(Path(folder).glob("*.safetensors")) else None

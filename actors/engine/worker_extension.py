@@ -12,6 +12,7 @@ from actors.engine import vllm_internals
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder
+from stepwiser.run.model_exports import ADAPTER_KEY
 
 Payload = str | Sequence[bytes] | TransferSpec
 """Weights on their way: a model's directory, or name on the Hub, with ``*.safetensors``;
@@ -35,6 +36,27 @@ def tensor_shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
             raise UserError(f"these weights hold {', '.join(sorted(twice)[:5])} twice")
         shapes |= part
     return shapes
+
+
+def adapter_config(payload: Payload) -> dict[str, Any] | None:
+    """What an adapter's header says of it (peft's ``adapter_config.json``); None for weights of a
+    model."""
+    header = json.loads(next(_headers(payload), b"{}"))
+    said = header.get("__metadata__", {}).get(ADAPTER_KEY)
+    return None if said is None else dict(json.loads(said))
+
+
+def write_tensors(payload: Payload, file: Path) -> None:
+    """All tensors of a payload that is here as one safetensors file."""
+    from safetensors.torch import save_file
+
+    assert not isinstance(payload, TransferSpec)
+    save_file(dict(_tensors(payload, ())), file)
+
+
+def loaded_shapes(folder: str) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of the checkpoint in a folder; None when it is not safetensors."""
+    return tensor_shapes(folder) if any(Path(folder).glob("*.safetensors")) else None
 
 
 def _headers(payload: Payload) -> Iterator[bytes]:

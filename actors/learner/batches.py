@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actors.learner.shared_prompt import Layout
 from stepwiser.training.experience import ExperienceBatch, TokenExamples
+from stepwiser.training.grpo import entropy, token_logprobs
+from stepwiser.training.vocabulary import BLOCK_NUMBERS, vocabulary_logprobs
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,80 @@ class FlatTokens:
             self.positions.to(device),
             self.targets.to(device),
         )
+
+
+class _OutputLayer(nn.Module):
+    """A model's output layer without bias, that answers log-probs where it was told of what."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.asked: tuple[Tensor, float] | None = None
+        """Targets and temperature."""
+        self.answered: tuple[Tensor, Tensor] | None = None
+        """Log-probs and entropies."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.asked is None:
+            return nn.functional.linear(hidden, self.weight)
+        self.answered = vocabulary_logprobs(hidden, self.weight, *self.asked)
+        return self.answered[0]
+
+
+class ChosenLogprobs(nn.Module):
+    """A causal language model that gives log-probs [M] of chosen tokens, and entropies [M].
+
+    The positions are chosen just before the output layer, which takes the vocabulary in blocks: no
+    memory goes into logits of prompt tokens, nor into those of all words at once. A model with more
+    behind its output layer (a scale, a cap) gets its own code around whole logits of the chosen
+    positions.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._positions: Tensor | None = None
+        head = model.get_output_embeddings()
+        # Not the others: an adapter may be in it.
+        self._in_blocks = type(head) is nn.Linear and head.bias is None
+        if self._in_blocks:
+            head = _OutputLayer(head.weight)
+            model.set_output_embeddings(head)
+        head.register_forward_pre_hook(self._choose)
+
+    def _choose(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (hidden,) = inputs
+        return (hidden.reshape(-1, hidden.shape[-1])[self._positions],)
+
+    def forward(self, tokens: FlatTokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The entropies have no gradient."""
+        if self._in_blocks:
+            head = self.model.get_output_embeddings()
+            head.asked = tokens.targets, temperature
+            try:
+                given = self._run(tokens)
+                logprobs, entropies = head.answered
+            finally:
+                head.asked = head.answered = None
+            if torch.equal(given, logprobs):
+                return given, entropies
+            self._in_blocks = False  # the model has changed what it took for logits
+        logits = self._run(tokens)
+        rows = max(1, BLOCK_NUMBERS["cpu"] // logits.shape[1])
+        parts = [entropy(part, temperature) for part in logits.detach().split(rows)]
+        return token_logprobs(logits, tokens.targets, temperature), torch.cat(parts)
+
+    def _run(self, tokens: FlatTokens) -> Tensor:
+        self._positions = tokens.positions
+        try:
+            return self.model(
+                input_ids=tokens.input_ids,
+                position_ids=tokens.layout.position_ids,
+                layout=tokens.layout,
+                use_cache=False,
+            ).logits
+        finally:
+            self._positions = None
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from actors.learner import checkpoints, shared_prompt
-from actors.learner.batches import FlatTokens
+from actors.learner import adapters, checkpoints, shared_prompt
+from actors.learner.batches import ChosenLogprobs, FlatTokens
 from actors.learner.model_files import write_model
+from actors.weight_sync import buckets
+from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder
 
@@ -50,6 +52,10 @@ class EngineConfig:
     """Run code that the model brings."""
     allow_pickled_weights: bool = False
     """Load weights that are no safetensors."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+    adapter: str | None = None
+    """Folder of an adapter to go on with."""
 
 
 def import_deepspeed(use_gpu: bool) -> Any:
@@ -70,36 +76,6 @@ def import_deepspeed(use_gpu: bool) -> Any:
     return deepspeed
 
 
-class _ChosenLogits(nn.Module):
-    """Logits at chosen positions only: N tokens → [M, V].
-
-    The choice is made just before the output layer, so the model's own code around it (soft caps,
-    scaling) still applies, and no memory goes into logits of prompt tokens.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._positions: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._choose)
-
-    def _choose(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (hidden,) = inputs
-        return (hidden.reshape(-1, hidden.shape[-1])[self._positions],)
-
-    def forward(self, tokens: FlatTokens) -> Tensor:
-        self._positions = tokens.positions
-        try:
-            return self.model(
-                input_ids=tokens.input_ids,
-                position_ids=tokens.layout.position_ids,
-                layout=tokens.layout,
-                use_cache=False,
-            ).logits
-        finally:
-            self._positions = None
-
-
 class DeepSpeedWorker:
     """One rank's share of the model, its optimizer and its exports. All ranks call in lockstep."""
 
@@ -113,7 +89,7 @@ class DeepSpeedWorker:
         model = _load_model(config)
         self._hf_model = model
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=0.0,
             # The usual 0.999 remembers the first, large gradients for a thousand updates; runs
             # of a hundred would hardly move.
@@ -122,7 +98,7 @@ class DeepSpeedWorker:
             fused=True,
         )
         self.engine, *_ = self._deepspeed.initialize(
-            model=_ChosenLogits(model),
+            model=ChosenLogprobs(model),
             optimizer=optimizer,
             config=_deepspeed_config(config),
             dist_init_required=False,
@@ -136,20 +112,24 @@ class DeepSpeedWorker:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
 
-    def logits(self, tokens: FlatTokens) -> Tensor:
-        """Logits [M, V] of the chosen positions."""
-        return self.engine(tokens)
+    def logprobs(self, tokens: FlatTokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probs [M] of the targets, and without gradient the entropies [M] of their places."""
+        return self.engine(tokens, temperature)
 
-    def reference_logits(self, tokens: FlatTokens) -> Tensor:
-        """The same under the weights that training started from, without gradient.
+    def reference_logprobs(self, tokens: FlatTokens, temperature: float) -> Tensor:
+        """Log-probs under the weights that training started from, without gradient.
 
-        They are kept whole on every rank, from the first call on.
+        They are kept whole on every rank, from the first call on; new adapters started from what
+        the model is without them.
         """
+        if self.config.lora and self.config.adapter is None:
+            with torch.no_grad(), adapters.switched_off(self._hf_model):
+                return self.logprobs(tokens, temperature)[0]
         if self._reference is None:
-            reference = _ChosenLogits(_load_model(self.config)).to(self.device).eval()
+            reference = ChosenLogprobs(_load_model(self.config)).to(self.device).eval()
             self._reference = reference.requires_grad_(False)
         with torch.no_grad():
-            return self._reference(tokens)
+            return self._reference(tokens, temperature)[0]
 
     def train_step(
         self,
@@ -206,14 +186,18 @@ class DeepSpeedWorker:
         return tensor.tolist()
 
     def weight_buckets(self, bucket_bytes: int) -> list[list[tuple[str, nn.Parameter]]]:
-        """The parameters under their Hugging Face names, in buckets, wider types first in each.
+        """What engines need, in buckets, wider types first in each: the parameters under their
+        Hugging Face names, or the adapters under peft's.
 
         Tied weights appear once, under the name of the input embedding. Under ZeRO-3 these are
         shares: `buckets.weight_shape` tells the whole shape, `gathered_buckets` gives the whole
         weights.
         """
-        buckets = _buckets(list(self._hf_model.named_parameters()), bucket_bytes)
-        return [sorted(bucket, key=lambda item: -item[1].element_size()) for bucket in buckets]
+        parameters = list(self._hf_model.named_parameters())
+        if self.config.lora:
+            parameters = adapters.adapter_parameters(self._hf_model)
+        parts = buckets.split(parameters, bucket_bytes)
+        return [sorted(part, key=lambda item: -item[1].element_size()) for part in parts]
 
     def gathered_buckets(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """The same with full weights, on the device of every rank.
@@ -237,27 +221,59 @@ class DeepSpeedWorker:
         """``state_buckets`` as safetensors; nothing is yielded on ranks other than 0."""
         from safetensors.torch import save
 
+        said = adapters.metadata(self._adapter_config) if self.config.lora else None
         for bucket in self.state_buckets(bucket_bytes):
             if self.rank == 0:
-                yield save(bucket)
+                yield save(bucket, said)
 
     def export(self, directory: str | Path) -> None:
         """Write a plain Hugging Face directory: weights, config, tokenizer. Appears whole or not.
 
-        Needs room for the whole model in the memory of rank 0.
+        Adapters are merged, and lie beside it too (`adapters.merged`). Needs room for the whole
+        model in the memory of rank 0.
         """
         state: dict[str, Tensor] = {}
         for bucket in self.state_buckets():
             state.update({name: tensor.clone() for name, tensor in bucket.items()})
+        adapter: dict[str, Tensor] = {}
+        if self.config.lora:
+            adapter, state = state, {}
+            for name, tensor in self._base_weights():
+                state |= adapters.merged(adapter, self.config.lora, name, tensor)
         if self.rank == 0:
-            write_model(self._hf_model, state, model_folder(self.config.model_dir), Path(directory))
+            source = model_folder(self.config.model_dir)
+
+            def add_adapter(made: Path) -> None:
+                if adapter:
+                    adapters.add_to_model(made, adapter, self._adapter_config)
+
+            write_model(self._hf_model, state, source, Path(directory), add_adapter)
         torch.distributed.barrier()
+
+    def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What adapters are merged with, on rank 0 alone; all ranks run it to its end."""
+        named = [(n, p) for n, p in self._hf_model.named_parameters() if not p.requires_grad]
+        for part in buckets.split(named, _BUCKET_BYTES):
+            with self._gathered([parameter for _, parameter in part]):
+                if self.rank == 0:
+                    yield from ((name, p.detach().to("cpu").clone()) for name, p in part)
+
+    @property
+    def _adapter_config(self) -> dict[str, Any]:
+        assert self.config.lora
+        # Of a folder only its name: where it lay is nobody's business.
+        named = self.config.model_dir
+        base = Path(named).name if Path(named).is_dir() else named
+        return adapters.adapter_config(self._hf_model, self.config.lora, base)
 
     def save_checkpoint(self, directory: str | Path, state: dict[str, Any]) -> None:
         """Write this rank's share (and on rank 0 ``state``) below a folder of this rank's own."""
         folder = Path(directory)
         (folder / _TAG).mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(folder), tag=_TAG)
+        # Frozen weights are those of the model directory.
+        self.engine.save_checkpoint(
+            str(folder), tag=_TAG, exclude_frozen_parameters=self.config.lora is not None
+        )
         checkpoints.save_random_state(folder, self.rank)
         if self.rank == 0:
             (folder / checkpoints.STATE_FILE).write_text(
@@ -267,7 +283,9 @@ class DeepSpeedWorker:
 
     @property
     def _unchangeable(self) -> dict[str, Any]:
-        return {"zero_stage": self.config.zero_stage, "precision": self.config.precision}
+        config = self.config
+        lora = config.lora.model_dump(mode="json") if config.lora else None
+        return {"zero_stage": config.zero_stage, "precision": config.precision, "lora": lora}
 
     def load_checkpoint(self, directory: str | Path) -> dict[str, Any]:
         """Restore weights, optimizer and random states; returns the ``state`` saved with them.
@@ -277,9 +295,9 @@ class DeepSpeedWorker:
         """
         state = checkpoints.read_state(Path(directory))
         for name, value in self._unchangeable.items():
-            if state[name] != value:
+            if (stored := state.get(name)) != value:
                 raise UserError(
-                    f"the checkpoint was written with {name}={state[name]}, this run has {value}; "
+                    f"the checkpoint was written with {name}={stored}, this run has {value}; "
                     f"set {name} back, or start a new run from the exported model"
                 )
         if state["world_size"] == self.world_size:
@@ -291,7 +309,9 @@ class DeepSpeedWorker:
         return state
 
     def _load(self, directory: Path) -> None:
-        loaded, _ = self.engine.load_checkpoint(str(directory), tag=_TAG)
+        loaded, _ = self.engine.load_checkpoint(
+            str(directory), tag=_TAG, load_module_strict=self.config.lora is None
+        )
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
 
@@ -352,6 +372,8 @@ def _load_model(config: EngineConfig) -> Any:
         dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         attn_implementation=shared_prompt.NAME,
     )
+    if config.lora:
+        adapters.add_adapters(model, config.lora, config.adapter)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -370,20 +392,3 @@ def _deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "checkpoint": {"use_node_local_storage": True},
     }
-
-
-def _buckets(
-    parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int
-) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    bucket: list[tuple[str, nn.Parameter]] = []
-    size = 0
-    for name, parameter in parameters:
-        # Under ZeRO-3 numel() of a partitioned parameter is 0; ds_numel is its real size.
-        bytes_here = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if bucket and size + bytes_here > bucket_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, parameter))
-        size += bytes_here
-    if bucket:
-        yield bucket

@@ -26,7 +26,7 @@ from actors.weight_sync.sender import make_sender
 from actors.weight_sync.transfer import TransferBackend
 from stepwiser.run.metrics_file import LOST, Metrics, append_metrics, read_metrics
 from stepwiser.training.experience import ExperienceBatch
-from stepwiser.training.grpo import GRPOLossConfig, grpo_loss, loss_denominator, token_logprobs
+from stepwiser.training.grpo import GRPOLossConfig, grpo_loss, loss_denominator
 from stepwiser.training.packing import pack_micro_batches, prompt_units, split_groups
 from stepwiser.training.schedule import LearningRate
 from stepwiser.training.staleness import sample_age
@@ -62,6 +62,8 @@ class GRPOTrainOptions:
     loss: GRPOLossConfig
     gradient_clipping: float = 1.0
     weight_decay: float = 0.0
+    adapter: str | None = None
+    """Folder of an adapter to go on with."""
     logprob_tolerance: float | None = None
     """Largest mean gap between engine and learner log-probs of the same weights; beyond it the run
     stops."""
@@ -126,7 +128,11 @@ def grpo_worker(config: dict[str, Any]) -> None:
         make_room(config["collector"], options.publish_timeout_s)
     worker = DeepSpeedWorker(
         engine_config(
-            options.group, options.model_dir, options.gradient_clipping, options.weight_decay
+            options.group,
+            options.model_dir,
+            options.gradient_clipping,
+            options.weight_decay,
+            options.adapter,
         )
     )
     GRPOLoop(options, config["collector"], worker, config).run()
@@ -189,7 +195,7 @@ class GRPOLoop:
             if self._options.colocated:
                 self._evaluation.free_engines()
                 make_room(self._collector, self._options.publish_timeout_s)
-            metrics = self._train(step, batch)
+            metrics = self.train(step, batch)
             self._evaluation.free_engines()
             published, publish_s = self._publish(step + 1)
             self._evaluation.after_publish(step + 1)
@@ -278,7 +284,7 @@ class GRPOLoop:
         )
         return figures or {}
 
-    def _train(self, step: int, batch: ExperienceBatch) -> Metrics:
+    def train(self, step: int, batch: ExperienceBatch) -> Metrics:
         """All updates of one step; the returned metrics are the same on every rank."""
         options, worker = self._options, self._worker
         age = sample_age(step, int(batch.weight_versions.min()), options.staleness)
@@ -343,15 +349,13 @@ class GRPOLoop:
 
     def _old_logprobs(self, micro_batch: ResponseBatch) -> Tensor:
         with torch.no_grad():
-            logits = self._worker.logits(micro_batch.tokens)
-            return token_logprobs(logits, micro_batch.tokens.targets, self._options.temperature)
+            return self._worker.logprobs(micro_batch.tokens, self._options.temperature)[0]
 
     def _reference_logprobs(self, micro_batch: ResponseBatch) -> Tensor | None:
         if not self._options.loss.kl_coefficient:
             return None
-        logits = self._worker.reference_logits(micro_batch.tokens)
-        targets = micro_batch.tokens.targets
-        return micro_batch.spread(token_logprobs(logits, targets, self._options.temperature))
+        temperature = self._options.temperature
+        return micro_batch.spread(self._worker.reference_logprobs(micro_batch.tokens, temperature))
 
     def _loss_fn(
         self, step: int, denominator: float, old: list[Tensor] | None, step_metrics: StepMetrics
@@ -360,8 +364,7 @@ class GRPOLoop:
 
         def loss(numbered: tuple[int, ResponseBatch]) -> Tensor:
             number, micro_batch = numbered
-            logits = self._worker.logits(micro_batch.tokens)
-            flat = token_logprobs(logits, micro_batch.tokens.targets, temperature)
+            flat, entropies = self._worker.logprobs(micro_batch.tokens, temperature)
             old_flat = flat.detach() if old is None else old[number]
             at_start = micro_batch.spread(old_flat)
             output = grpo_loss(
@@ -374,7 +377,7 @@ class GRPOLoop:
                 micro_batch.engine_logprobs,
                 self._reference_logprobs(micro_batch),
             )
-            step_metrics.add(output.loss, output.metrics, micro_batch, logits.detach(), temperature)
+            step_metrics.add(output.loss, output.metrics, entropies)
             step_metrics.compare(at_start, micro_batch, step)
             return output.loss
 

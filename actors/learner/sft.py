@@ -34,7 +34,6 @@ from stepwiser.config.training import SFTConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, append_metrics
 from stepwiser.training.experience import TokenExamples
-from stepwiser.training.grpo import token_logprobs
 from stepwiser.training.packing import pack_micro_batches
 from stepwiser.training.schedule import LearningRate
 
@@ -300,8 +299,9 @@ class _Job:
 
     def _loss_sum(self, tokens: FlatTokens | None) -> Tensor:
         if tokens is None:
-            return self._worker.logits(keep_step_tokens().to(self._worker.device)).sum() * 0
-        return -token_logprobs(self._worker.logits(tokens), tokens.targets).sum()
+            tokens = keep_step_tokens().to(self._worker.device)
+            return self._worker.logprobs(tokens)[0].sum() * 0
+        return -self._worker.logprobs(tokens)[0].sum()
 
     def _keep_best(self, progress: _Progress, loss: float) -> _Progress:
         if progress.best is not None and loss >= progress.best:

@@ -12,10 +12,6 @@ from torch import Tensor
 from actors.learner.batches import ResponseBatch
 from actors.learner.deepspeed_worker import DeepSpeedWorker
 from stepwiser.run.metrics_file import Metrics
-from stepwiser.training.grpo import entropy
-
-ENTROPY_NUMBERS = 1 << 24
-"""Logits whose distributions are held at once, several times over: 64 MiB each."""
 
 
 class StepMetrics:
@@ -37,14 +33,7 @@ class StepMetrics:
         yield
         self._seconds[f"seconds_{name}"] = time.monotonic() - began
 
-    def add(
-        self,
-        loss: Tensor,
-        metrics: dict[str, float],
-        micro_batch: ResponseBatch,
-        logits: Tensor,
-        temperature: float,
-    ) -> None:
+    def add(self, loss: Tensor, metrics: dict[str, float], entropies: Tensor) -> None:
         self._loss = self._loss + loss.detach()
         tokens = metrics["tokens"]
         for name, value in metrics.items():
@@ -54,8 +43,7 @@ class StepMetrics:
                 self._sums[name] += value * tokens
         self._sums["tokens"] += tokens
         if tokens:
-            for rows in logits.split(max(1, ENTROPY_NUMBERS // logits.shape[1])):
-                self._entropy = self._entropy + entropy(rows, temperature).sum()
+            self._entropy = self._entropy + entropies.sum()
 
     def compare(self, at_start: Tensor, micro_batch: ResponseBatch, step: int) -> None:
         """Log-probs of engine and learner where both have the weights of this step.

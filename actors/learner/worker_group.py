@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from actors.learner.checkpoints import mend
 from actors.learner.deepspeed_worker import EngineConfig
+from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, MetricsTail
 from stepwiser.run.periodic import repeating
@@ -37,6 +38,8 @@ class WorkerGroup:
     gpus_per_worker: float = 0.0
     """Below 1 the worker shares its GPU with engines; 0 trains on the CPU."""
     cpus_per_worker: float = 1.0
+    threads: int = 1
+    """Of one worker, on the CPU."""
     zero_stage: Literal[2, 3] = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -44,6 +47,8 @@ class WorkerGroup:
     """Padded tokens of one forward pass; no sequence may be longer."""
     max_failures: int = 3
     """Restarts from the last checkpoint before the run is given up."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
     collective_timeout_s: int = 1800
     """A rank that waits longer than this for the others fails, and with it the worker group."""
     trust_remote_code: bool = False
@@ -54,11 +59,6 @@ class WorkerGroup:
     @property
     def use_gpu(self) -> bool:
         return self.gpus_per_worker > 0
-
-    @property
-    def threads(self) -> int:
-        """Of one worker: as many as it has whole CPUs."""
-        return max(1, int(self.cpus_per_worker))
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -75,7 +75,11 @@ class WorkerGroup:
 
 
 def engine_config(
-    group: WorkerGroup, model_dir: str, gradient_clipping: float, weight_decay: float
+    group: WorkerGroup,
+    model_dir: str,
+    gradient_clipping: float,
+    weight_decay: float,
+    adapter: str | None = None,
 ) -> EngineConfig:
     """What one rank of this group needs to know to load a model."""
     return EngineConfig(
@@ -89,6 +93,8 @@ def engine_config(
         threads=group.threads,
         trust_remote_code=group.trust_remote_code,
         allow_pickled_weights=group.allow_pickled_weights,
+        lora=group.lora,
+        adapter=adapter,
     )
 
 

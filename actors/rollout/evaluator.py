@@ -29,6 +29,7 @@ from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.metrics_file import append_metrics, read_metrics
 from stepwiser.run.model_exports import (
     EVALUATION_FILE,
+    adapter_of,
     best_of,
     evaluations_since,
     keep_if_best,
@@ -235,7 +236,7 @@ class Evaluator:
 
 
 def _stored_weights(directory: str) -> list[Any]:
-    """References to the weights: the directory has moved or gone when an engine that restarts
-    needs them."""
-    files = sorted(Path(directory).glob("*.safetensors"))
+    """References to the weights, or to the adapter that they were merged with: the directory has
+    moved or gone when an engine that restarts needs them."""
+    files = sorted((adapter_of(directory) or Path(directory)).glob("*.safetensors"))
     return [ray.put(file.read_bytes()) for file in files]

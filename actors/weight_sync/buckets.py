@@ -37,6 +37,24 @@ def header(specs: Sequence[Spec]) -> bytes:
     return json.dumps(entries).encode()
 
 
+def split(
+    parameters: Sequence[tuple[str, torch.nn.Parameter]], bucket_bytes: int
+) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
+    """Consecutive parameters in buckets of at most so many bytes, or of one that has more."""
+    bucket: list[tuple[str, torch.nn.Parameter]] = []
+    size = 0
+    for name, parameter in parameters:
+        # Under ZeRO-3 numel() of a partitioned parameter is 0; ds_numel is its real size.
+        bytes_here = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if bucket and size + bytes_here > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += bytes_here
+    if bucket:
+        yield bucket
+
+
 def weight_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     """Of the whole weight, also where ZeRO-3 has left a share."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

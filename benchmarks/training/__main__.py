@@ -1,18 +1,20 @@
-"""What the trainer is worth: speed against TRL, agreement of engine and learner, overlap, memory.
+"""What the trainer is worth: beside TRL and plain PyTorch, agreement, overlap, memory, LoRA.
 
     python -m benchmarks.training            about two hours on two cores
     python -m benchmarks.training --quick    within five minutes
     python -m benchmarks.training --only trl memory
+    python -m benchmarks.training --only torch --model FOLDER
 
-The parts are modules of their own (`trl`, `overlap`, `memory`), each with an account of how it
-measures. The last line is one JSON object with `samples_vs_trl`, `logprob_gap`, `overlap_gain`,
-`engine_idle`, `learner_idle` and `memory_growth`, and what belongs to them; a part that is left out
-has no figure there.
+The parts are modules of their own (`trl`, `overlap`, `memory`, `lora`, `torch` in `plain_torch`),
+each with an account of how it measures. The last line is one JSON object with `samples_vs_trl`,
+`logprob_gap`, `overlap_gain`, `engine_idle`, `learner_idle`, `memory_growth`, `lora_sync_ratio`,
+`lora_memory_ratio` and `train_vs_torch`, and what belongs to them; a part that is left out has no
+figure there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,50 @@ def _memory(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     return {"memory_growth": found["memory_growth"]}
 
 
+def _lora(console: Console, out: Path, quick: bool) -> dict[str, Any]:
+    from benchmarks.training.lora import measure_lora
+
+    found = measure_lora(out / "lora", quick)
+    columns = ("trained", "publication, s", "step, s", "learner, MB at most")
+    table = titled_table("LoRA", *columns)
+    for name, arm in found["lora"].items():
+        table.add_row(
+            name, f"{arm['sync_s']:.3f}", f"{arm['step_s']:.2f}", f"{arm['memory_mb']:.0f}"
+        )
+    console.print(table)
+    return found
+
+
+def _torch(console: Console, out: Path, quick: bool, model: str | None) -> dict[str, Any]:
+    from benchmarks.training.plain_torch import measure_torch
+
+    found = measure_torch(out / "torch", quick, model)
+    table = titled_table("Training", "arm", "tokens/s", "tokens/CPU s", "memory, MB at most")
+    for name, arm in found["torch_arms"].items():
+        table.add_row(
+            name,
+            f"{arm['tokens_per_s']:.0f}",
+            f"{arm['tokens_per_cpu_s']:.0f}",
+            f"{arm['peak_mb']:.0f}",
+        )
+    console.print(table)
+    return found
+
+
 def _seconds(title: str, rows: Mapping[str, float]) -> Table:
     return facts_table(((name, f"{value:.2f}") for name, value in rows.items()), title)
 
 
-MEASURES = {"trl": _trl, "overlap": _overlap, "memory": _memory}
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "trl": _trl,
+    "overlap": _overlap,
+    "memory": _memory,
+    "lora": _lora,
+    "torch": _torch,
+}
+OPTIONS = {
+    "torch": {"model": "folder of the model that `torch` trains; default a small random one"}
+}
 
 if __name__ == "__main__":
-    measure_parts(__doc__, MEASURES, "runs/training")
+    measure_parts(__doc__, MEASURES, "runs/training", OPTIONS)

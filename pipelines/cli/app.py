@@ -184,6 +184,50 @@ def serve(
     _run(("serve",), config, overrides, plan)
 
 
+@app.command(epilog=EPILOG)
+def judge(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", parser=place, help="Solutions, one a row: labelled, in steps or whole."
+        ),
+    ],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=place, help="JSON lines to write; default FILE.judged.jsonl."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Let a server judge (`stepwiser serve`); starts nothing."),
+    ] = None,
+    votes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Of a step; default serve.votes.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Of the votes; default the judge's.")
+    ] = None,
+    skip: SkipOption = False,
+    plan: PlanOption = False,
+) -> None:
+    """Judge every step of a file's solutions: by the run's judge, serve.model, or a server.
+
+    A start that was ended goes on where it was. Ends with 1 where a row could not be judged, unless
+    --skip-bad-rows.
+    """
+    if plan:
+        _run(("judge",) if address is None else (), config, overrides, plan)
+    with explained():
+        from pipelines.cli.judge_command import judge_solutions
+        from pipelines.evaluation.file_judging import JudgeJob
+
+        found = out or source.with_name(f"{source.stem}.judged.jsonl")
+        job = JudgeJob(source, found, votes, temperature, skip)
+        rejected = judge_solutions(job, _load(config, overrides), address)
+        raise typer.Exit(1 if rejected and not skip else 0)
+
+
 @app.command()
 def export(
     run: RunArgument,

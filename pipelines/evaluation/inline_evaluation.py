@@ -83,7 +83,7 @@ def evaluator(
     fitting = _fitting(session, start, items)
     own = train.evaluator_engines
     if own:
-        pool = session.pool(start, slot="evaluator", count=own)
+        pool = session.pool(start, slot="evaluator", count=own, adapters=True)
     options = EvaluatorOptions(
         name=name,
         model_dir=start,

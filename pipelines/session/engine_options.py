@@ -15,8 +15,11 @@ NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "tor
 """Keys of a model's config.json that say nothing about the shape of its weights."""
 
 
-def engine_options(config: RunConfig, model: str) -> EngineOptions:
-    """Engine options of a run for one model."""
+def engine_options(config: RunConfig, model: str, adapters: bool = False) -> EngineOptions:
+    """Engine options of a run for one model.
+
+    ``adapters``: new weights will be adapters of `learner.lora`.
+    """
     engine = config.engine
     return EngineOptions(
         model=model,
@@ -32,6 +35,9 @@ def engine_options(config: RunConfig, model: str) -> EngineOptions:
         enable_sleep=config.train.colocated,
         trust_remote_code=config.trust_remote_code,
         allow_pickled_weights=config.allow_pickled_weights,
+        adapter_rank=config.learner.lora.rank if adapters else 0,
+        # Samples under way are at most so many versions old, and the newest is one more.
+        adapter_versions=config.train.staleness + 1,
     )
 
 
@@ -40,20 +46,29 @@ def engine_threads(config: RunConfig, stage: str, count: int) -> int:
 
     Engines without a GPU compute with all cores that nobody else does: those of `engine.cpus` where
     that is set, else an even share of the machine's. A learner takes turns with them, unless it
-    trains while they sample. On a joined cluster, whose machines nobody has counted, it is one.
+    trains while they sample.
     """
     engine = config.engine
-    if engine.cpus is not None or engine.gpus or _joins(config):
+    if engine.cpus is not None or engine.gpus:
         return max(1, int(engine.ray_cpus))
+    needs = plan_stage(config, stage).needs
+    together = sum(need.count for need in needs if "engine" in need.role)
+    busy = stage == "train" and config.train.staleness
+    taken = config.learner.workers * config.learner.ray_cpus if busy else 0
+    return share_of_cores(config, max(count, together), taken)
+
+
+def share_of_cores(config: RunConfig, processes: int, taken: int = 0) -> int:
+    """Threads of one of some processes that compute with all cores of a machine but those taken.
+
+    On a joined cluster, whose machines nobody has counted, it is one.
+    """
+    if _joins(config):
+        return 1
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit():
         return max(1, int(given))
-    needs = plan_stage(config, stage).needs
-    together = sum(need.count for need in needs if "engine" in need.role)
-    cores = len(os.sched_getaffinity(0))
-    if stage == "train" and config.train.staleness:
-        cores -= config.learner.workers * config.learner.cpus
-    return max(1, cores // max(count, together))
+    return max(1, (len(os.sched_getaffinity(0)) - taken) // processes)
 
 
 def _joins(config: RunConfig) -> bool:

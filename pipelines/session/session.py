@@ -199,16 +199,20 @@ class Session:
         slot: str = "main",
         count: int | None = None,
         maximum: int | None = None,
+        adapters: bool = False,
     ) -> EnginePool:
         """Engines with this model's weights: ``count``, and up to ``maximum`` as nodes come.
 
         Engines of the same architecture stay up between stages and only change their weights.
+        ``adapters``: the learner that will give them new ones trains with `learner.lora`, where
+        that is on. Such engines keep the model that they started with, and serve nobody else.
         """
         model = self.resolve(model)
         size = count or self.config.engine.count
-        key = f"{size}/{maximum or size}/{architecture(model)}"
+        adapters = adapters and self.config.learner.lora.rank > 0
+        key = f"{size}/{maximum or size}/{architecture(model)}{'/adapters' if adapters else ''}"
         held = self._pools.get(slot)
-        if held and held[0] == key:
+        if held and held[0] == key and not adapters:
             self._versions += 1
             self.run(held[1].update_weights(model, self._versions, 600.0))
             return held[1]
@@ -220,7 +224,7 @@ class Session:
         engine = self.config.engine
         with self._waiting(f"starting {size} engine{'s' if size > 1 else ''}"):
             pool = EnginePool(
-                engine_options(self.config, model),
+                engine_options(self.config, model, adapters),
                 count=size,
                 maximum=maximum,
                 cpus=engine.ray_cpus,

@@ -9,10 +9,10 @@ from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
 from pipelines.stages.select import PICKS
 from pipelines.training.learner_options import response_example, run_sft_jobs, write_examples
+from stepwiser.annotation.statistics import known, mean_and_error
 from stepwiser.data.records import Problem
 from stepwiser.generation import Sampling
 from stepwiser.search.policy import Solutions, accuracy
-from stepwiser.statistics import known, mean_and_error
 
 
 def run(session: Session) -> dict[str, Any]:

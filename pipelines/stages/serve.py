@@ -12,6 +12,8 @@ from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from serve.app import TOKEN_VARIABLE, ServeOptions, build_app
 from serve.app import run as run_app
+from serve.judging.replica import ReplicaOptions
+from serve.solving.replica import PolicyOptions
 from stepwiser.config import RunConfig, load_config
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
@@ -22,12 +24,9 @@ from stepwiser.run.store import RunStore
 
 def run(session: Session) -> dict[str, Any]:
     """Serve models/judge of the run, or serve.model; blocks."""
-    config = session.config
-    if config.serve.model is None:
-        judge = session.store.find_model(JUDGE, "train")
-    else:
-        judge = session.resolve(config.serve.model)
-    run_app(serve_options(config, judge), blocking=True)
+    config, judge = session.config, served_judge(session)
+    policy = None if config.serve.policy is None else session.resolve(config.serve.policy)
+    run_app(serve_options(config, judge, policy), blocking=True)
     return {}
 
 
@@ -44,7 +43,8 @@ def application(arguments: dict[str, str]) -> Application:
         judge = RunStore(Path(config.run_dir).resolve()).find_model(JUDGE, "train")
     else:
         judge = resolve_model(model)
-    options = serve_options(config, judge)
+    policy = None if config.serve.policy is None else resolve_model(config.serve.policy)
+    options = serve_options(config, judge, policy)
     if config.serve.keys is None and options.api_token is None:
         raise UserError(
             "serve.keys: Serve may listen on any address; make keys with `stepwiser keys add NAME "
@@ -53,8 +53,35 @@ def application(arguments: dict[str, str]) -> Application:
     return build_app(options)
 
 
-def serve_options(config: RunConfig, judge: str) -> ServeOptions:
+def serve_options(config: RunConfig, judge: str, policy: str | None = None) -> ServeOptions:
     """Of the run's judge, or of serve.model: asked as its card says where it has one."""
+    asked = judge_options(config, judge)
+    return ServeOptions(
+        engine=asked.engine,
+        prompts=asked.prompts,
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        label_rule=asked.label_rule,
+        revision=asked.revision,
+        serve=config.serve,
+        cpus=config.engine.ray_cpus,
+        gpus=config.engine.gpus,
+        policy=None
+        if policy is None
+        else PolicyOptions(engine_options(config, policy), config.prompts, config.solve),
+    )
+
+
+def served_judge(session: Session) -> str:
+    """serve.model, or models/judge of the run; raises UserError where there is none."""
+    model = session.config.serve.model
+    if model is None:
+        return session.store.find_model(JUDGE, "train")
+    return session.resolve(model)
+
+
+def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
+    """How a judge is asked: the run's as the run says, serve.model as its card does if it can."""
     settings = revision = None
     if config.serve.model:
         settings = read_judge_settings(model_folder(judge, weights=False))
@@ -72,11 +99,6 @@ def serve_options(config: RunConfig, judge: str) -> ServeOptions:
             "label_rule": settings.label_rule,
             "temperature": settings.temperature,
         }
-    return ServeOptions(
-        engine=engine_options(config, judge),
-        serve=config.serve,
-        cpus=config.engine.ray_cpus,
-        gpus=config.engine.gpus,
-        revision=revision,
-        **asked,
+    return ReplicaOptions(
+        engine=engine_options(config, judge), votes=config.serve.votes, revision=revision, **asked
     )

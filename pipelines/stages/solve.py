@@ -11,6 +11,7 @@ from pipelines.evaluation.judge_specs import JudgeSpec, judge_specs, make_judge
 from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
+from stepwiser.annotation.statistics import known, mean_and_error
 from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker
@@ -30,7 +31,6 @@ from stepwiser.search.policy import (
     share_true,
     solution_voices,
 )
-from stepwiser.statistics import known, mean_and_error
 
 
 def run(session: Session) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from pipelines.training.baselines import (
     train_discriminative,
     train_rejection,
 )
-from pipelines.training.learner_options import grpo_options
+from pipelines.training.learner_options import adapter_start, grpo_options
 from stepwiser.data.records import JudgePrompt
 from stepwiser.run.metrics_file import LOST
 from stepwiser.run.model_exports import is_score, read_evaluation
@@ -84,6 +84,7 @@ def run(session: Session) -> dict[str, Any]:
 
 def _train_judge(session: Session) -> dict[str, Any]:
     start = judge_start(session)
+    adapter_start(session)  # one that is none is refused before engines start
     items = inline_evaluation_items(session)
     # Engines of the main slot make way for named ones.
     slot = "judge" if session.config.train.evaluator_engines else "main"
@@ -91,7 +92,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
         train = solutions_prompts(session) or load_judge_prompts(session.store, "train")
         heldout = load_judge_prompts(session.store, "heldout")
         check_labels(session, len(heldout), len(items))
-        pool = session.pool(start, slot=slot)
+        pool = session.pool(start, slot=slot, adapters=True)
         sizes = {"train": len(train), "heldout": len(heldout)}
         with (
             _collector(session, pool, start, train, heldout) as collector,
@@ -101,7 +102,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
         return _figures(result) | {"prompts": sizes}
     live = live_options(session)
     fewest, most = engine_range(session.config)
-    judge = session.pool(start, slot="judge")
+    judge = session.pool(start, slot="judge", adapters=True)
     policy = session.pool(session.policy_dir(), slot="policy", count=fewest, maximum=most)
     with (
         _collector(session, judge, start, [], [], live) as collector,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from actors.learner.adapters import check_start
 from actors.learner.grpo_loop import GRPOTrainOptions
 from actors.learner.sft import SFTJob, SFTOptions, SFTResult, run_sft
 from actors.learner.worker_group import WorkerGroup
+from pipelines.session.engine_options import share_of_cores
 from pipelines.session.session import Session
+from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import weight_transfer
 from stepwiser.training.experience import TokenExamples
 from stepwiser.training.grpo import GRPOLossConfig
@@ -24,7 +28,8 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         num_workers=learner.workers,
         min_workers=learner.min_workers,
         gpus_per_worker=learner.gpus,
-        cpus_per_worker=learner.cpus,
+        cpus_per_worker=learner.ray_cpus,
+        threads=learner_threads(session.config, session.usage.stage),
         zero_stage=learner.zero_stage,
         precision=learner.precision,
         gradient_checkpointing=learner.gradient_checkpointing,
@@ -32,7 +37,21 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         max_failures=learner.max_failures,
         trust_remote_code=session.config.trust_remote_code,
         allow_pickled_weights=session.config.allow_pickled_weights,
+        lora=learner.lora if learner.lora.rank else None,
     )
+
+
+def learner_threads(config: RunConfig, stage: str) -> int:
+    """CPU threads of one worker.
+
+    Without a GPU those of `learner.cpus` where that is set, else an even share of the machine's
+    cores: engines wait while it computes. Where they go on, it has what Ray sets apart for it.
+    """
+    learner, train = config.learner, config.train
+    beside_engines = stage == "train" and (train.staleness or train.live)
+    if learner.cpus is not None or learner.gpus or beside_engines:
+        return learner.ray_cpus
+    return share_of_cores(config, learner.workers)
 
 
 def grpo_options(
@@ -62,6 +81,7 @@ def grpo_options(
         ),
         gradient_clipping=train.max_grad_norm,
         weight_decay=train.weight_decay,
+        adapter=adapter_start(session),
         logprob_tolerance=train.logprob_tolerance,
         staleness=train.staleness,
         checkpoint_every=train.checkpoint_every,
@@ -72,6 +92,15 @@ def grpo_options(
         weight_bucket_mb=train.weight_bucket_mb,
         colocated=train.colocated,
     )
+
+
+def adapter_start(session: Session) -> str | None:
+    """The folder of `train.adapter`; raises UserError before anything starts."""
+    chosen = session.config.train.adapter
+    if chosen is None:
+        return None
+    check_start(session.config.learner.lora, chosen)
+    return str(Path(chosen).absolute())
 
 
 def response_example(prompt: list[int], response: list[int]) -> tuple[list[int], list[bool]]:

@@ -26,6 +26,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_FOLDER = "/page/"
 """Without a key: the page, which holds nothing, and what load balancers ask."""
 ANONYMOUS = "anonymous"
 """Name of all clients of a server that wants no keys."""
@@ -96,7 +97,9 @@ class Gate:
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         scope["state"]["key"] = None
-        if self._keys.required and scope["path"] not in OPEN_PATHS:
+        path = scope["path"]
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+        if self._keys.required and not is_open:
             try:
                 key = self._keys.find(secret_of(headers.get("authorization", "")))
             except UserError as error:

@@ -18,8 +18,8 @@ from serve.protocols.chat import ChatChoice, ChatRequest, ChatResult
 from serve.schema import JudgeCard, JudgeRequest, JudgeResponse, ModelInfo, Solution
 from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
-from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.judging.judges import GenerativeJudge, JudgeVerdict
 from stepwiser.prompting.prompt_format import PromptFormat
 
 T = TypeVar("T")
@@ -45,6 +45,24 @@ class ReplicaOptions:
     revision: str | None = None
 
 
+def judge_service(
+    options: ReplicaOptions, generator: Generator, weight_version: int
+) -> JudgeService:
+    """The judge of these options over whatever generates with its weights."""
+    model = options.engine.model
+    return JudgeService(
+        judge=GenerativeJudge(
+            generator=generator,
+            prompts=PromptFormat.from_model_dir(
+                model, options.prompts, options.engine.trust_remote_code
+            ),
+            sampling=Sampling(options.max_tokens, n=options.votes, temperature=options.temperature),
+        ),
+        max_model_len=options.engine.max_model_len,
+        model=ModelInfo(name=served_name(model), weight_version=weight_version),
+    )
+
+
 class JudgeReplica:
     """Answers with what was asked for or with a `Failure`; raises only for faults of its own."""
 
@@ -52,23 +70,8 @@ class JudgeReplica:
         self._options = options
         self._engine = Engine(options.engine)
         self._engine.wait_ready()
-        model = options.engine.model
-        # Of a name on the Hub without its commit, of a folder without the machine's path.
-        name = Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
-        self._prompts = PromptFormat.from_model_dir(
-            model, options.prompts, options.engine.trust_remote_code
-        )
-        self._service = JudgeService(
-            judge=GenerativeJudge(
-                generator=self._engine,
-                prompts=self._prompts,
-                sampling=Sampling(
-                    options.max_tokens, n=options.votes, temperature=options.temperature
-                ),
-            ),
-            max_model_len=options.engine.max_model_len,
-            model=ModelInfo(name=name, weight_version=self._engine.weight_version),
-        )
+        self._service = judge_service(options, self._engine, self._engine.weight_version)
+        self._prompts = self._service.judge.prompts
         self._answered = -PROVEN_S
 
     def __del__(self) -> None:
@@ -103,7 +106,7 @@ class JudgeReplica:
         try:
             await self._engine.check_health()
         except EngineFailure as error:
-            return _failure(error)
+            return failure_of(error)
         if time.monotonic() - self._answered > PROVEN_S:
             prompt = self._prompts.ask("?")
             failure = await self._answer(
@@ -117,6 +120,12 @@ class JudgeReplica:
         """Judge one solution."""
         return await self._answer(self._service.answer(request))
 
+    async def judge_chunk(
+        self, problem: str, history: tuple[str, ...], chunk: str, temperature: float
+    ) -> JudgeVerdict | Failure:
+        """Judge one chunk of a search."""
+        return await self._answer(self._service.judge_chunk(problem, history, chunk, temperature))
+
     async def judge_stream(self, request: JudgeRequest) -> AsyncGenerator[list[Event] | Failure]:
         """Judge one solution and tell of it while it is judged."""
         try:
@@ -125,7 +134,7 @@ class JudgeReplica:
                     yield found
             self._answered = time.monotonic()
         except (UserError, EngineFailure) as error:
-            yield _failure(error)
+            yield failure_of(error)
 
     async def chat(self, request: ChatRequest) -> ChatResult | Failure:
         """Continue a conversation."""
@@ -156,7 +165,7 @@ class JudgeReplica:
             self._answered = time.monotonic()
             yield result
         except (UserError, EngineFailure) as error:
-            yield _failure(error)
+            yield failure_of(error)
 
     # --- helpers ----------------------------------------------------------------------------------
 
@@ -164,7 +173,7 @@ class JudgeReplica:
         try:
             result = await work
         except (UserError, EngineFailure) as error:
-            return _failure(error)
+            return failure_of(error)
         except TimeoutError:
             return Failure(
                 "unavailable", f"the judge gave no token in {PROBE_S:g} s", retry_after_s=PROBE_S
@@ -216,12 +225,18 @@ class JudgeReplica:
         )
 
 
+def served_name(model: str) -> str:
+    """Of a name on the Hub without its commit, of a folder without the machine's path."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
+
+
 def _without_stop(text: str, stops: tuple[str, ...]) -> str:
     """As OpenAI's API gives it: what ended the text is not a part of it."""
     return next((text.removesuffix(stop) for stop in stops if text.endswith(stop)), text)
 
 
-def _failure(error: UserError | EngineFailure) -> Failure:
+def failure_of(error: UserError | EngineFailure) -> Failure:
+    """What a replica returns instead of raising."""
     if isinstance(error, EngineFailure):
         return Failure("engine_failed", str(error), retry_after_s=PROBE_S)
     message = str(error)

@@ -1,4 +1,4 @@
-"""Judging one request with an engine that lives in this process."""
+"""Judging one request: with the engine of a replica, or with a pool of them for a file."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class _Work:
     """Token ids of each step's prompt."""
     tries: int
     """Samplings of a step at most."""
+    problem: str
+    """What its prompts begin with: a pool sends them to one engine, whose cache has it."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,21 @@ class JudgeService:
         ordered = sorted(verdicts, key=lambda verdict: verdict.index)
         yield [self._response(work, ordered, began).without_texts()]
 
+    async def judge_chunk(
+        self, problem: str, history: Sequence[str], chunk: str, temperature: float
+    ) -> JudgeVerdict:
+        """One vote on a chunk of a search. Raises UserError where its prompt is too long and
+        EngineFailure."""
+        own = self.judge
+        if (size := len(own.prompts.judge_ids(problem, history, chunk))) > self.max_prompt_tokens:
+            raise UserError(
+                f"problem: with the solution so far it makes a judge prompt of {size} tokens, the "
+                f"limit is {self.max_prompt_tokens}; lower max_tokens or max_chunks, or serve with "
+                "a larger engine.max_model_len"
+            )
+        sampling = replace(own.sampling, n=1, temperature=temperature, top_logprobs=ALTERNATIVES)
+        return await replace(own, sampling=sampling).judge(problem, history, chunk)
+
     # --- one request ------------------------------------------------------------------------------
 
     def _work(self, request: Solution) -> _Work:
@@ -167,7 +184,8 @@ class JudgeService:
         )
         judge = replace(self.judge, sampling=sampling)
         tries = 1 if isinstance(request, JudgeRequest) else TRIES
-        return _Work(judge, steps, self._prompts(request.problem, steps), tries)
+        prompts = self._prompts(request.problem, steps)
+        return _Work(judge, steps, prompts, tries, request.problem)
 
     def _response(self, work: _Work, verdicts: list[StepVerdict], began: float) -> JudgeResponse:
         return JudgeResponse(
@@ -213,7 +231,7 @@ class JudgeService:
         for _ in range(work.tries):
             try:
                 if on_text is None:
-                    samples = await judge.generator.generate(ids, judge.sampling)
+                    samples = await judge.generator.generate(ids, judge.sampling, work.problem)
                 else:
                     samples = await _shown(judge.generator, ids, judge.sampling, on_text)
             except EngineFailure as error:
@@ -248,7 +266,8 @@ async def _all_or_cancel(coroutines: Sequence) -> list:
     return [task.result() for task in tasks]
 
 
-def _word(verdict: bool | None) -> Verdict | None:
+def verdict_word(verdict: bool | None) -> Verdict | None:
+    """As it is sent."""
     if verdict is None:
         return None
     return "Positive" if verdict else "Negative"
@@ -258,10 +277,10 @@ def _step_verdict(index: int, text: str, result: JudgeVerdict) -> StepVerdict:
     return StepVerdict(
         index=index,
         text=text,
-        verdict=_word(result.verdict),
+        verdict=verdict_word(result.verdict),
         score=result.score,
         analysis=result.analysis,
-        votes=[_word(vote) for vote in result.votes],
+        votes=[verdict_word(vote) for vote in result.votes],
         tokens=result.tokens,
         truncated=result.truncated,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from stepwiser.config.addresses import address_problem
 from stepwiser.config.annotation import RuleConfig
 from stepwiser.config.models import RunConfig
+from stepwiser.config.training import MAX_ADAPTER_RANK
 from stepwiser.errors import UserError
 
 
@@ -34,6 +35,7 @@ def _addresses(config: RunConfig) -> Iterator[str]:
         "run_dir": config.run_dir,
         "policy_model": config.policy_model,
         "judge_model": config.judge_model,
+        "train.adapter": config.train.adapter,
         "segment.segmenter_model": config.segment.segmenter_model,
         "data.source": config.data.source,
         "evaluation_data.source": config.evaluation_data.source,
@@ -203,6 +205,36 @@ def _gpus(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _lora(config: RunConfig) -> Iterator[str]:
+    lora, train = config.learner.lora, config.train
+    if not lora.rank:
+        if train.adapter is not None:
+            yield (
+                f"train.adapter={train.adapter} is an adapter to go on with, and learner.lora.rank="
+                "0 trains none: set learner.lora.rank to the adapter's own"
+            )
+        return
+    if lora.rank > MAX_ADAPTER_RANK:
+        yield (
+            f"learner.lora.rank={lora.rank}: engines take adapters of rank {MAX_ADAPTER_RANK} at "
+            "most: lower it (16)"
+        )
+    named = lora.target_modules if isinstance(lora.target_modules, tuple) else ()
+    if tied := [name for name in named if name.split(".")[-1] in _NO_ADAPTER]:
+        yield (
+            f"learner.lora.target_modules has {', '.join(tied)}, and embeddings and output layer "
+            "have no adapters here: leave them out"
+        )
+    if train.method == "grpo" and train.weight_transfer in ("cuda_ipc", "nccl"):
+        yield (
+            f"train.weight_transfer={train.weight_transfer} sends whole weights, and with "
+            f"learner.lora.rank={lora.rank} only adapters go to the engines, through Ray's object "
+            "store: set train.weight_transfer=auto"
+        )
+
+
+_NO_ADAPTER = ("lm_head", "embed_tokens")
+
 CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _addresses,
     _groups,
@@ -213,6 +245,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _segmenter,
     _rejection,
     _gpus,
+    _lora,
 )
 
 

@@ -22,6 +22,17 @@ class ServeConfig(Section):
         " that the run has trained.",
         examples=["/models/judge"],
     )
+    policy: LocalPlace | None = Field(
+        None,
+        description="Model that writes in chunks, for `/v1/solve` (settings: `solve.*`): a folder"
+        " or a name on the Hub; null: none.",
+        examples=["runs/embedded/models/policy"],
+    )
+    run: LocalPlace | None = Field(
+        None,
+        description="Run directory whose annotated solutions the page and `/v1/run` show.",
+        examples=["runs/embedded"],
+    )
     host: str = Field(
         "127.0.0.1",
         description="Address to listen on; `0.0.0.0`: on all of the machine's, which wants keys.",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import (
     Gpus,
     Mebibytes,
@@ -22,6 +23,32 @@ from stepwiser.config.base import (
 Ranks = Annotated[Positive, Unit("ranks")]
 Epochs = Annotated[Positive, Unit("passes over the data")]
 
+MAX_ADAPTER_RANK = 512
+"""The highest that vLLM has room for."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters in place of full training, of every model that a run trains."""
+
+    rank: Annotated[int, Unit("rank of the adapters' matrices")] = Field(
+        0,
+        ge=0,
+        description="0 trains all weights; above it only adapters of this rank are trained.",
+        examples=[16],
+    )
+    alpha: Number = Field(
+        32.0,
+        gt=0,
+        description="An adapter's product counts alpha / rank times.",
+        examples=[16],
+    )
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="Layers with adapters: all linear ones but the output layer, or those whose "
+        "names end so.",
+        examples=["[q_proj, v_proj]"],
+    )
+
 
 class LearnerConfig(Section):
     """Ray Train workers with DeepSpeed."""
@@ -33,8 +60,12 @@ class LearnerConfig(Section):
         "always `workers`.",
         examples=[1],
     )
-    cpus: Annotated[Positive, Unit("CPUs, as Ray counts them")] = Field(
-        1, description="Ray CPUs, and threads, of one worker."
+    cpus: Annotated[Positive, Unit("CPUs, as Ray counts them")] | None = Field(
+        None,
+        description="Ray CPUs, and threads, of one worker. Unset: one Ray CPU, and without a GPU "
+        "an even share of the machine's cores as threads (OMP_NUM_THREADS, where that is set), "
+        "unless engines sample while it trains.",
+        examples=[4],
     )
     gpus: Gpus = Field(0.0, description="Ray GPUs of one worker; below 1 it shares one.")
     zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
@@ -47,6 +78,12 @@ class LearnerConfig(Section):
         description="Restarts of the workers before giving up; -1: never give up.",
         examples=[10],
     )
+    lora: LoraConfig = LoraConfig()
+
+    @property
+    def ray_cpus(self) -> int:
+        """What Ray sets apart for one worker."""
+        return 1 if self.cpus is None else self.cpus
 
 
 class SFTConfig(Section):
@@ -105,6 +142,12 @@ class TrainConfig(Section):
         0, ge=0, description="Steps over which the learning rate rises from 0."
     )
     weight_decay: Number = Field(0.0, ge=0, description="Weight decay of AdamW.", examples=[0.01])
+    adapter: LocalPlace | None = Field(
+        None,
+        description="Folder of a PEFT adapter that GRPO goes on with, beside the judge's start that"
+        " it was trained on; a new one if unset. Needs `learner.lora.rank`, its own.",
+        examples=["train.adapter=models/warm-start/adapter learner.lora.rank=16"],
+    )
     clip_low: Number = Field(
         0.2, gt=0, description="How far below 1 a ratio of probabilities may count.", examples=[0.1]
     )

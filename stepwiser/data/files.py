@@ -78,19 +78,23 @@ def read_rows(path: Path) -> list[FileRow]:
         raise UserError(f"dataset file {path} cannot be read: {error.strerror or error}") from error
 
 
-def checked(rows: Iterable[tuple[FileRow, str]], source: str, skip: bool, key: str) -> None:
+def checked(
+    rows: Iterable[tuple[FileRow, str]], source: str, skip: bool, key: str | None = None
+) -> None:
     """Raise UserError for rows with a reason, naming the first and how many there are.
 
-    ``skip``: they were asked to be left out (``key``), and nothing is raised.
+    ``skip``: they were asked to be left out (by ``key`` of the config, where there is one, or the
+    option), and nothing is raised.
     """
     bad = [(row, reason) for row, reason in rows if reason]
     if not bad or skip:
         return
     first, reason = bad[0]
     more = f"; {len(bad) - 1} more rows cannot be read" if len(bad) > 1 else ""
+    option = f"{key}=true (--skip-bad-rows)" if key else "--skip-bad-rows"
     raise UserError(
         f"{source}, {first.says(reason)}{more}: mend the file, or leave such rows out, counted and "
-        f"listed, with {key}=true (--skip-bad-rows)"
+        f"listed, with {option}"
     )
 
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepwiser.annotation.statistics import mean_and_error
 from stepwiser.data.records import Judgement, StepItem
 from stepwiser.evaluation.scoring import judgement
 from stepwiser.judging.judges import Judge
-from stepwiser.statistics import mean_and_error
 
 UNCHANGED = "unchanged"
 REPAIRED = "repaired"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from stepwiser.annotation.statistics import mean_and_error
 from stepwiser.data.records import Judgement, StepItem
 from stepwiser.evaluation.calibration import (
     accuracy_by_position,
@@ -22,7 +23,6 @@ from stepwiser.evaluation.processbench import (
     score_official,
 )
 from stepwiser.judging.judges import Judge, JudgeVerdict
-from stepwiser.statistics import mean_and_error
 
 
 async def judge_items(

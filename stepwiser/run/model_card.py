@@ -139,6 +139,7 @@ def model_card(config: RunConfig, training: Training) -> str:
                     f"{train.kl_coefficient:g}, temperature {train.temperature:g}",
                 ),
                 ("precision", f"{config.learner.precision}, ZeRO-{config.learner.zero_stage}"),
+                *_lora(config),
                 ("seed", str(config.seed)),
                 *_rewards(training),
             ]
@@ -207,6 +208,22 @@ def _rewards(training: Training) -> list[tuple[str, str]]:
     window = max(1, len(rewards) // 10)
     first, last = sum(rewards[:window]) / window, sum(rewards[-window:]) / window
     return [("mean reward, first → last tenth", f"{first:.3f} → {last:.3f}")]
+
+
+def _lora(config: RunConfig) -> list[tuple[str, str]]:
+    lora = config.learner.lora
+    if not lora.rank:
+        return []
+    targets = lora.target_modules
+    layers = "all linear layers" if isinstance(targets, str) else ", ".join(targets)
+    return [
+        (
+            "LoRA",
+            f"rank {lora.rank}, alpha {lora.alpha:g}, beside {layers}. The adapter was merged into "
+            "the weights in float32, and those are kept so: loaded in bfloat16, its smallest "
+            "updates are rounded away. `adapter/` holds it alone, for the base model",
+        )
+    ]
 
 
 def _source(config: RunConfig) -> str:

@@ -19,6 +19,13 @@ from typing import Any
 EVALUATION_FILE = "evaluation.json"
 """In an evaluated directory: the scores of these very weights, and their version."""
 
+ADAPTER_DIR = "adapter"
+"""In the directory of a model that was trained with LoRA: the adapter alone, in peft's layout."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_KEY = "lora"
+"""In the header of an adapter's safetensors: what `ADAPTER_CONFIG` holds."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -41,6 +48,12 @@ def read_evaluation(directory: Path) -> dict[str, Any] | None:
     """The scores of an evaluated directory."""
     file = directory / EVALUATION_FILE
     return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def adapter_of(directory: str | Path) -> Path | None:
+    """The folder of the adapter that a directory's weights were merged with."""
+    folder = Path(directory) / ADAPTER_DIR
+    return folder if (folder / ADAPTER_WEIGHTS).is_file() else None
 
 
 def is_score(value: Any) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import STAGES_WITH_ENGINES
 
-NAMELESS = {"report", "serve"}
-"""Stages that read only what the run directory holds."""
+NAMELESS = {"report", "serve", "judge"}
+"""Stages that read only what the run directory holds, or what serve.model names."""
 
 
 JUDGES = "evaluate.judges"

@@ -8,7 +8,9 @@ from typing import Literal
 
 from stepwiser.config import RunConfig
 
-STAGES_WITH_ENGINES = ("segment", "annotate", "train", "evaluate", "solve", "select", "finetune")
+STAGES_WITH_ENGINES = (
+    "segment", "annotate", "train", "evaluate", "solve", "select", "finetune", "judge"
+)  # fmt: skip
 STAGES_WITH_LEARNERS = ("segment", "train", "finetune")
 
 
@@ -70,6 +72,8 @@ def weight_transfer(config: RunConfig) -> Literal["object_store", "cuda_ipc", "n
     chosen = config.train.weight_transfer
     if chosen != "auto":
         return chosen
+    if config.learner.lora.rank:
+        return "object_store"  # adapters are small, and any engine on any node can read them there
     engine, learner = config.engine.gpus, config.learner.gpus
     # NCCL takes no two processes on one GPU, and memory of another GPU cannot be opened.
     if 0 < engine < 1 and 0 < learner < 1:
@@ -103,11 +107,13 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     if stage in STAGES_WITH_LEARNERS:
         # What an elastic group lacks of its full size it can do without.
         workers = learner.min_workers or learner.workers
-        needs.append(Need("learner", workers, learner.cpus, learner.gpus))
+        needs.append(Need("learner", workers, learner.ray_cpus, learner.gpus))
     if stage == "label":
         needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":
         needs.append(Need("replica", config.serve.replicas, engine.ray_cpus, engine.gpus))
+        if config.serve.policy is not None:
+            needs.append(Need("policy replica", 1, engine.ray_cpus, engine.gpus))
     return ResourcePlan(stage, tuple(needs))
 
 

@@ -34,6 +34,9 @@ class ChunkVerdict:
     """Higher is better; ranks the samples when all of them are refused."""
     tokens: int
     """Tokens that the judge generated."""
+    decided: bool = True
+    """False where the judge named no verdict."""
+    analysis: str = ""
 
 
 class ChunkPolicy(Protocol[ProblemT_contra]):
@@ -81,6 +84,33 @@ class SearchResult:
         return self.accepted_tokens + self.rejected_tokens + self.judge_tokens
 
 
+@dataclass(frozen=True)
+class TriedCandidate:
+    """A chunk that was tried; it is accepted where its verdict is positive."""
+
+    round: int
+    """Candidates that were accepted before it."""
+    sample: int
+    """Which try of its round, from 0."""
+    text: str
+    """Without tags."""
+    tokens: int
+    """Of the policy."""
+    verdict: ChunkVerdict
+
+
+@dataclass(frozen=True)
+class KeptCandidate:
+    """A refused chunk that stays, since every sample of its round was refused."""
+
+    round: int
+    sample: int
+    score: float
+
+
+SearchEvent = TriedCandidate | KeptCandidate
+
+
 async def chunk_reset(
     problem: ProblemT,
     policy: ChunkPolicy[ProblemT],
@@ -88,6 +118,7 @@ async def chunk_reset(
     samples_per_chunk: int = 5,
     *,
     max_chunks: int,
+    on_event: Callable[[SearchEvent], None] = lambda _: None,
 ) -> SearchResult:
     """Write a solution chunk by chunk; a chunk judged Negative is sampled again from the same
     prefix.
@@ -95,6 +126,7 @@ async def chunk_reset(
     After ``samples_per_chunk`` refusals of one chunk the sample with the highest score stays (the
     first of equals). An answer part outside the chunks is judged together with the last chunk, as
     in training; a candidate without any text (the bare end of sequence) is accepted unjudged.
+    ``on_event`` is told of every judged candidate at once, and of those that stay though refused.
 
     Raises:
         ValueError: ``samples_per_chunk`` or ``max_chunks`` below 1, or a policy that returns no
@@ -124,12 +156,15 @@ async def chunk_reset(
             if math.isnan(verdict.score):
                 raise ValueError(f"the judge's score of chunk {len(extended)} is nan")
             judge_tokens += verdict.tokens
+            text, spent = strip_tags(candidate.text), len(candidate.token_ids)
+            on_event(TriedCandidate(len(samples), len(tried), text, spent, verdict))
             tried.append((verdict.score, candidate, extended))
             if verdict.positive:
                 break
         else:
             forced += 1
             best = max(range(len(tried)), key=lambda i: tried[i][0])
+            on_event(KeptCandidate(len(samples), best, tried[best][0]))
             tried.append(tried.pop(best))
         score, kept, extended = tried[-1]
         rejected += sum(len(candidate.token_ids) for _, candidate, _ in tried[:-1])

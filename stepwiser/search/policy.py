@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stepwiser.annotation.statistics import known, mean_and_error
 from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, check_all, voices
@@ -21,7 +22,6 @@ from stepwiser.prompting.thinking import (
     opening_marker,
 )
 from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict, majority_vote
-from stepwiser.statistics import known, mean_and_error
 
 UNDECIDED = 0.5
 """Score of a chunk whose judge gave no verdict: it is neither passed nor refused for that."""
@@ -179,5 +179,7 @@ class SearchJudge:
     async def judge(self, problem: Problem, history: Sequence[str], chunk: str) -> ChunkVerdict:
         verdict = await self.judge_steps.judge(problem.question, history, chunk)
         if verdict.verdict is None or verdict.score is None:
-            return ChunkVerdict(True, UNDECIDED, verdict.tokens)
-        return ChunkVerdict(verdict.verdict, verdict.score, verdict.tokens)
+            return ChunkVerdict(True, UNDECIDED, verdict.tokens, False, verdict.analysis)
+        return ChunkVerdict(
+            verdict.verdict, verdict.score, verdict.tokens, analysis=verdict.analysis
+        )

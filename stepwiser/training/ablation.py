@@ -15,11 +15,11 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from stepwiser.annotation.statistics import mean_and_error
 from stepwiser.config.impossible import refuse_impossible
 from stepwiser.config.loading import parse_config, set_key
 from stepwiser.config.models import RunConfig
 from stepwiser.errors import UserError
-from stepwiser.statistics import mean_and_error
 
 SHARED = "shared"
 """Folder of what the arms of a seed have in common."""

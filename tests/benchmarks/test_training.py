@@ -10,6 +10,9 @@ import pytest
 
 from benchmarks.process_monitor import Moment
 from benchmarks.training.memory import growth, lines_of
+from benchmarks.training.plain_torch import ARMS, run_arm
+from benchmarks.training.plain_torch import summarize as summarize_torch
+from benchmarks.training.torch_arm import Measured, TorchTask, batch, plain_update
 from benchmarks.training.trl import (
     SETTINGS,
     Run,
@@ -28,6 +31,7 @@ from stepwiser.config import RunConfig
 from stepwiser.prompting.hub.folders import resolve_model
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
+from tests.support.tiny import make_tiny_model
 
 STEPS = ("train.steps=3", "train.prompts_per_step=8", "train.minibatch_prompts=4")
 
@@ -147,3 +151,43 @@ def test_trl_trains(config: RunConfig, tmp_path: Path) -> None:
     run = run_trl(task, tmp_path)
     assert len(run.done) == len(run.rewards) == 3
     assert run.seconds > 0 and all(0 < reward < 1 for reward in run.rewards)
+
+
+@pytest.mark.slow
+def test_both_sides_of_plain_torch_take_the_same_steps(tmp_path: Path) -> None:
+    task = TorchTask(
+        arm="ours",
+        model_dir=str(make_tiny_model(tmp_path / "model")),
+        precision="float32",
+        threads=1,
+        shared=True,
+        prompts=2,
+        group_size=3,
+        prompt_tokens=(5, 9),
+        response_tokens=(3, 6),
+        micro_batch=4,
+        token_budget=64,
+        updates=3,
+        answer="",
+    )
+    ours = run_arm(task, tmp_path)
+    words = json.loads((tmp_path / "model" / "config.json").read_text())["vocab_size"]
+    given = [batch(task, number, words) for number in range(3)]
+    assert ours.tokens == [len(b.prompt_ids) + len(b.response_ids) for b in given[1:]]
+    update = plain_update(task)
+    assert ours.norms == pytest.approx([update(b) for b in given], rel=1e-3)
+    assert min(ours.norms) > 0.1 and ours.peak_bytes > 1e8 and len(ours.seconds) == 2
+
+
+def test_plain_torch_is_compared_by_tokens_a_second() -> None:
+    rounds = {
+        arm: [Measured((2.0, 4.0), (1.0, 1.0), (100, speed), 10**6, (1.0,) * 3)]
+        for arm, speed in zip(ARMS, (200, 600, 400), strict=True)
+    }
+    found = summarize_torch(rounds)
+    assert found["torch_arms"]["torch"] == {
+        "tokens_per_s": 50.0,
+        "tokens_per_cpu_s": 150.0,
+        "peak_mb": 1.0,
+    }
+    assert found["train_vs_torch"] == 2.0 and found["train_vs_torch_alone"] == 1.5

@@ -57,6 +57,7 @@ def _write_data(place: Path) -> None:
     for name in ("train.jsonl", "test.jsonl", "gsm8k/train.jsonl", "gsm8k/test.jsonl"):
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(rows)
+    (place / "solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ITEMS))
     (place / "mine.csv").write_text("Question,Answer\nWhat is 1 + 1?,2\n")
     (place / "processbench").mkdir()
     for name in PROCESSBENCH:

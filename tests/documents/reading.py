@@ -247,7 +247,6 @@ def _ray(call: Call, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> s
 
 def _curl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     from serve.ingress import router
-    from serve.schema import JudgeRequest
 
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
@@ -257,13 +256,14 @@ def _curl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     words = parser.parse_args(arguments)
     path = words.url.partition("/")[2] if "://" not in words.url else words.url.split("/", 3)[3]
     method = "GET" if words.d is None else "POST"
-    served = {(route.path, how) for route in router.routes for how in getattr(route, "methods", ())}
+    served = {(r.path, how): r for r in router.routes for how in getattr(r, "methods", ())}
     if (f"/{path}", method) not in served:
         raise NotAsWritten(f"{method} /{path} is none of {sorted(served)}")
     if words.d is not None:
         if words.H != ["content-type: application/json"]:
             raise NotAsWritten(f"the service reads JSON, and {words.H} does not say so")
-        JudgeRequest.model_validate_json(words.d)
+        body = served[f"/{path}", method].body_field.field_info.annotation
+        body.model_validate_json(words.d)
     return f"read here, asked in {table.PROGRAM_RUNS_IN['curl']}"
 
 

@@ -17,6 +17,7 @@ RUNS_IN = {
     "annotate": f"{STAGES}/test_stages.py::test_two_shards_fill_one_directory",
     "ablate": f"{STAGES}/test_ablate.py::test_arms_share_their_labels_and_a_second_start_goes_on",
     "serve": "tests/serve/test_http.py::test_signals_take_the_service_down",
+    "judge": "tests/serve/test_http.py::test_a_file_is_judged_alike_by_engines_and_by_the_server",
 }
 """Commands that start engines, by name, on the packaged task."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import httpx
 import pytest
 
 from cluster.ports import reserved_ports
+from serve.page.files import FOLDER
 from tests.serve.fuzz import mutated
 from tests.support.paths import ROOT
 
@@ -51,6 +54,15 @@ def _options(port: int = 8000, more: Sequence[str] = (), **fields: Any):
     )
 
 
+def _with_policy(options: Any) -> Any:
+    """The model that judges writes too: it was pretrained on both."""
+    from serve.solving.replica import PolicyOptions
+    from stepwiser.config import load_config
+
+    config = load_config(ROOT / "configs" / "embedded.yaml", [])
+    return replace(options, policy=PolicyOptions(options.engine, config.prompts, config.solve))
+
+
 @dataclass(frozen=True)
 class Server:
     url: str
@@ -67,9 +79,13 @@ def server(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     keys = tmp_path_factory.mktemp("serving") / "keys.json"
     add_key(keys, "unused")
     limits = [f"serve.keys={keys}", "serve.max_ongoing_requests=16", "serve.max_queued_requests=24"]
+    shown = tmp_path_factory.mktemp("runs")
+    with tarfile.open(ROOT / "tests" / "fixtures" / "runs-0.1.tar.xz") as archive:
+        archive.extractall(shown, filter="data")
+    limits += [f"serve.run={shown / 'quickstart'}", "serve.max_body_kb=64"]
     with reserved_ports(1) as (port,):
         try:
-            options = _options(port, [*limits, "serve.max_body_kb=64"], api_token=TOKEN)
+            options = _with_policy(_options(port, limits, api_token=TOKEN))
             yield Server(run(options, blocking=False), keys)
         finally:
             serve.shutdown()
@@ -82,19 +98,19 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def _replica(method: str) -> Any:
+def _replica(method: str, deployment: str = "judge") -> Any:
     from ray import serve
 
-    from serve.app import APP_NAME, JUDGE
+    from serve.app import APP_NAME
 
-    return getattr(serve.get_deployment_handle(JUDGE, app_name=APP_NAME), method).remote()
+    return getattr(serve.get_deployment_handle(deployment, app_name=APP_NAME), method).remote()
 
 
-def _idle_within(seconds: float) -> bool:
+def _idle_within(seconds: float, deployment: str = "judge") -> bool:
     """Whether the engine has nothing left to do by then."""
     deadline = time.monotonic() + seconds
     while True:
-        stats = _replica("stats").result()
+        stats = _replica("stats", deployment).result()
         if stats.sequences_running + stats.sequences_waiting == 0:
             return True
         if time.monotonic() > deadline:
@@ -128,10 +144,88 @@ def test_health_and_models_name_the_model(client: httpx.Client) -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
-    page = client.get("/")
+    """Its files need no key and run under a policy that lets nothing else run."""
+    anybody = {"Authorization": ""}
+    page = client.get("/", headers=anybody)
     assert page.status_code == 200 and "text/html" in page.headers["content-type"]
-    assert "StepWiser judge" in page.text
-    assert "http://" not in page.text and "https://" not in page.text
+    links = re.findall(r'(?:src|href)="(?!#)([^"]+)"', page.text)
+    assert len(links) >= 5 and all(link.startswith("page/") for link in links)
+    modules = [f"page/{path.name}" for path in FOLDER.glob("*.js")]
+    for link in {*links, *modules, "page/katex/fonts/KaTeX_Main-Regular.woff2"}:
+        file = client.get(f"/{link}", headers=anybody)
+        assert file.status_code == 200, link
+        policy = file.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        assert file.headers["x-content-type-options"] == "nosniff"
+        if link.endswith(".js"):
+            assert file.headers["content-type"].startswith("text/javascript")
+    assert not re.search(r"<script>|<style|\sstyle=|\son\w+=", page.text)
+    missing = client.get("/page/../ingress.py", headers=anybody)
+    assert missing.status_code in (401, 404)
+    assert _shape(client.get("/page/nothing.js"))["type"] == "not_found"
+
+
+def test_a_labelled_run_is_shown_a_few_solutions_at_a_time(client: httpx.Client) -> None:
+    pages = [client.get("/v1/run", params={"offset": at, "limit": 20}).json() for at in (0, 20)]
+    assert [len(page["solutions"]) for page in pages] == [20, 12]
+    assert {(page["name"], page["total"]) for page in pages} == {("quickstart", 32)}
+    assert client.get("/health").json()["run"] == "quickstart"
+    rows = [row for page in pages for row in page["solutions"]]
+    assert len({row["id"] for row in rows}) == 32
+    wrong = client.get("/v1/run", params={"limit": 50, "outcome": "wrong"}).json()
+    ids = [row["id"] for row in rows if not row["correct"]]
+    assert [row["id"] for row in wrong["solutions"]] == ids and wrong["total"] == len(ids) == 18
+    chunks = [chunk for row in rows for chunk in row["chunks"]]
+    valued = [chunk["value"] for chunk in chunks if chunk["value"]]
+    assert any(chunk["label"] is False for chunk in chunks)
+    assert any(0 < value["mean"] < 1 for value in valued)
+    for value in valued:
+        assert value["mean"] == pytest.approx(value["successes"] / value["trials"])
+        assert value["low"] <= value["mean"] <= value["high"]
+    refused = client.get("/v1/run", params={"limit": 51})
+    assert refused.status_code == 422 and _shape(refused)["param"] == "query.limit"
+
+
+def test_a_problem_is_solved_by_chunk_reset(client: httpx.Client) -> None:
+    body = {"problem": PROBLEM, "samples_per_chunk": 3}
+    for _ in range(20):
+        answer = client.post("/v1/solve", json=body).json()
+        if len(answer["tried"]) > 1:
+            break
+    assert len(answer["tried"]) > 1, "of 20 first chunks the judge has refused none"
+    assert answer["policy"] == "base_model" and answer["judge"]["name"] == "base_model"
+    tried, usage = answer["tried"], answer["usage"]
+    assert [chunk["sample"] for chunk in tried if chunk["round"] == 0][:2] == [0, 1]
+    assert all(chunk["accepted"] == (chunk["verdict"] != "Negative") for chunk in tried)
+    assert usage["judge_tokens"] == sum(chunk["judge_tokens"] for chunk in tried)
+    spent = usage["accepted_tokens"] + usage["rejected_tokens"]
+    assert spent == sum(chunk["policy_tokens"] for chunk in tried)
+    assert answer["forced"] in (0, 1)
+    assert "".join(answer["steps"]) and f"\\boxed{{{answer['answer']}}}" in answer["text"]
+    events = _events(client.post("/v1/solve", json=body | {"stream": True}))
+    names = [name for name, _ in events]
+    assert names[0] == "chunk" and names[-1] == "done" and set(names) <= {"chunk", "kept", "done"}
+    done = events[-1][1]
+    last = [data for name, data in events if name != "done"][-1]
+    assert (last.get("accepted")) or names[-2] == "kept"
+    assert done["scores"][-1] == last["score"]
+    assert done["tried"] == []
+
+
+def test_who_stops_waiting_for_a_solution_takes_the_search_along(client: httpx.Client) -> None:
+    late = client.post("/v1/solve", json={"problem": PROBLEM, "deadline_s": 0.03})
+    assert late.status_code == 504 and _shape(late)["type"] == "deadline_exceeded"
+    assert _idle_within(1.0, "policy") and _idle_within(1.0)
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/solve", json={"problem": PROBLEM}, timeout=0.1)
+    assert _idle_within(1.0, "policy") and _idle_within(1.0)
+    for body, message in (
+        ({"problem": "7" * 2000}, "problem: makes a prompt of"),
+        ({"problem": "p", "max_chunks": 9}, "max_chunks: is 9, this server's limit is 8"),
+        ({"problem": "p", "samples": 9}, "samples: unknown field"),
+    ):
+        reply = client.post("/v1/solve", json=body | {"stream": True})
+        assert reply.status_code == 422 and message in _shape(reply)["message"]
 
 
 def test_steps_are_judged(client: httpx.Client) -> None:
@@ -438,6 +532,98 @@ def test_clients_of_openai_can_ask(server: Server) -> None:
         )
 
 
+def test_the_judges_client_gives_what_the_routes_give(server: Server) -> None:
+    from stepwiser.client import JudgeClient, JudgeError, JudgeResponse, Solution
+
+    greedy: Any = {"temperature": 0.0, "votes": 1}
+    with JudgeClient(server.url, key=TOKEN, batch_size=2) as judge:
+        assert judge.version().judge.model.name == "base_model"
+        answer = judge.judge(PROBLEM, STEPS, **greedy)
+        assert [step.text for step in answer.steps] == STEPS
+        *told, done = judge.stream(PROBLEM, STEPS, **greedy)
+        assert {type(event).__name__ for event in told} == {"AnalysisEvent", "StepVerdict"}
+        assert isinstance(done, JudgeResponse)
+        verdicts = [step.verdict for step in answer.steps]
+        assert [step.verdict for step in done.steps] == verdicts
+        score = judge.score(PROBLEM, STEPS, reduction="min", **greedy)
+        assert score.score == min(score.step_scores)
+        bad = Solution(PROBLEM, response="<chunk>never closed")
+        good = Solution(PROBLEM, response="".join(f"<chunk>{step}</chunk>" for step in STEPS))
+        blank = Solution(PROBLEM, [""])  # which the schema refuses with its whole batch
+        first, second, third, *rest = judge.judge_many([good, bad, blank, *[good] * 8], **greedy)
+        assert isinstance(second, JudgeError) and second.type == "invalid_request"
+        assert "missing closing tag" in second.message and second.param == "response"
+        assert isinstance(third, JudgeError) and "steps.0: is empty" in third.message
+        for found in (first, *rest):
+            assert isinstance(found, JudgeResponse)
+            assert [step.verdict for step in found.steps] == verdicts
+        many = judge.score_many([Solution(PROBLEM, STEPS), bad], **greedy)
+        assert [isinstance(one, JudgeError) for one in many] == [False, True]
+    with pytest.raises(JudgeError, match="missing, wrong or revoked key") as found:
+        JudgeClient(server.url, key="wrong").version()
+    assert found.value.status == 401
+
+
+def test_a_file_is_judged_alike_by_engines_and_by_the_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.cli.judge_command import judge_solutions
+    from pipelines.evaluation.file_judging import JudgeJob
+    from stepwiser.config import load_config
+
+    monkeypatch.setenv("STEPWISER_API_TOKEN", TOKEN)
+    source = tmp_path / "solutions.jsonl"
+    steps = [f"buys {n}+21={n + 21}\n" for n in range(40, 46)]
+    rows: list[dict[str, Any]] = [
+        {"id": f"s{n}", "problem": PROBLEM, "steps": steps[:n]} for n in (1, 2)
+    ]
+    rows += [{"id": "text", "problem": PROBLEM, "response": "\n\n".join(STEPS)}]
+    rows += [{"id": "long", "problem": "7" * 2000, "steps": ["a"]}]
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    small = ["engine.count=1", "engine.kv_cache_mb=64", "serve.model=embedded"]
+    config = load_config(
+        ROOT / "configs" / "embedded.yaml", [f"run_dir={tmp_path / 'run'}", *small]
+    )
+    found = []
+    for name, address in (("engines", None), ("server", server.url)):
+        job = JudgeJob(source, tmp_path / f"{name}.jsonl", votes=1, temperature=0.0)
+        assert judge_solutions(job, config, address) == 1
+        found.append([json.loads(line) for line in job.out.read_text().splitlines()])
+        assert "has 2000 tokens" in job.rejects.read_text()
+        assert not job.journal.exists()
+    ours, theirs = found
+    assert [row["id"] for row in ours] == ["s1", "s2", "text"]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("steps", "labels", "analyses", "votes", "judge", "first_negative", "tokens"):
+            assert mine[key] == other[key], key
+        assert mine["step_scores"] == pytest.approx(other["step_scores"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["TRLReward", "AsyncTRLReward"])
+def test_trl_trains_on_the_judges_rewards(server: Server, tmp_path: Path, kind: str) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    import stepwiser.client.rewards
+    from tests.support.tiny import make_tiny_model
+
+    reward = getattr(stepwiser.client.rewards, kind)(address=server.url, key=TOKEN, votes=4)
+    trainer = GRPOTrainer(
+        model=str(make_tiny_model(tmp_path / "policy")),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4,
+            num_generations=4, max_completion_length=12, logging_steps=1, use_cpu=True,
+            report_to=[], save_strategy="no", disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": PROBLEM}] * 4),
+    )  # fmt: skip
+    trainer.train()
+    (log,) = [row for row in trainer.state.log_history if "reward" in row]
+    assert 0 <= log["rewards/stepwiser_judge/mean"] <= 1
+    assert log["judge/unjudged"] < 1, "some completion had a reward"
+
+
 def test_figures_for_prometheus(client: httpx.Client) -> None:
     text = client.get("/metrics").text
     for line in (
@@ -488,8 +674,6 @@ def test_the_port_must_be_free(client: httpx.Client) -> None:
 
 
 def test_no_room_for_a_prompt_is_refused() -> None:
-    from dataclasses import replace
-
     from stepwiser.errors import UserError
 
     with pytest.raises(UserError, match="leaves no room for a prompt"):
@@ -571,6 +755,8 @@ def test_signals_take_the_service_down(port: int, number: signal.Signals) -> Non
         assert lines and lines[-1].startswith("serving "), "".join(lines)
         url = lines[-1].split(" at ")[1].split()[0]
         assert httpx.get(f"{url}/health", timeout=60).json()["token_required"] is False
+        unsolved = httpx.post(f"{url}/v1/solve", json={"problem": PROBLEM}, timeout=60)
+        assert unsolved.status_code == 404 and "serve.policy" in _shape(unsolved)["message"]
         with ThreadPoolExecutor(9) as threads:
             post = partial(httpx.post, f"{url}/v1/judge", timeout=90)
             accepted = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +42,27 @@ def running_pool(options: EngineOptions, count: int) -> Iterator[EnginePool]:
     pool.shutdown()
 
 
-def forward_logprobs(model: Path | str, ids: Sequence[int], start: int) -> torch.Tensor:
-    """What transformers says of the tokens from ``start`` on: [``len(ids) - start``]."""
+def forward_logprobs(
+    model: Path | str,
+    ids: Sequence[int],
+    start: int,
+    adapter: Mapping[str, torch.Tensor] | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """What transformers says of the tokens from ``start`` on: [``len(ids) - start``].
+
+    ``adapter``, by peft's names, is added to the weights ``scale`` (alpha / rank) times.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    weights = reference.state_dict()
+    for name, a in (adapter or {}).items():
+        if "lora_A" in name:
+            b = adapter[name.replace("lora_A", "lora_B")]
+            plain = name.removeprefix("base_model.model.").replace(".lora_A", "")
+            weights[plain] += scale * (b.float() @ a.float())
     with torch.no_grad():
         scores = reference(torch.tensor([list(ids)])).logits[0].log_softmax(-1)
     return scores[torch.arange(start - 1, len(ids) - 1), torch.tensor(ids[start:])]

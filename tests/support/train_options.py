@@ -35,7 +35,13 @@ def train_options(
 
 
 def lone_worker(
-    directory: str, steps: int, stage: int, precision: str = "float32", kl_coefficient: float = 0.0
+    directory: str,
+    steps: int,
+    stage: int,
+    precision: str = "float32",
+    kl_coefficient: float = 0.0,
+    lora: Any = None,
+    adapter: str | None = None,
 ) -> tuple[Any, Any]:
     """A rank that trains ``directory``/model without Ray, and the loop that it runs."""
     from actors.learner.deepspeed_worker import DeepSpeedWorker
@@ -46,9 +52,9 @@ def lone_worker(
         Path(directory),
         f"{directory}/model",
         "lone",
-        {"zero_stage": stage, "precision": precision},
+        {"zero_stage": stage, "precision": precision, "lora": lora},
         steps=steps,
         loss=GRPOLossConfig(kl_coefficient=kl_coefficient),
     )
-    worker = DeepSpeedWorker(engine_config(options.group, options.model_dir, 1.0, 0.0))
+    worker = DeepSpeedWorker(engine_config(options.group, options.model_dir, 1.0, 0.0, adapter))
     return worker, GRPOLoop(options, None, worker)

@@ -13,6 +13,9 @@ from stepwiser.annotation.cost import parameters_of
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number, by torch's names of types."""
 
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""What such changes are called in the config.json of Gemma, Cohere, Granite and Falcon."""
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -29,6 +32,8 @@ class ModelSize:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    whole_logits: bool = False
+    """The model's code changes logits behind its output layer: training needs all at once."""
 
     @property
     def attention(self) -> int:
@@ -65,6 +70,7 @@ def read_model_size(folder: str | Path) -> ModelSize | None:
             kv_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or hidden // heads),
             vocabulary=int(text["vocab_size"]),
+            whole_logits=any(text.get(name) for name in LOGIT_CHANGES),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

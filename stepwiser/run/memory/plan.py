@@ -23,7 +23,7 @@ FolderOf = Callable[[str], str | None]
 """Gives the folder of a model on this machine, by its name in the configuration; None where it is
 not here."""
 
-JUDGED = ("train", "evaluate", "select", "serve")
+JUDGED = ("train", "evaluate", "select", "serve", "judge")
 """Stages whose engines hold the judge; all others hold the policy, `solve` both."""
 
 

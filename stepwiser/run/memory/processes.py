@@ -52,10 +52,10 @@ WORKING, WORKING_GPU = 2.4, 1.3
 """A backward pass holds as much again as the forward pass has saved, and on a CPU freed memory that
 the allocator keeps: 2.3 to 2.6 from 4,000 to 60,000 tokens of the packaged model."""
 LOGIT_COPIES = 4.5
-"""Float32 copies of the logits at the start of a backward pass: one is saved, the others are the
+"""Float32 copies of whole logits at the start of a backward pass: one is saved, the others are the
 gradient's."""
-ENTROPY_BYTES = 5 * 4 * 2**24
-"""What the entropies of a GRPO pass work with (`actors/learner/step_metrics.py`)."""
+LOGIT_BLOCK, LOGIT_BLOCK_GPU, LEAST_WORDS = 2**20, 2**26, 256
+"""Logits that exist at once otherwise (`stepwiser/training/vocabulary.py`)."""
 SAMPLING_COPIES = 4
 """Float32 copies of the logits in an engine that samples with log-probs."""
 BATCHED_TOKENS = 2048
@@ -78,8 +78,6 @@ class MicroBatch:
     response_tokens: int
     chosen: int
     """Positions that get logits."""
-    entropy: bool = False
-    """The entropy of these is taken, for logging."""
 
     @property
     def tokens(self) -> int:
@@ -101,7 +99,7 @@ def grpo_micro_batch(config: RunConfig) -> MicroBatch:
     passes = math.ceil(share * unit / budget)
     units = max(1, min(budget // unit, math.ceil(share / passes)))
     responses = units * together
-    return MicroBatch(units, prompt, responses, response, responses * response, entropy=True)
+    return MicroBatch(units, prompt, responses, response, responses * response)
 
 
 def sft_micro_batch(config: RunConfig, examples: int) -> MicroBatch:
@@ -118,7 +116,7 @@ def engine_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     engine = config.engine
     width = _engine_width(config, size)
     weights = size.parameters * width
-    published = size.parameters * _learner_width(config)
+    published = _trained(config, size) * _learner_width(config)
     if engine.gpus:
         # A transfer from the learner, or sleep, takes the weights through host memory.
         return {"base": ENGINE_BASE + CUDA_HOST, "copies": published if stage == "train" else 0.0}
@@ -158,7 +156,7 @@ def learner_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
         bucket = config.train.weight_bucket_mb * MIB
         return {
             "base": LEARNER_BASE + CUDA_HOST,
-            "copies": min(2 * bucket, size.parameters * _learner_width(config)),
+            "copies": min(2 * bucket, _trained(config, size) * _learner_width(config)),
         }
     return {"base": LEARNER_BASE, **_learner(config, stage, size)}
 
@@ -175,25 +173,42 @@ def _learner(config: RunConfig, stage: str, size: ModelSize) -> dict[str, float]
     and moments in shares, and gradients."""
     learner, ranks = config.learner, config.learner.workers
     width, parameters = _learner_width(config), size.parameters
+    trained = _trained(config, size)
     split = ranks if learner.zero_stage == 3 else 1
-    # Reference weights of the KL stay whole on every rank.
-    reference = parameters * width if stage == "train" and config.train.kl_coefficient else 0.0
-    share = 4 * parameters / ranks
+    # Reference weights of the KL stay whole on every rank; a new adapter is only switched off.
+    asked = stage == "train" and config.train.kl_coefficient > 0
+    own = not learner.lora.rank or config.train.adapter is not None
+    reference = parameters * width if asked and own else 0.0
+    share = 4 * trained / ranks
     # In bfloat16 shares add up, and each pass fills a bucket beside them while its activations go;
     # in float32 whole gradients add up, and the bucket comes when there are none any more.
-    bucket = min(parameters, BUCKET) * width
+    bucket = min(trained, BUCKET) * width
     passes = [activations(config, size, batch) for batch in _micro_batches(config, stage)]
     needed = max(passes, default=0.0)
     if learner.precision == "bfloat16":
         gradients = share + bucket
     else:
-        gradients = 4 * parameters / split + max(0.0, bucket - needed)
-    return {
+        gradients = 4 * trained / split + max(0.0, bucket - needed)
+    parts = {
         "weights": parameters * width / split + reference,
         "optimizer": 3 * share,
         "gradients": gradients,
         "activations": needed,
     }
+    if learner.lora.rank and not learner.gpus:
+        # The merged model in float32, when the gradients have gone.
+        parts["export"] = max(0.0, 4 * parameters - gradients - needed)
+    return parts
+
+
+def _trained(config: RunConfig, size: ModelSize) -> float:
+    """Numbers that have gradients: all, or those of adapters beside every linear layer."""
+    rank = config.learner.lora.rank
+    if not rank:
+        return size.parameters
+    hidden, queries, keys = size.hidden, size.attention, size.kv_heads * size.head_dim
+    attention = 2 * (hidden + queries) + 2 * (hidden + keys)
+    return rank * size.layers * (attention + 3 * (hidden + size.intermediate))
 
 
 def _micro_batches(config: RunConfig, stage: str) -> list[MicroBatch]:
@@ -221,10 +236,17 @@ def activations(config: RunConfig, size: ModelSize, batch: MicroBatch) -> float:
         saved = size.layers * batch.tokens * size.hidden * width + layer
     else:
         saved = size.layers * layer
+    return saved * working + _logits(config, size, batch)
+
+
+def _logits(config: RunConfig, size: ModelSize, batch: MicroBatch) -> float:
+    """A block of them, in float32 twice; or all, in every copy."""
+    width = _learner_width(config)
     numbers = batch.chosen * size.vocabulary
-    logits = numbers * (width + 4 * LOGIT_COPIES)
-    entropy = min(ENTROPY_BYTES, 5 * 4 * numbers) if batch.entropy else 0.0
-    return saved * working + logits + entropy
+    if size.whole_logits:
+        return numbers * (width + 4 * LOGIT_COPIES)
+    block = LOGIT_BLOCK_GPU if config.learner.gpus else LOGIT_BLOCK
+    return min(numbers, max(block, batch.chosen * LEAST_WORDS)) * (2 * width + 8)
 
 
 def _saved_layer(size: ModelSize, batch: MicroBatch, width: int) -> float:
@@ -243,9 +265,9 @@ def _saved_layer(size: ModelSize, batch: MicroBatch, width: int) -> float:
 
 
 def object_store(config: RunConfig, stage: str, size: ModelSize) -> Parts:
-    """Ray's objects: the learner's weights, and the copy that the engines' registry keeps."""
+    """Ray's objects: what the learner trains, and the copy that the engines' registry keeps."""
     room = config.cluster.object_store_mb * MIB
-    copies = 3 * size.parameters * _learner_width(config) if stage == "train" else 0.0
+    copies = 3 * _trained(config, size) * _learner_width(config) if stage == "train" else 0.0
     return {"copies": min(room, copies)}
 
 

@@ -1,15 +1,17 @@
 """The tensors of a micro-batch against plain Hugging Face forwards, one sequence at a time."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
 
-from actors.learner.batches import example_tokens, response_batch
-from actors.learner.deepspeed_worker import EngineConfig, _ChosenLogits, _load_model
-from actors.learner.shared_prompt import Layout, attention
+from actors.learner.batches import ChosenLogprobs, example_tokens, response_batch
+from actors.learner.deepspeed_worker import EngineConfig, _load_model
+from actors.learner.shared_prompt import NAME, Layout, attention, register
 from stepwiser.errors import UserError
 from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples
-from stepwiser.training.grpo import token_logprobs
+from stepwiser.training.grpo import entropy, token_logprobs
 from tests.support.tiny import make_tiny_model
 
 
@@ -21,7 +23,7 @@ def models(tmp_path_factory):
     directory = str(make_tiny_model(tmp_path_factory.mktemp("model"), hidden_size=256))
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     config = EngineConfig(directory, 2, "float32", False, 1.0, 0.0, False, 1)
-    return plain, _ChosenLogits(_load_model(config).double().eval())
+    return plain, ChosenLogprobs(_load_model(config).double().eval())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_response_logprobs_equal_those_of_each_sequence_alone(models, batch):
     rows = response_batch(batch, UNITS)
     with torch.no_grad():
         expected = _alone(plain, batch, 0.7)
-        flat = token_logprobs(chosen(rows.tokens), rows.tokens.targets, 0.7)
+        flat, _ = chosen(rows.tokens, 0.7)
     spread = rows.spread(flat)
     assert rows.tokens.input_ids.shape == (1, 7 + 1 + 12 + 5 + 9 + 1 + 3)
     assert rows.mask.sum(dim=1).tolist() == [1, 5, 3, 9]
@@ -82,7 +84,7 @@ def test_gradients_equal_those_of_each_sequence_alone(models, batch):
     plain, chosen = models
     rows = response_batch(batch, UNITS)
     weights = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    spread = rows.spread(token_logprobs(chosen(rows.tokens), rows.tokens.targets))
+    spread = rows.spread(chosen(rows.tokens)[0])
     (spread * weights).sum().backward()
     alone = _alone(plain, batch, 1.0)
     sum(
@@ -98,7 +100,7 @@ def test_gradients_equal_those_of_each_sequence_alone(models, batch):
 def test_a_masked_micro_batch_has_gradients_that_are_all_zero(models, batch):
     _, chosen = models
     rows = response_batch(batch, [])
-    spread = rows.spread(token_logprobs(chosen(rows.tokens), rows.tokens.targets))
+    spread = rows.spread(chosen(rows.tokens)[0])
     spread.sum().backward()
     for parameter in chosen.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
@@ -114,10 +116,32 @@ def test_only_unmasked_tokens_are_learned(models):
     assert tokens.targets.tolist() == [24, 12]
     assert tokens.input_ids[0, tokens.positions].tolist() == [23, 11]
     with torch.no_grad():
-        logits = chosen(tokens)
+        logprobs, entropies = chosen(tokens)
         for row, context in enumerate([[20, 21, 22, 23], [10, 11]]):
-            expected = plain(input_ids=torch.tensor([context])).logits[0, -1]
-            torch.testing.assert_close(logits[row], expected)
+            logits = plain(input_ids=torch.tensor([context])).logits[0, -1]
+            torch.testing.assert_close(logprobs[row], token_logprobs(logits, tokens.targets[row]))
+            torch.testing.assert_close(entropies[row], entropy(logits))
+
+
+@pytest.mark.parametrize("scaling", [1.0, 8.0])
+def test_what_a_model_does_to_its_logits_counts(batch, scaling):
+    from transformers import AutoModelForCausalLM, GraniteConfig
+
+    sizes = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = GraniteConfig(
+        **sizes, num_attention_heads=1, num_key_value_heads=1, logits_scaling=scaling
+    )
+    register()
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    own = AutoModelForCausalLM.from_config(copy(config), attn_implementation=NAME).double().eval()
+    own.load_state_dict(plain.state_dict())
+    chosen = ChosenLogprobs(own)
+    rows = response_batch(batch, UNITS)
+    with torch.no_grad():
+        expected = _alone(plain, batch, 0.7)
+        flat, _ = chosen(rows.tokens, 0.7)
+    torch.testing.assert_close(flat, torch.cat([expected[index] for index in ORDER]))
+    assert chosen._in_blocks == (scaling == 1.0)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from actors.learner import checkpoints
+from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from tests.support.tiny import make_tiny_model
 from tests.support.train_options import lone_worker
 
 UPDATES = 4
 """Of the undisturbed run; the checkpoint holds half of them."""
+VARIANTS = [(stage, lora) for lora in (None, LoraConfig(rank=4, alpha=8.0)) for stage in (2, 3)]
 
 
 def _sealed(directory: Path, step: int, ranks: int = 2) -> Path:
@@ -109,31 +111,34 @@ def _rank(rank: int, world_size: int, directory: str, first: bool) -> None:
         world_size=world_size,
     )
     results = {}
-    for stage in (2, 3):
-        worker, loop = lone_worker(directory, UPDATES, stage)
+    for stage, lora in VARIANTS:
+        kind = f"{stage}-{lora is not None}"
+        worker, loop = lone_worker(directory, UPDATES, stage, lora=lora)
         half = UPDATES // 2
         start = 0
         if not first:
-            start = worker.load_checkpoint(f"{directory}/checkpoint-{stage}")["step"]
+            start = worker.load_checkpoint(f"{directory}/checkpoint-{kind}")["step"]
             assert start == half
         metrics = []
         for step in range(start, UPDATES):
             if first and step == half:
                 # Into a folder of its own; Ray Train would then bring them together.
-                worker.save_checkpoint(f"{directory}/share-{stage}-{rank}", {"step": step})
+                worker.save_checkpoint(f"{directory}/share-{kind}-{rank}", {"step": step})
                 shutil.copytree(
-                    f"{directory}/share-{stage}-{rank}",
-                    f"{directory}/checkpoint-{stage}",
+                    f"{directory}/share-{kind}-{rank}",
+                    f"{directory}/checkpoint-{kind}",
                     dirs_exist_ok=True,
                 )
                 torch.distributed.barrier()
-            metrics.append(loop._train(step, scripted_batch(step)))
-        results[stage] = (metrics[-half:], _weights(worker))
+            metrics.append(loop.train(step, scripted_batch(step)))
+        results[kind] = (metrics[-half:], _weights(worker))
         worker.close()
     if not first:
         with pytest.raises(UserError, match="written with zero_stage=2, this run has 3"):
             worker, _ = lone_worker(directory, UPDATES, 3)
-            worker.load_checkpoint(f"{directory}/checkpoint-2")
+            worker.load_checkpoint(f"{directory}/checkpoint-2-False")
+        with pytest.raises(UserError, match="written with lora={.*'rank': 4.*, this run has None"):
+            worker.load_checkpoint(f"{directory}/checkpoint-3-True")
         worker.close()
     if rank == 0:
         torch.save(results, f"{directory}/results-{world_size}-{first}.pt")
@@ -147,11 +152,12 @@ def test_another_number_of_ranks_goes_on_in_the_same_way(tmp_path):
         torch.multiprocessing.spawn(_rank, args=(ranks, str(tmp_path), first), nprocs=ranks)
     whole = torch.load(tmp_path / f"results-{before}-True.pt")
     continued = torch.load(tmp_path / f"results-{after}-False.pt")
-    for stage in (2, 3):
-        (metrics, weights), (others, there) = whole[stage], continued[stage]
+    assert whole.keys() == continued.keys() and len(whole) == len(VARIANTS)
+    for kind, (metrics, weights) in whole.items():
+        others, there = continued[kind]
         for one, other in zip(metrics, others, strict=True):
             assert one["step"] == other["step"]
             for key in ("loss", "gradient_norm", "approx_kl"):
-                assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (stage, key)
+                assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (kind, key)
         for name, tensor in weights.items():
             torch.testing.assert_close(there[name], tensor, rtol=0, atol=1e-5, msg=name)

@@ -33,7 +33,7 @@ def _rank(rank: int, world_size: int, directory: str) -> None:
     for stage, precision, path in VARIANTS:
         worker, loop = lone_worker(directory, UPDATES, stage, precision, kl_coefficient=0.1)
         worker._backward_at_once = worker._backward_each = getattr(worker, path)
-        metrics = [loop._train(step, scripted_batch(step)) for step in range(UPDATES)]
+        metrics = [loop.train(step, scripted_batch(step)) for step in range(UPDATES)]
         weights = {}
         # Small buckets, so that there are several.
         for bucket in worker.state_buckets(bucket_bytes=1 << 18):

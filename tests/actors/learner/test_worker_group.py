@@ -77,8 +77,3 @@ def test_a_mistake_of_the_user_stays_one():
 def test_impossible_groups_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         WorkerGroup(name="judge", storage_path="", **options)
-
-
-def test_threads_follow_the_cpus():
-    assert WorkerGroup(name="judge", storage_path="", cpus_per_worker=0.5).threads == 1
-    assert WorkerGroup(name="judge", storage_path="", cpus_per_worker=2.0).threads == 2

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from pipelines.session import session as sessions
+from pipelines.session.engine_options import engine_options
 from pipelines.session.session import Session
 from stepwiser.config import load_config
 from tests.support.paths import ROOT
@@ -41,3 +42,11 @@ def test_engines_that_do_not_answer_hold_nothing_up(
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
         assert time.monotonic() < deadline, processes
         time.sleep(0.1)
+
+
+def test_the_engines_of_a_learner_with_adapters_have_room_for_what_is_under_way() -> None:
+    given = ["learner.lora.rank=12", "train.staleness=2"]
+    config = load_config(ROOT / "configs" / "embedded.yaml", given)
+    options = engine_options(config, "embedded", adapters=True)
+    assert (options.adapter_rank, options.adapter_versions) == (12, 3)
+    assert engine_options(config, "embedded").adapter_rank == 0

@@ -37,6 +37,16 @@ def test_a_judge_from_elsewhere_is_asked_as_its_card_says(tmp_path: Path) -> Non
     assert (options.max_tokens, options.label_rule) == (20, rule_in_words(config.label))
 
 
+def test_a_policy_and_a_run_are_served_beside_the_judge(tmp_path: Path) -> None:
+    config = load_config(CONFIG, ["solve.max_chunks=3"])
+    assert serve_options(config, "judge").policy is None
+    policy = serve_options(config, "judge", "policy").policy
+    assert policy is not None and policy.engine.model == "policy"
+    assert (policy.prompts, policy.solve.max_chunks) == (config.prompts, 3)
+    with pytest.raises(UserError, match="holds no annotated solutions"):
+        serve_options(load_config(CONFIG, [f"serve.run={tmp_path}"]), "judge")
+
+
 def test_serve_run_wants_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     arguments = {"config": str(CONFIG), "serve.model": "embedded", "serve.max_replicas": "2"}

@@ -49,6 +49,8 @@ def test_the_way_of_weights_follows_from_the_placement(engine, learner, way) -> 
     assert weight_transfer(parse_config(gpus)) == way
     chosen = {"train": {"weight_transfer": "object_store"}}
     assert weight_transfer(parse_config(gpus | chosen)) == "object_store"
+    adapters = {"learner": {"gpus": learner, "lora": {"rank": 8}}}
+    assert weight_transfer(parse_config(gpus | adapters)) == "object_store"
 
 
 def test_placements_that_cannot_be_are_refused() -> None:

@@ -56,6 +56,16 @@ NEVER: list[tuple[list[str], list[str]]] = [
     ),
     (["segment.segmenter=openai"], ["segment.segmenter_url", "segment.segmenter_model"]),
     (["train.method=rs_ft", "rejection.prompts=1"], ["rejection.prompts=1", "null"]),
+    (["learner.lora.rank=600"], ["learner.lora.rank=600", "512 at most"]),
+    (
+        ["learner.lora.rank=8", "learner.lora.target_modules=[q_proj, model.embed_tokens]"],
+        ["target_modules has model.embed_tokens", "leave them out"],
+    ),
+    (
+        ["learner.lora.rank=8", "train.weight_transfer=cuda_ipc"],
+        ["train.weight_transfer=cuda_ipc", "learner.lora.rank=8", "train.weight_transfer=auto"],
+    ),
+    (["train.adapter=models/a"], ["train.adapter=models/a", "learner.lora.rank=0"]),
     (["engine.gpus=1.5"], ["engine.gpus=1.5", "round"]),
     (["learner.gpus=2.5"], ["learner.gpus=2.5"]),
     (

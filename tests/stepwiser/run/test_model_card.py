@@ -99,3 +99,11 @@ def test_a_card_without_scores_says_so_and_names_no_place_of_a_file():
 )
 def test_rules_come_with_their_parameters(rule, words):
     assert words in rule_in_words(RuleConfig(**rule))
+
+
+def test_it_says_how_an_adapter_was_merged():
+    file = ROOT / "configs" / "embedded.yaml"
+    card = model_card(load_config(file, ["learner.lora.rank=8"]), TRAINING)
+    assert "**LoRA**: rank 8, alpha 32, beside all linear layers" in card
+    assert "merged into the weights in float32" in card and "`adapter/`" in card
+    assert "LoRA" not in model_card(load_config(file), TRAINING)

@@ -10,6 +10,9 @@ import pytest
 from stepwiser.search.chunk_reset import (
     ChunkCandidate,
     ChunkVerdict,
+    KeptCandidate,
+    SearchEvent,
+    TriedCandidate,
     best_of_n,
     chunk_reset,
     majority_vote,
@@ -73,8 +76,16 @@ async def test_negative_chunks_are_drawn_again_from_the_same_prefix() -> None:
 async def test_after_the_last_refusal_the_best_attempt_stays() -> None:
     scores = [0.1, 0.4, 0.3, 0.4, 0.2]
     policy = ScriptedPolicy(*((piece(s, str(i)), i + 1, True) for i, s in enumerate(scores)))
-    result = await chunk_reset("p", policy, ScoreJudge(), max_chunks=8)
+    told: list[SearchEvent] = []
+    result = await chunk_reset("p", policy, ScoreJudge(), max_chunks=8, on_event=told.append)
     assert result.chunks == ("0.4 1",)  # the first of the equally good ones
+    assert told == [
+        *(
+            TriedCandidate(0, i, f"{score} {i}", i + 1, ChunkVerdict(False, score, 10))
+            for i, score in enumerate(scores)
+        ),
+        KeptCandidate(0, 1, 0.4),
+    ]
     assert result.scores == (0.4,)
     assert (result.accepted_tokens, result.rejected_tokens) == (2, 13)
     assert (result.samples, result.forced, result.judge_tokens) == ((5,), 1, 50)

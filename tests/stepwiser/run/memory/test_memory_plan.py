@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def test_a_model_is_as_large_as_its_files_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) -> None:
-    from actors.learner.batches import response_batch
-    from actors.learner.deepspeed_worker import EngineConfig, _ChosenLogits, _load_model
+    from actors.learner.batches import ChosenLogprobs, response_batch
+    from actors.learner.deepspeed_worker import EngineConfig, _load_model
     from stepwiser.training.experience import Experience, ExperienceBatch
 
     folder = make_tiny_model(tmp_path / "model", hidden_size=256, layers=3)
@@ -71,7 +72,7 @@ def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) 
         ExperienceBatch.from_experiences(experience), [range(4), range(4, 8)]
     ).tokens
     config = EngineConfig(str(folder), 2, precision, False, 1.0, 0.0, False, 1)
-    model = _ChosenLogits(_load_model(config))
+    model = ChosenLogprobs(_load_model(config))
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
     kept = []
@@ -94,18 +95,19 @@ def test_what_a_layer_saves_is_what_torch_saves(tmp_path: Path, precision: Any) 
 def test_a_micro_batch_is_what_the_settings_let_in() -> None:
     config = load_config(EMBEDDED)
     # 64 groups over two ranks; 150 + 8 * 90 tokens each, at most 16384 together, in even parts.
-    assert grpo_micro_batch(config) == MicroBatch(16, 150, 128, 90, 128 * 90, entropy=True)
+    assert grpo_micro_batch(config) == MicroBatch(16, 150, 128, 90, 128 * 90)
     small = load_config(EMBEDDED, ["learner.max_tokens_per_microbatch=512"])
-    assert grpo_micro_batch(small) == MicroBatch(1, 150, 4, 90, 360, True), "a group is cut"
+    assert grpo_micro_batch(small) == MicroBatch(1, 150, 4, 90, 360), "a group is cut"
     for one in (config, small):
         assert grpo_micro_batch(one).tokens <= one.learner.max_tokens_per_microbatch
 
 
 def test_a_plan_grows_with_what_it_is_made_of() -> None:
-    def learner(*overrides: str) -> Process:
+    def process(role: str, *overrides: str) -> Process:
         plan = plan_memory(load_config(EMBEDDED, overrides), "train", folder_of)
-        return next(p for p in plan.processes if p.role == "learner")
+        return next(p for p in plan.processes if p.role == role)
 
+    learner = partial(process, "learner")
     base = learner()
     assert set(base.host) == {"base", "weights", "gradients", "optimizer", "activations"}
     assert base.host["weights"] == 4 * 796_544
@@ -113,6 +115,15 @@ def test_a_plan_grows_with_what_it_is_made_of() -> None:
     assert learner("learner.gradient_checkpointing=true").host_bytes < base.host_bytes
     assert learner("learner.max_tokens_per_microbatch=2048").host_bytes < base.host_bytes
     assert learner("train.kl_coefficient=0.1").host["weights"] == 2 * base.host["weights"]
+    adapters = learner("learner.lora.rank=8", "train.kl_coefficient=0.1")
+    assert adapters.host["weights"] == base.host["weights"], "the KL needs no second copy"
+    # Rank 8 in four blocks: two layers of 128 + 128, two of 128 + 64, three of 128 + 384.
+    trained = 8 * 4 * 2432
+    assert adapters.host["optimizer"] == pytest.approx(12 * trained / 2)
+    assert process("engine", "learner.lora.rank=8").host["copies"] == 2 * 4 * trained
+    short = learner("learner.lora.rank=8", "learner.max_tokens_per_microbatch=256")
+    rest = short.host["gradients"] + short.host["activations"] + short.host["export"]
+    assert rest >= 4 * 796_544, "an export merges the whole model"
     assert base.gpu == {} and learner("learner.gpus=1").gpu_bytes > 0
 
 
