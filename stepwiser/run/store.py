@@ -22,8 +22,10 @@ import yaml
 from stepwiser.config import RunConfig, difference, parse_config
 from stepwiser.config.addresses import local_path
 from stepwiser.config.aliases import RenamedKeyWarning
+from stepwiser.config.loading import flatten, set_key
 from stepwiser.data.records import Row
 from stepwiser.errors import UserError
+from stepwiser.prompting.hub.reference import HubModel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -165,11 +167,23 @@ class RunStore:
         """Raise UserError, naming every key that differs, where another config made this."""
         if not (self.root / "config.yaml").is_file():
             return
-        if changes := changes_between(self.config(), config, "->"):
+        made, asked = self._at_commits(self.config()), self._at_commits(config)
+        if changes := changes_between(made, asked, "->"):
             raise UserError(
                 f"run directory {self.root} was made by another config:\n{changes}\n"
                 "choose another run_dir=, or take these values back"
             )
+
+    def _at_commits(self, config: RunConfig) -> RunConfig:
+        """With each name of a model on the Hub as the commit that it stands for in this run, so
+        that who gives the commit itself asks for no other model."""
+        raw = config.model_dump(mode="json")
+        values = flatten(config)
+        for key, model in self.models().items():
+            hub = HubModel(model["name"], model["revision"])
+            if values.get(key) in (hub.title, str(hub)):
+                set_key(raw, key, str(hub.at(model["commit"])), "the commit of a model")
+        return parse_config(raw)
 
     def models(self) -> dict[str, dict[str, str]]:
         """What the names of models on the Hub stand for in this run, by key of the config: `name`,

@@ -22,6 +22,7 @@ from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.annotation.throughput import CounterSnapshot
 from stepwiser.config.annotation import Shard
 from stepwiser.data.records import ChunkValue, Trajectory, content_id, group_by
+from stepwiser.prompting.hub.files import WEIGHTS
 from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.store import (
     RunStore,
@@ -131,10 +132,16 @@ def count_labels(
 
 
 def weights_id(model: str | Path) -> str:
-    """Name the weights of a model: by their content, of one on the Hub by its commit."""
+    """Name the weights of a model: by their content, of one on the Hub by its commit.
+
+    Models without weights have the same name.
+    """
     if (hub := hub_model(str(model))) is not None and hub.commit is not None:
         return content_id(str(hub))
-    return content_id(*(fingerprint(file) for file in sorted(Path(model).glob("*.safetensors"))))
+    # As they are loaded: pickled ones only where there are no others.
+    found = (sorted(Path(model).glob(pattern)) for pattern in WEIGHTS)
+    files = next((files for files in found if files), [])
+    return content_id(*map(fingerprint, files))
 
 
 def fingerprint(file: Path, sample: int = 2**20) -> str:

@@ -189,7 +189,9 @@ def test_a_labelled_run_is_shown_a_few_solutions_at_a_time(client: httpx.Client)
 def test_a_problem_is_solved_by_chunk_reset(client: httpx.Client) -> None:
     body = {"problem": PROBLEM, "samples_per_chunk": 3}
     for _ in range(20):
-        answer = client.post("/v1/solve", json=body).json()
+        answered = client.post("/v1/solve", json=body)
+        assert answered.status_code == 200, answered.text
+        answer = answered.json()
         if len(answer["tried"]) > 1:
             break
     assert len(answer["tried"]) > 1, "of 20 first chunks the judge has refused none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stepwiser.config import RunConfig
 from stepwiser.run.memory.machine import Node
@@ -16,6 +16,8 @@ from stepwiser.run.memory.processes import (
     learner_host,
     object_store,
     other_processes,
+    scorer_gpu,
+    scorer_host,
 )
 from stepwiser.run.resource_plan import Need, plan_stage
 
@@ -100,7 +102,9 @@ def plan_memory(config: RunConfig, stage: str, folder_of: FolderOf) -> StageMemo
         return StageMemory(stage)
     names = _models(config, stage)
     sizes = {name: _size(folder_of(name)) for name in names}
-    unknown = tuple(name for name, size in sizes.items() if size is None)
+    scorers = _scoring(config) if stage == "evaluate" else []
+    scoring = {name: _size(folder_of(name)) for name in scorers}
+    unknown = tuple(name for name, size in (sizes | scoring).items() if size is None)
     # Stages that hold two models plan with the larger one in every engine.
     known = [size for size in sizes.values() if size is not None]
     processes: list[Process] = []
@@ -109,6 +113,9 @@ def plan_memory(config: RunConfig, stage: str, folder_of: FolderOf) -> StageMemo
         size = max(known, key=lambda one: one.parameters)
         vocabulary = size.vocabulary
         processes = [_process(config, stage, need, size) for need in needs]
+        if scorers:
+            found = [one for one in scoring.values() if one is not None]
+            processes = [_or_scorer(config, one, found) for one in processes]
         processes.append(
             Process("object store", 1, 0.0, 0.0, object_store(config, stage, size), {})
         )
@@ -131,9 +138,28 @@ def _process(config: RunConfig, stage: str, need: Need, size: ModelSize) -> Proc
     )
 
 
+def _or_scorer(config: RunConfig, engine: Process, sizes: Sequence[ModelSize]) -> Process:
+    """The engine, or what takes its place while a larger model scores steps."""
+    scorers = [
+        replace(
+            engine, role="step scorer", host=scorer_host(config, size), gpu=scorer_gpu(config, size)
+        )
+        for size in sizes
+    ]
+    return max([engine, *scorers], key=lambda one: (one.gpu_bytes, one.host_bytes))
+
+
+def _scoring(config: RunConfig) -> list[str]:
+    return sorted({judge.model for judge in config.evaluate.judges if judge.scores_steps})
+
+
 def _models(config: RunConfig, stage: str) -> list[str]:
     policy, judge = config.policy_model, config.judge_model or config.policy_model
     names = {policy, judge} if stage == "solve" else {judge if stage in JUDGED else policy}
+    if stage == "serve":
+        names = {config.serve.model or judge, config.serve.policy or config.serve.model or judge}
+    if stage == "evaluate":
+        names |= {one.model for one in config.evaluate.judges if one.kind == "generative"}
     if stage == "train" and config.train.live:
         names.add(policy)
     if stage == "segment" and config.segment.segmenter == "engine":

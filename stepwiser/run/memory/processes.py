@@ -150,6 +150,20 @@ def engine_gpu(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     }
 
 
+def scorer_host(config: RunConfig, size: ModelSize) -> Parts:
+    """Host memory of one process that scores steps (`actors/scoring`): weights once, as loaded."""
+    if config.engine.gpus:
+        return {"base": LEARNER_BASE + CUDA_HOST}
+    return {"base": LEARNER_BASE, "weights": size.parameters * _engine_width(config, size)}
+
+
+def scorer_gpu(config: RunConfig, size: ModelSize) -> Parts:
+    """Memory of one process that scores steps on its GPU."""
+    if not config.engine.gpus:
+        return {}
+    return {"base": CUDA_DEVICE, "weights": size.parameters * _engine_width(config, size)}
+
+
 def learner_host(config: RunConfig, stage: str, size: ModelSize) -> Parts:
     """Host memory of one rank."""
     if config.learner.gpus:

@@ -62,6 +62,40 @@ def test_a_run_directory_belongs_to_one_config(tmp_path: Path) -> None:
         store.open(parse_config({"train": {"steps": 7}}))
 
 
+def test_a_commit_and_the_name_that_stands_for_it_are_one_model(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    store.open(parse_config({"policy_model": "org/policy", "judge_model": "org/judge@v2"}))
+    commits = {
+        "policy_model": "a" * 40,
+        "judge_model": "b" * 40,
+        "evaluate.judges.x.model": "c" * 40,
+    }
+    names = {"judge_model": ("org/judge", "v2")}
+    store.record_models(
+        {
+            key: dict(
+                zip(("name", "revision"), names.get(key, ("org/policy", "main")), strict=True)
+            )
+            | {"commit": commit}
+            for key, commit in commits.items()
+        }
+    )
+    policy, judge = f"org/policy@{'a' * 40}", f"org/judge@{'b' * 40}"
+    for asked in (
+        {"policy_model": policy, "judge_model": "org/judge@v2"},
+        {"policy_model": "org/policy", "judge_model": judge},
+        {"policy_model": "org/policy@main", "judge_model": judge},
+    ):
+        store.open(parse_config(asked))
+    for asked in (
+        {"policy_model": f"org/policy@{'b' * 40}", "judge_model": judge},
+        {"policy_model": "org/policy@v1", "judge_model": judge},
+        {"policy_model": policy, "judge_model": "org/judge"},
+    ):
+        with pytest.raises(UserError, match="another config"):
+            store.open(parse_config(asked))
+
+
 def test_an_unfinished_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stepwiser train"):
         RunStore(tmp_path).find_model("judge", "train")

@@ -22,6 +22,7 @@ from stepwiser.run.units import (
     read_plan,
     read_unit,
     sweep,
+    weights_id,
 )
 from tests.stepwiser.run.annotated_run import UNITS, write_run
 from tests.support.paths import ROOT
@@ -125,3 +126,20 @@ def test_sweeping_takes_half_written_files_of_these_units_only(tmp_path) -> None
     sweep(store, set(UNITS))
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept | {other}
     sweep(RunStore(tmp_path / "nothing"), set(UNITS))
+
+
+def test_weights_have_their_name_by_content_pickled_ones_too(tmp_path) -> None:
+    names = []
+    for index, file in enumerate(("model.safetensors", "model.safetensors", "pytorch_model.bin")):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / file).write_bytes(bytes([index]) * 9)
+        names.append(weights_id(folder))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "pytorch_model.bin").write_bytes(b"other")
+    names.append(weights_id(other))
+    assert len(set(names)) == 4
+    # What is not loaded does not count.
+    (tmp_path / "0" / "pytorch_model.bin").write_bytes(b"old")
+    assert weights_id(tmp_path / "0") == names[0]

@@ -135,6 +135,40 @@ def test_a_model_that_is_not_here_is_said_to_be_unknown() -> None:
     assert plan_memory(config, "report", folder_of) == StageMemory("report")
 
 
+def test_every_model_that_a_stage_holds_counts(tmp_path: Path) -> None:
+    large = make_tiny_model(tmp_path / "large")
+    numbers = 10**9
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}
+    )
+    with (large / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + 4 * numbers)
+
+    def places(name: str) -> str | None:
+        return str(large) if name == "org/large" else folder_of(name)
+
+    def largest(stage: str, *overrides: str) -> Process:
+        plan = plan_memory(load_config(EMBEDDED, overrides), stage, places)
+        assert plan.unknown == ()
+        return max(plan.processes, key=lambda one: one.host.get("weights", 0.0))
+
+    judge = "evaluate.judges=[{name: other, model: org/large, kind: %s}]"
+    writes = largest("evaluate", judge % "generative")
+    scores = largest("evaluate", judge % "skywork")
+    assert writes.role == "engine" and writes.host["weights"] >= 2 * 4 * numbers
+    assert scores.role == "step scorer" and scores.host["weights"] == 4 * numbers
+    small = "evaluate.judges=[{name: other, model: embedded, kind: skywork}]"
+    assert largest("evaluate", small).role == "engine", "the larger of what takes turns"
+    for key in ("serve.model", "serve.policy"):
+        assert largest("serve", f"{key}=org/large").host["weights"] == writes.host["weights"]
+    unknown = load_config(EMBEDDED, [judge % "generative", "serve.model=org/large"])
+    for stage in ("evaluate", "serve"):
+        assert plan_memory(unknown, stage, folder_of).unknown == ("org/large",)
+    scorer = load_config(EMBEDDED, [judge % "skywork"])
+    assert plan_memory(scorer, "evaluate", folder_of).unknown == ("org/large",)
+
+
 def test_processes_go_where_they_have_room() -> None:
     def process(role: str, count: int, cpus: float, gpus: float) -> Process:
         return Process(role, count, cpus, gpus, {"base": 3.0 * GB}, {"base": 30.0 * GB})
