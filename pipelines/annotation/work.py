@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 
 from actors.pool.client import EnginesLost
 from actors.rollout.labeler import LabelerOptions
+from pipelines.session.run_data import pinned
 from pipelines.session.session import Session
 from stepwiser.annotation.stopping import Question, stopping_plan
 from stepwiser.config import RunConfig
@@ -38,7 +39,8 @@ def problems_of(session: Session) -> list[Problem]:
     source = session.config.annotate.source
     if source is None:
         return session.problems("train", session.config.data.limit)
-    imported = load_imported(source, session.config.data, session.checker)
+    data = pinned(session.store, session.config.data)
+    imported = load_imported(source, data, session.checker)
     return session.usable(imported, "imported", source)
 
 

@@ -23,6 +23,7 @@ from pipelines.session.engine_options import architecture, engine_options, engin
 from pipelines.session.memory_table import memory_plan, print_memory, running_nodes
 from pipelines.session.plan_table import plan_table, shortfalls
 from pipelines.session.ray_start import start_ray
+from pipelines.session.run_data import pinned
 from pipelines.session.run_models import RunModels
 from stepwiser.config import DataConfig, RunConfig
 from stepwiser.data.records import Problem
@@ -343,9 +344,8 @@ class Session:
 
         Raises UserError when no problem is left.
         """
-        return self.usable(
-            load_problems(data, self.checker), f"{purpose}-{data.offset}", data.source
-        )
+        loaded = load_problems(pinned(self.store, data), self.checker)
+        return self.usable(loaded, f"{purpose}-{data.offset}", data.source)
 
     def usable(self, loaded: ProblemSet, name: str, source: str) -> list[Problem]:
         """Those that fit the context; the rest is listed in `rejects/` under this name.

@@ -16,7 +16,8 @@ class DataConfig(Section):
     source: LocalPlace = Field(
         "embedded",
         description="`embedded`, a .jsonl/.json/.csv/.tsv/.parquet file, a known name with its "
-        "columns (gsm8k, math, numina-math, deepmath, openr1-math, aime), or a dataset on the Hub.",
+        "columns (gsm8k, math, numina-math, deepmath, openr1-math, aime), or a dataset on the Hub "
+        "(`org/name`, or `org/name@revision`).",
     )
     subset: str | None = Field(None, description="Configuration name of a Hub dataset.")
     split: str = Field("train", description="Split of a Hub dataset.", examples=["test"])

@@ -29,7 +29,8 @@ from stepwiser.data.presets import with_preset
 from stepwiser.data.records import Problem, content_id
 from stepwiser.data.verifiers import AnswerChecker, unverifiable
 from stepwiser.errors import UserError
-from stepwiser.prompting.hub.datasets import dataset_snapshot, why_not_asked
+from stepwiser.prompting.hub.datasets import find_dataset
+from stepwiser.prompting.hub.reference import MAIN, HubModel
 
 
 @dataclass(frozen=True)
@@ -178,23 +179,50 @@ def _rows(config: DataConfig) -> list[FileRow]:
     return rows
 
 
+def hub_source(config: DataConfig) -> HubModel | None:
+    """Name and revision of a source on the Hub; None for the embedded one and for files."""
+    if config.source == "embedded":
+        return None
+    source = with_preset(config).source
+    path = Path(source).expanduser()
+    if is_table(path) or path.suffix.lower() in READERS:
+        return None
+    name, _, revision = source.partition("@")
+    return HubModel(name, revision or MAIN)
+
+
+def at_commit(config: DataConfig, commit: str) -> DataConfig:
+    """The same source on the Hub at one commit."""
+    source = hub_source(config)
+    assert source is not None, "files have no commit"
+    return with_preset(config).model_copy(update={"source": str(source.at(commit))})
+
+
 def _read_hub(config: DataConfig) -> list[FileRow]:
     import datasets
 
-    unheard = why_not_asked(config.source)
-    if unheard:
+    source = hub_source(config)
+    assert source is not None, "a file was looked for before"
+    found = find_dataset(source)
+    if found.unheard:
         # The library would ask for minutes.
         datasets.config.HF_HUB_OFFLINE = True
-    fetched = dataset_snapshot(config.source) if unheard else None
-    # The library looks for tables that it has made itself, not for what `hf download` fetched.
-    source = str(fetched) if fetched is not None else config.source
     try:
-        return rows_of(datasets.load_dataset(source, config.subset, split=config.split))
+        # The library looks for tables that it has made itself, not for what `hf download` fetched.
+        if found.folder is not None:
+            rows = datasets.load_dataset(str(found.folder), config.subset, split=config.split)
+        else:
+            at = found.commit or (None if source.revision == MAIN else source.revision)
+            rows = datasets.load_dataset(
+                source.name, config.subset, split=config.split, revision=at
+            )
+        return rows_of(rows)
     except Exception as error:  # the library raises a dozen unrelated types
+        revised = "" if source.revision == MAIN else f" --revision {source.revision}"
         hint = (
-            f"; {unheard}: run `hf download {config.source} --repo-type dataset` on this machine "
-            "with network, or give a file as data.source"
-            if unheard and fetched is None
+            f"; {found.unheard}: run `hf download {source.name} --repo-type dataset{revised}` on "
+            "this machine with network, or give a file as data.source"
+            if found.unheard and found.folder is None
             else ""
         )
         raise UserError(

@@ -194,9 +194,21 @@ class RunStore:
 
     def record_models(self, models: Mapping[str, Mapping[str, str]]) -> None:
         """Write down what `models` gives from now on."""
+        self._record({"models": models})
+
+    def datasets(self) -> dict[str, str]:
+        """Commits that data sets on the Hub, as `org/name@revision`, stand for in this run."""
+        file = self.root / ENVIRONMENT
+        return dict((read_object(file).get("datasets") if file.is_file() else None) or {})
+
+    def record_dataset(self, name: str, commit: str) -> None:
+        """Add one to `datasets`."""
+        self._record({"datasets": self.datasets() | {name: commit}})
+
+    def _record(self, found: Mapping[str, Any]) -> None:
         file = self.root / ENVIRONMENT
         known = read_object(file) if file.is_file() else environment()
-        self.write_json(ENVIRONMENT, known | {"models": models})
+        self.write_json(ENVIRONMENT, {**known, **found})
 
     def config(self) -> RunConfig:
         """The config that made this directory.

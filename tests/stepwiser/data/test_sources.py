@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stepwiser.config import DataConfig
-from stepwiser.data.sources import load_problems
+from stepwiser.data.sources import at_commit, hub_source, load_problems
 from stepwiser.data.step_items import load_step_items
 from stepwiser.data.verifiers import ExactChecker, MathVerifyChecker
 from stepwiser.errors import UserError
@@ -177,6 +177,23 @@ def test_a_known_name_is_read_from_the_hub_cache(
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: main/*}\n---\n"
     )
-    add_to_cache(tmp_path, "openai/gsm8k", folder, kind="dataset")
+    commit = add_to_cache(tmp_path, "openai/gsm8k", folder, kind="dataset")
     (problem,) = load_problems(config, ExactChecker()).problems
     assert (problem.question, problem.answer) == ("2+3?", "5")
+    (folder / "main" / "train.jsonl").write_text('{"question": "2+4?", "answer": "#### 6"}\n')
+    add_to_cache(tmp_path, "openai/gsm8k", folder, kind="dataset")
+    (problem,) = load_problems(config, ExactChecker()).problems
+    assert problem.answer == "6", "the branch has moved on"
+    (problem,) = load_problems(at_commit(config, commit), ExactChecker()).problems
+    assert problem.answer == "5"
+    asked = f"openai/gsm8k@{commit}"
+    config = _config(asked, subset="main")
+    assert load_problems(config, ExactChecker()).problems == [problem]
+    with pytest.raises(UserError, match="hf download openai/gsm8k .*--revision v9"):
+        load_problems(_config("openai/gsm8k@v9", subset="main"), ExactChecker())
+
+
+def test_files_are_of_no_commit(tmp_path: Path) -> None:
+    for source in ("embedded", str(_write(tmp_path, "jsonl")), "missing.csv"):
+        assert hub_source(DataConfig(source=source)) is None
+    assert str(hub_source(DataConfig(source="aime"))) == "di-zhang-fdu/AIME_1983_2024@main"
