@@ -18,6 +18,8 @@ from tests.support.scratch import Leftovers, isolate
 from tests.support.timeouts import tell_before_the_end
 
 SCRATCH = isolate()
+KEPT = ("PYTEST_", "WANDB_")
+"""Variables of pytest, and of a service of this process that ends with it."""
 # Set before anything imports Ray, vLLM or tokenizers, which read these once; processes they start
 # inherit them. OMP_NUM_THREADS is forced: several engines share two cores in many of the tests.
 os.environ.update(
@@ -106,6 +108,18 @@ def nothing_is_left() -> Iterator[None]:
         PRELOADED.wait()
     left = leftovers.find()
     assert not left, "the tests have left:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment_stays() -> Iterator[None]:
+    """Variables that engines set in this process (`LD_PRELOAD` among them) are not handed on to the
+    programs of other modules' tests."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if not name.startswith(KEPT):
+            del os.environ[name]
+    os.environ.update({n: v for n, v in before.items() if not n.startswith(KEPT)})
 
 
 @pytest.fixture(scope="module")

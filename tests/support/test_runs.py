@@ -68,7 +68,7 @@ def test_a_timeout_tells_what_was_waited_for_and_leftovers_are_errors(tmp_path: 
         r"ray::never_returns",
         r"--- end of ray/session_.*/logs/worker-.*\.out\n(.*\n)*the worker is at work",
         r"--- end of ray/session_.*/logs/raylet\.out",
-        r"the tests have left:\nE +process \d+: sleep 1000",
+        r"the tests have left:\nE +process \d+ of \d+, \d+ s old, \w+: sleep 1000",
     ):
         assert re.search(words, said), f"{words}\n{said}"
 

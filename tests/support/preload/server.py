@@ -205,7 +205,8 @@ def become(request: dict[str, Any]) -> str:
         words = _set_up(words[1:])
     others = _others(request["read"], request["written"])
     if words is None or others:
-        print(f"a worker starts by itself: {others}", file=sys.__stderr__, flush=True)
+        with Path(f"{sys.argv[1]}.log").open("a") as log:
+            print(f"starts by itself, for {others} differ: {command}", file=log)
         del os.environ["STEPWISER_TESTS_PRELOADED"]
         os.execv(command[0], command)
     os.environ.update(request["written"])

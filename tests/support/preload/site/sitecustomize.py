@@ -12,6 +12,7 @@ def _become_fork(socket_name: str) -> None:
     import signal
     import socket
     import struct
+    import time
 
     request = {
         "command": [sys.executable, *sys.orig_argv[1:]],
@@ -32,8 +33,19 @@ def _become_fork(socket_name: str) -> None:
     files = array.array("i", [0, 1, 2])
     line.sendmsg([struct.pack("<I", len(sent))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
     line.sendall(sent)
-    # Ray knows the fork by the number that it tells itself, and this process until then.
-    status = line.recv(4)
+    # Ray knows the fork by the number that it tells itself, and this process until then. Workers
+    # end by themselves when their raylet has; a fork whose raylet died with its cluster did not.
+    raylet, alone_since = os.getppid(), None
+    line.settimeout(1.0)
+    while True:
+        try:
+            status = line.recv(4)
+            break
+        except TimeoutError:
+            if os.getppid() != raylet:
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() > alone_since + 10.0:
+                    os._exit(1)  # the fork is killed for it
     code = struct.unpack("<i", status)[0] if len(status) == 4 else -signal.SIGKILL
     if code < 0:  # by a signal
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
