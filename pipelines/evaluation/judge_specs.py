@@ -11,7 +11,7 @@ from actors.scoring.scorers import StepScorerPool
 from pipelines.evaluation.answers_file import AnswersFile
 from pipelines.session.engine_options import engine_threads
 from pipelines.session.session import Session
-from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
+from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, WARM, judge_start
 from stepwiser.config.judges import JudgeConfig
 from stepwiser.generation import Sampling
 from stepwiser.judging.endpoint import EndpointClient, EndpointCritic
@@ -54,13 +54,18 @@ class JudgeSpec:
 
 
 def judge_specs(session: Session) -> Iterator[JudgeSpec]:
-    """The start, the start made to reason, the trained judge, the discriminative baseline."""
+    """The start, the start made to reason, the warm start, the trained judge, the discriminative
+    baseline."""
     start = judge_start(session)
     yield JudgeSpec("start", start, "generative")
     if session.config.evaluate.forced_prefix:
         yield JudgeSpec("start, forced", start, "generative", session.config.evaluate.forced_prefix)
-    for name, kind in ((JUDGE, "generative"), (DISCRIMINATIVE, "discriminative")):
-        path = session.store.model_dir(name)
+    for name, folder, kind in (
+        ("warm start", WARM, "generative"),
+        (JUDGE, JUDGE, "generative"),
+        (DISCRIMINATIVE, DISCRIMINATIVE, "discriminative"),
+    ):
+        path = session.store.model_dir(folder)
         if (path / "config.json").is_file():
             yield JudgeSpec(name, str(path), kind)
 

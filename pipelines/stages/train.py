@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipelines.evaluation.inline_evaluation import (
     log_evaluation,
     write_card,
 )
-from pipelines.monitoring.formatting import facts_table
+from pipelines.monitoring.formatting import facts_table, known
 from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
 from pipelines.stages import label
@@ -36,6 +36,7 @@ from pipelines.training.baselines import (
     solutions_prompts,
     train_discriminative,
     train_rejection,
+    warm_start,
 )
 from pipelines.training.learner_options import adapter_start, grpo_options
 from stepwiser.data.records import JudgePrompt
@@ -83,7 +84,9 @@ def run(session: Session) -> dict[str, Any]:
 
 
 def _train_judge(session: Session) -> dict[str, Any]:
-    start = judge_start(session)
+    start, warm = (
+        warm_start(session) if session.config.train.warm_start else (judge_start(session), [])
+    )
     adapter_start(session)  # one that is none is refused before engines start
     items = inline_evaluation_items(session)
     # Engines of the main slot make way for named ones.
@@ -99,7 +102,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
             evaluator(session, JUDGE, start, pool, collector, items) as reviewer,
         ):
             result = _run_grpo(session, start, collector, reviewer, sizes)
-        return _figures(result) | {"prompts": sizes}
+        return _figures(result, warm) | {"prompts": sizes}
     live = live_options(session)
     fewest, most = engine_range(session.config)
     judge = session.pool(start, slot="judge", adapters=True)
@@ -110,7 +113,7 @@ def _train_judge(session: Session) -> dict[str, Any]:
         evaluator(session, JUDGE, start, judge, collector, items) as reviewer,
     ):
         result = _run_grpo(session, start, collector, reviewer, {})
-    return _figures(result) | {"live": reading_metrics(session)}
+    return _figures(result, warm) | {"live": reading_metrics(session)}
 
 
 def _settle_live(session: Session) -> None:
@@ -177,6 +180,8 @@ def _run_grpo(
                     f"reward {row['reward']:.3f}  + {row['accuracy_positive']:.2f}"
                     f"  - {row['accuracy_negative']:.2f}  {row['response_length']:.0f} tokens"
                 )
+                if row["share_no_verdict"]:
+                    note += f"  {1 - row['share_no_verdict']:.0%} with a verdict"
             bar.update(row["step"] + 1, note=note)
             logger.log(row)
 
@@ -193,7 +198,8 @@ def _run_grpo(
         )
 
 
-def _figures(result: TrainResult) -> dict[str, Any]:
+def _figures(result: TrainResult, warm: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``warm``: the rounds before GRPO."""
     rows = result.metrics
     lost = sum(LOST in row for row in rows)
     window = max(1, len(rows) // 10)
@@ -203,7 +209,9 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "reward_last": _mean(rows[-window:], "reward"),
         "accuracy_positive_last": _mean(rows[-window:], "accuracy_positive"),
         "accuracy_negative_last": _mean(rows[-window:], "accuracy_negative"),
-        "no_verdict_last": _mean(rows[-window:], "share_no_verdict"),
+        "no_verdict_first": warm[0]["share_no_verdict"] if warm else _no_verdict(rows[:window]),
+        "no_verdict_last": _no_verdict(rows[-window:]),
+        "warm_start": list(warm),
         "response_length_first": _mean(rows[:window], "response_length"),
         "response_length_last": _mean(rows[-window:], "response_length"),
         "logprob_gap": _mean(rows, "logprob_gap"),
@@ -218,6 +226,10 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "best": read_evaluation(Path(f"{result.model_dir}-best")),
         "evaluations": len(result.evaluations),
     }
+
+
+def _no_verdict(rows: Any) -> float:
+    return _mean(rows, "share_no_verdict")
 
 
 def _mean(rows: Any, key: str) -> float:
@@ -235,9 +247,11 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
         (f"verdict accuracy on negatives, last {part}", "accuracy_negative_last"),
     ):
         table.add_row(name, f"{metrics[key]:.3f}")
-    if metrics.get("no_verdict_last"):
-        words = f"answers without a verdict, last {part}"
-        table.add_row(words, f"{metrics['no_verdict_last']:.1%}")
+    silent = [metrics.get(f"no_verdict_{when}", nan) for when in ("first", "last")]
+    if any(share > 0 for share in silent):
+        begin = "warm start's first round" if metrics.get("warm_start") else f"first {part}"
+        shown = [known(None if isnan(share) else share, "{:.1%}") for share in silent]
+        table.add_row(f"answers without a verdict, {begin} → last {part}", " → ".join(shown))
     table.add_row(
         f"response length, first → last {part}",
         f"{metrics['response_length_first']:.1f} → {metrics['response_length_last']:.1f} tokens",

@@ -20,6 +20,7 @@ from stepwiser.training.rejection_sampling import choose_prompts, round_figures,
 from stepwiser.training.rewards import outcome_prompts
 
 JUDGE = "judge"
+WARM = "judge-warm"
 DISCRIMINATIVE = "judge-discriminative"
 
 
@@ -110,12 +111,37 @@ def train_rejection(session: Session) -> dict[str, Any]:
     """Rejection-sampling fine-tuning: each round samples the judge of the round before on labelled
     prompts and fine-tunes it on what was right (METHOD: RS-FT). Finished rounds are kept.
     """
+    rounds = _rejection_rounds(session, JUDGE)
+    first, latest = rounds[0], rounds[-1]
+    return {
+        "steps": sum(row["steps"] for row in rounds),
+        "reward_first": first["reward"],
+        "reward_last": latest["reward"],
+        "accuracy_positive_last": latest["accuracy_positive"],
+        "accuracy_negative_last": latest["accuracy_negative"],
+        "no_verdict_first": first["share_no_verdict"],
+        "no_verdict_last": latest["share_no_verdict"],
+        "response_length_first": first["response_length"],
+        "response_length_last": latest["response_length"],
+        "trained_tokens": sum(row["trained_tokens"] for row in rounds),
+        "rounds": rounds,
+    }
+
+
+def warm_start(session: Session) -> tuple[str, list[dict[str, Any]]]:
+    """The judge that GRPO begins with where `train.warm_start` says so, fine-tuned as by
+    `train_rejection`; its model, and the figures of each round."""
+    return str(session.store.model_dir(WARM)), _rejection_rounds(session, WARM)
+
+
+def _rejection_rounds(session: Session, final: str) -> list[dict[str, Any]]:
+    """What each round sampled and trained; the model of the last one is called ``final``."""
     config = session.config
     rounds = []
     model = judge_start(session)
     for number in range(config.rejection.rounds):
         last = number + 1 == config.rejection.rounds
-        name = JUDGE if last else f"{JUDGE}-round-{number + 1}"
+        name = final if last else f"{final}-round-{number + 1}"
         output = session.store.model_dir(name)
         figures = session.store.root / "sft" / f"rejection-{number + 1}.json"
         if not (output / RESULT_FILE).is_file():
@@ -128,19 +154,7 @@ def train_rejection(session: Session) -> dict[str, Any]:
         result = json.loads((output / RESULT_FILE).read_text())
         rounds.append(json.loads(figures.read_text()) | result)
         model = str(output)
-    first, latest = rounds[0], rounds[-1]
-    return {
-        "steps": sum(row["steps"] for row in rounds),
-        "reward_first": first["reward"],
-        "reward_last": latest["reward"],
-        "accuracy_positive_last": latest["accuracy_positive"],
-        "accuracy_negative_last": latest["accuracy_negative"],
-        "no_verdict_last": latest["share_no_verdict"],
-        "response_length_first": first["response_length"],
-        "response_length_last": latest["response_length"],
-        "trained_tokens": sum(row["trained_tokens"] for row in rounds),
-        "rounds": rounds,
-    }
+    return rounds
 
 
 def _right_judgements(session: Session, model: str, number: int) -> tuple[str, dict[str, float]]:

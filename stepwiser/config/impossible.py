@@ -160,7 +160,23 @@ def _segmenter(config: RunConfig) -> Iterator[str]:
 
 
 def _rejection(config: RunConfig) -> Iterator[str]:
-    if config.train.method == "rs_ft" and config.rejection.prompts == 1:
+    train = config.train
+    if train.warm_start and train.method != "grpo":
+        yield (
+            f"train.warm_start=true comes before GRPO, and train.method={train.method} has none: "
+            "leave it out, or set train.method=grpo"
+        )
+    if train.warm_start and train.live:
+        yield (
+            "train.warm_start=true reads the labels that stage label has made, and train.live=true "
+            "makes them while GRPO trains: leave one of the two out"
+        )
+    if train.warm_start and train.adapter is not None:
+        yield (
+            f"train.adapter={train.adapter} was trained beside the judge's start, and "
+            "train.warm_start=true makes another: leave one of the two out"
+        )
+    if (train.method == "rs_ft" or train.warm_start) and config.rejection.prompts == 1:
         yield (
             "rejection.prompts=1 is half a prompt of each class, which is none: set "
             "rejection.prompts to 2 or more, or to null for all"

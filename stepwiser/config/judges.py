@@ -89,7 +89,7 @@ class JudgeConfig(Section):
     @field_validator("name")
     @classmethod
     def _name_is_free(cls, name: str) -> str:
-        if name in ("start", "start-forced", "judge", "judge-discriminative"):
+        if name in ("start", "start-forced", "warm-start", "judge", "judge-discriminative"):
             raise ValueError(f"{name} is a judge of every run: choose another name")
         return name
 

@@ -120,6 +120,11 @@ class TrainConfig(Section):
         " word besides it (asked with prompts.verdict); or, without labels, verdicts on all steps"
         " of a solution that together tell whether its final answer is right.",
     )
+    warm_start: bool = Field(
+        False,
+        description="Before GRPO, fine-tune the judge on its own right verdicts (section "
+        "`rejection`): for models that rarely name a verdict, whose groups have no signal.",
+    )
     steps: Steps = Field(800, description="Steps of GRPO: each samples, then learns.")
     prompts_per_step: Prompts = Field(1024, description="Prompts that one step samples for.")
     minibatch_prompts: Prompts = Field(
@@ -291,7 +296,8 @@ class DiscriminativeConfig(Section):
 
 
 class RejectionConfig(Section):
-    """Rejection-sampling fine-tuning of the generative judge (train.method=rs_ft)."""
+    """Rejection-sampling fine-tuning of the generative judge: train.method=rs_ft, or before GRPO
+    (train.warm_start)."""
 
     rounds: Annotated[Positive, Unit("rounds")] = Field(
         2, description="Times to sample and to fine-tune on what was right.", examples=[3]

@@ -19,6 +19,7 @@ JUDGES = {
     "judge": ("StepWiser judge (after RL)", 0),
     "judge-discriminative": ("discriminative SFT baseline", 1),
     "start": ("start (before RL)", 3),
+    "warm start": ("warm start (before RL)", 5),
     "start, forced": ("start, made to reason", 2),
 }
 """Title and colour of the judges that the stages name; others are shown under their own name."""

@@ -233,7 +233,7 @@ def _micro_batches(config: RunConfig, stage: str) -> list[MicroBatch]:
     method, batches = config.train.method, []
     if method == "grpo":
         batches.append(grpo_micro_batch(config))
-    if method == "rs_ft":
+    if method == "rs_ft" or config.train.warm_start:
         batches.append(sft_micro_batch(config, config.rejection.sft.batch_size))
     if method == "discriminative" or config.discriminative.enabled:
         marks = sft_micro_batch(config, config.discriminative.sft.batch_size)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ARMS = (
     "ablate.arms={full: {train.method: discriminative}, bare: {train.reward: verdict_only}, "
-    "outcome: {train.reward: outcome}, rejection: {train.method: rs_ft}}"
+    "outcome: {train.reward: outcome, train.warm_start: true}, rejection: {train.method: rs_ft}}"
 )
 ARM_NAMES = ("full", "bare", "outcome", "rejection")
 SMALLER = (
@@ -52,6 +52,11 @@ def test_arms_share_their_labels_and_a_second_start_goes_on(tmp_path: Path) -> N
     assert row["response_length"] < 6, "asked for a verdict it gives one, and no reasons"
     (row,) = [r for r in RunStore(seed / "outcome").read_curve("judge") if r["kind"] == "train"]
     assert 0 < row["reward"] < 1 and row["response_length"] > 6, "solutions are judged by reasoning"
+    warm = json.loads((seed / "outcome" / "metrics" / "train.json").read_text())
+    (began,) = warm["warm_start"]
+    assert warm["no_verdict_first"] == began["share_no_verdict"] and began["trained_tokens"] > 0
+    start = RunStore(seed / "outcome").model_dir("judge-warm")
+    assert (start / "config.json").is_file() and row["logprob_gap"] < 0.1, "GRPO began there"
     rejection = json.loads((seed / "rejection" / "metrics" / "train.json").read_text())
     (sampled,) = rejection["rounds"]
     assert 0 < sampled["reward"] < 1 and sampled["trained_tokens"] > 0

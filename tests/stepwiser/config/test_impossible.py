@@ -56,6 +56,16 @@ NEVER: list[tuple[list[str], list[str]]] = [
     ),
     (["segment.segmenter=openai"], ["segment.segmenter_url", "segment.segmenter_model"]),
     (["train.method=rs_ft", "rejection.prompts=1"], ["rejection.prompts=1", "null"]),
+    (["train.warm_start=true", "rejection.prompts=1"], ["rejection.prompts=1", "null"]),
+    (
+        ["train.warm_start=true", "train.method=rs_ft"],
+        ["train.warm_start=true", "train.method=grpo"],
+    ),
+    (["train.warm_start=true", "train.live=true"], ["train.warm_start=true", "train.live=true"]),
+    (
+        ["train.warm_start=true", "train.adapter=models/a", "learner.lora.rank=8"],
+        ["train.adapter=models/a", "train.warm_start=true"],
+    ),
     (["learner.lora.rank=600"], ["learner.lora.rank=600", "512 at most"]),
     (
         ["learner.lora.rank=8", "learner.lora.target_modules=[q_proj, model.embed_tokens]"],
@@ -102,6 +112,7 @@ def test_what_can_never_work_is_refused(overrides: list[str], words: list[str]) 
         ["train.group_size=1", "train.method=rs_ft"],
         ["train.group_size=1", "train.method=discriminative"],
         ["train.group_size=2"],
+        ["train.warm_start=true"],
         ["train.importance_cap=null"],
         ["train.keep=best", "label.heldout_share=0", "train.evaluate_processbench=5"],
         ["engine.max_model_len=90", "train.method=discriminative"],
