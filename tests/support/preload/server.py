@@ -21,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,14 @@ INDIFFERENT = {
     "COLUMNS",
     "DO_NOT_TRACK",
     "DS_ACCELERATOR",  # there is but one, see `_preload`
+    "HYPOTHESIS_STORAGE_DIRECTORY",
     "LINES",
     "PYTEST_CURRENT_TEST",
     "PYTHONBREAKPOINT",  # of Ray, in every process that has been a driver once
     "PYTHONWARNINGS",  # applied when it starts; Ray asks for none in some workers
+    "RAY_TMPDIR",
+    "TMPDIR",  # each worker of xdist has its own; see `become`
+    "TORCHINDUCTOR_CACHE_DIR",
 }
 """Variables that imports read, and by which they become no other."""
 PR_SET_PDEATHSIG = 1
@@ -211,6 +216,7 @@ def become(request: dict[str, Any]) -> str:
         os.execv(command[0], command)
     os.environ.update(request["written"])
     random.seed()
+    tempfile.tempdir = None
     sys.argv = words
     old = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     new = os.environ.get("PYTHONPATH", "").split(os.pathsep)
