@@ -170,8 +170,9 @@ def test_a_run_goes_on_with_the_commit_it_began_with(cache: Path, tmp_path: Path
     assert pinned.policy_model == pinned.judge_model == began
 
     other = _config(tmp_path, f"policy_model={NAME}@{moved}", f"judge_model={NAME}")
-    with pytest.raises(UserError, match=f"policy_model: '{NAME}' -> '{NAME}@{moved}'"):
+    with pytest.raises(UserError, match=f"policy_model: '{began}' -> '{NAME}@{moved}'"):
         RunStore(config.run_dir).open(other)
+    RunStore(config.run_dir).open(_config(tmp_path, f"policy_model={NAME}", f"judge_model={began}"))
 
 
 def test_runs_of_different_commits_are_not_merged(tmp_path: Path) -> None:
