@@ -23,6 +23,7 @@ from ray.serve.context import _get_global_client, _get_serve_request_context
 from ray.serve.schema import LoggingConfig
 
 from actors.engine.engine import EngineOptions
+from actors.ray_messages import hush
 from serve.access.keys import read_keys
 from serve.dispatch import Replicas
 from serve.ingress import IngressOptions, make_api
@@ -219,6 +220,7 @@ def run(options: ServeOptions, blocking: bool = True) -> str:
             except KeyboardInterrupt:
                 print("stopping", flush=True)
             finally:
+                hush()
                 serve.shutdown()
     return url
 

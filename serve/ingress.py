@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve.access.gate import Gate
@@ -76,6 +76,11 @@ class IngressOptions:
 router = APIRouter(
     responses={status: {"model": ErrorBody} for status in (400, 401, 413, 422, 429, 500, 503, 504)}
 )
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+"""Beside JSON, where `stream` asks for them."""
+MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
 ReductionOption = Annotated[
     Reduction, Query(description="How the scores of the steps become one number.")
 ]
@@ -96,7 +101,7 @@ KeyOf = Annotated[Key | None, Depends(_key)]
 # --- judging --------------------------------------------------------------------------------------
 
 
-@router.post("/v1/judge", response_model=JudgeResponse)
+@router.post("/v1/judge", response_model=JudgeResponse, responses=EVENTS)
 async def judge(body: JudgeRequest, work: WorkOf, key: KeyOf) -> Any:
     """Judge every step of a solution; with `stream` as server-sent events."""
     if body.stream:
@@ -119,7 +124,7 @@ async def score(body: ScoreRequest, work: WorkOf, key: KeyOf) -> ScoreResponse:
     return await work.score(body, body.reduction, key)
 
 
-@router.post("/v1/solve", response_model=SolveResponse)
+@router.post("/v1/solve", response_model=SolveResponse, responses=EVENTS | MISSING)
 async def solve(body: SolveRequest, work: WorkOf, key: KeyOf) -> Any:
     """Solve a problem by chunk-reset; with `stream` as server-sent events."""
     if body.stream:
@@ -127,7 +132,7 @@ async def solve(body: SolveRequest, work: WorkOf, key: KeyOf) -> Any:
     return await work.solve(body, key)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=EVENTS)
 async def chat(body: ChatRequest, work: WorkOf, key: KeyOf) -> Any:
     """OpenAI's chat completions over the judge's model."""
     if body.stream:
@@ -241,13 +246,13 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse(health.model_dump(), status_code=200 if health.ready else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(work: WorkOf) -> Response:
     """For Prometheus."""
     return Response(work.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/v1/run")
+@router.get("/v1/run", responses=MISSING)
 async def labelled_run(
     request: Request,
     offset: Annotated[int, Query(ge=0)] = 0,

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
+from actors.ray_messages import hush
 from pipelines.monitoring.memory_kills import KillWatch, named
 from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
@@ -141,6 +142,7 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._old_term)
+        hush()
         # Whatever fails of these, the others are done: a Ray that is left would keep its engines.
         with contextlib.ExitStack() as ends:
             if self._owns_ray:
