@@ -251,7 +251,7 @@ def told_apart(mean: float, error: float) -> int:
 
 def method_title(method: str, size: int) -> str:
     """`best of 8`; a method of another version has the name that it was written with."""
-    return TITLES.get(method, f"{method} of {{}}").format(size)
+    return TITLES[method].format(size) if method in TITLES else f"{method} of {size}"
 
 
 def in_words(gains: Sequence[tuple[str, float, float]]) -> list[str]:
