@@ -71,13 +71,13 @@ def run(session: Session) -> dict[str, Any]:
         dearest = max((samples_for_budget(mean_tokens(r.found), each) for r in runs), default=0)
         if (missing := 2 * dearest - config.plain_samples) > 0:
             plain.more(missing)
-        metrics = _metrics(session, runs, plain, half)
+        metrics = metrics_of(session, runs, plain, half)
     session.store.write_metrics("solve", metrics)
-    _print(session, metrics)
+    print_metrics(session, metrics)
     return metrics
 
 
-def _metrics(
+def metrics_of(
     session: Session, runs: Sequence[MethodRun], plain: PlainSamples, engines: int
 ) -> dict[str, Any]:
     checker = session.checker
@@ -126,7 +126,7 @@ def _metrics(
     return metrics
 
 
-def _print(session: Session, metrics: dict[str, Any]) -> None:
+def print_metrics(session: Session, metrics: dict[str, Any]) -> None:
     table = titled_table(
         f"Solving {metrics['problems']} fresh problems",
         *("method", "accuracy", "policy", "judge", "total tokens", "seconds"),

@@ -81,7 +81,7 @@ class Page:
     notices: Sequence[str] = ()
 
     def html(self) -> str:
-        package = resources.files("stepwiser.report")
+        package = resources.files("stepwiser.report") / "static"
         template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
         style = Markup((package / "style.css").read_text("utf-8"))
         return template.render(vars(self), style=style)
