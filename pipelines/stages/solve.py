@@ -127,43 +127,49 @@ def metrics_of(
 
 
 def print_metrics(session: Session, metrics: dict[str, Any]) -> None:
+    """The table, and what its intervals say of each judge."""
+    left = ("method", "judge")
     table = titled_table(
         f"Solving {metrics['problems']} fresh problems",
-        *("method", "accuracy", "policy", "judge", "total tokens", "seconds"),
-        *("majority, same tokens", "gain over it"),
+        *(
+            *left,
+            "accuracy",
+            "tokens",
+            "of the judge",
+            "seconds",
+            "vote, same tokens",
+            "gain over it",
+        ),
+        left=left,
     )
     plain = metrics["plain"]
     table.add_row(
-        "plain sampling",
+        *("plain sampling", ""),
         plus_minus(plain["accuracy"], plain["accuracy_se"]),
-        f"{plain['tokens']:.0f}",
-        "-",
-        f"{plain['tokens']:.0f}",
-        _seconds(plain["seconds"]),
-        "-",
-        "-",
+        *(f"{plain['tokens']:.0f}", "-", _seconds(plain["seconds"]), "-", "-"),
     )
     rows = [*metrics["search"].values(), *metrics["methods"]]
     # The judges of a method beside each other.
     rows.sort(key=lambda row: (list(TITLES).index(row["method"]), row["size"]))
-    gains = []
+    above = ""
+    gains: dict[str, list[tuple[str, float, float]]] = {}
     for row in rows:
+        title = method_title(row["method"], row["size"])
         vote, gain = row["majority_at_cost"], row["over_majority"]
-        title = f"{method_title(row['method'], row['size'])}, {row['judge']}"
-        gains.append((title, gain["mean"], gain["se"]))
+        gains.setdefault(row["judge"], []).append((title, gain["mean"], gain["se"]))
         table.add_row(
-            title,
+            *("" if title == above else title, row["judge"]),
             plus_minus(row["accuracy"], row["accuracy_se"]),
-            f"{row['policy_tokens']:.0f}",
-            f"{row['judge_tokens']:.0f}",
-            f"{row['total_tokens']:.0f}",
+            *(f"{row['total_tokens']:.0f}", f"{row['judge_tokens']:.0f}"),
             _seconds(row["seconds"]),
             f"{vote['accuracy']:.3f} of {vote['votes']}",
             f"{gain['mean']:+.3f} ± {gain['se']:.3f}",
         )
+        above = title
     session.console.print(table)
-    for words in in_words(gains):
-        session.console.print(words, highlight=False, markup=False)
+    for judge, found in gains.items():
+        for words in in_words(found):
+            session.console.print(f"{judge}. {words}", highlight=False, markup=False)
     for name, row in sorted(metrics["differences"].items()):
         session.console.print(f"chunk-reset, {name}: {row['mean']:+.3f} ± {row['se']:.3f}")
 

@@ -268,4 +268,4 @@ def in_words(gains: Sequence[tuple[str, float, float]]) -> list[str]:
         1: "Better than majority vote at the same total tokens: ",
         0: "Not to be told from majority vote at the same total tokens: ",
     }
-    return [f"{words[side]}{', '.join(titles)}." for side, titles in sides.items() if titles]
+    return [f"{words[side]}{'; '.join(titles)}." for side, titles in sides.items() if titles]

@@ -63,12 +63,12 @@ class Function:
 
 
 class Policy(Function):
-    """Three chunks, each right seven times in ten; the answer is 2 where all of them are."""
+    """Three chunks, each right 17 times in 20; the answer is 2 where all of them are."""
 
     def answer(self, prompt: str) -> str:
         text = ""
         while (prompt + text).count("</chunk>") < 3:
-            result = 2 if self.rng.random() < 0.7 else 3
+            result = 2 if self.rng.random() < 0.85 else 3
             text += f"<chunk>buys 1+1={result}\n</chunk>"
         return text + f"\\boxed{{{3 if '=3' in prompt + text else 2}}}"
 
@@ -91,7 +91,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> dict:
     place = tmp_path_factory.mktemp("run")
     config = load_config(ROOT / "configs/embedded.yaml", [*SETTINGS, f"run_dir={place}"])
     printed = io.StringIO()
-    session = Session(config, Console(file=printed, width=200))
+    session = Session(config, Console(file=printed, width=110))
     prompts = PromptFormat.from_model_dir(str(load_base_model_dir()), config.prompts)
     policy_function = Policy(prompts)
     policy = ChunkSampler(policy_function, prompts, config.solve.max_tokens, 1.0)
@@ -169,26 +169,25 @@ def test_tokens_are_those_that_were_generated(solved: dict) -> None:
 
 
 def test_a_judge_is_worth_what_it_knows(solved: dict) -> None:
-    right, wrong = rows(solved, "judge"), rows(solved, "start")
+    honest, liar = rows(solved, "judge"), rows(solved, "start")
     plain = solved["metrics"]["plain"]["accuracy"]
-    assert plain == pytest.approx(0.7**3, abs=0.05)
-    # A wrong solution is never preferred to a right one, and six samples nearly always hold one.
-    some_right = 1 - (1 - 0.7**3) ** 6
-    for method in ("best_of_n", "weighted_vote", "early_stop"):
-        assert right[method, 6]["accuracy"] == pytest.approx(some_right, abs=0.12)
-        assert wrong[method, 6]["accuracy"] < plain
-    assert right["beam_search", 2]["accuracy"] > 0.85 > plain > wrong["beam_search", 2]["accuracy"]
-    assert right["early_stop", 6]["votes"] < 6
-    assert right["early_stop", 6]["policy_tokens"] < right["best_of_n", 6]["policy_tokens"]
-    gain = right["best_of_n", 6]["over_plain"]
-    assert gain["mean"] == pytest.approx(right["best_of_n", 6]["accuracy"] - plain)
+    assert plain == pytest.approx(0.85**3, abs=0.05)
+    for key in (("best_of_n", 6), ("early_stop", 6), ("beam_search", 2)):
+        assert honest[key]["accuracy"] > 0.9 > plain > liar[key]["accuracy"] + 0.1
+        gain = honest[key]["over_plain"]
+        assert gain["mean"] == pytest.approx(honest[key]["accuracy"] - plain)
+        assert gain["mean"] > 2 * gain["se"] > 0
+    # Its wrong solutions have no weight, those of the liar neither: a majority vote is left.
+    assert honest["weighted_vote", 6]["accuracy"] > 0.9
+    assert liar["weighted_vote", 6]["accuracy"] > liar["best_of_n", 6]["accuracy"]
+    assert honest["early_stop", 6]["votes"] < 6
+    assert honest["early_stop", 6]["policy_tokens"] < honest["best_of_n", 6]["policy_tokens"]
 
 
-def test_what_a_vote_does_better_is_printed(solved: dict) -> None:
-    """Most samples say 3: a vote is wrong here, and both judges are held against it."""
+def test_a_vote_that_does_better_is_named(solved: dict) -> None:
     printed = " ".join(solved["printed"].split())
-    assert "best of 6, judge" in printed and "beam search of 2, start" in printed
-    better = printed.partition("Better than majority vote at the same total tokens: ")[2]
-    assert "best of 6, judge (+" in better.partition("Not to be told")[0]
-    undecided = printed.partition("Not to be told from majority vote at the same total tokens: ")[2]
-    assert "weighted vote of 6, start (" in undecided
+    worse = printed.partition("start. Majority vote is better at the same total tokens than: ")[2]
+    assert "; best of 6 (-" in worse and "; beam search of 2 (-" in worse.partition("). ")[0]
+    better = printed.partition("judge. Better than majority vote at the same total tokens: ")[2]
+    assert "; best of 6 (+" in better.partition("). ")[0]
+    assert "judge. Majority vote is better" not in printed

@@ -143,7 +143,7 @@ def test_what_a_vote_of_the_same_cost_does_better_is_said(run: RunStore, page: P
         "StepWiser judge (after RL). Better than majority vote at the same total tokens: "
         "chunk-reset (+0.100).",
         "start (before RL). Not to be told from majority vote at the same total tokens: "
-        "chunk-reset (-0.024), ",
+        "chunk-reset (-0.024); ",
     ):
         assert text in page.words, text
     assert "Majority vote is better" not in page.words
@@ -154,7 +154,7 @@ def test_what_a_vote_of_the_same_cost_does_better_is_said(run: RunStore, page: P
     assert len(words) == 3
     for text in words:
         assert (
-            "Majority vote is better at the same total tokens than: chunk-reset (-0.200), " in text
+            "Majority vote is better at the same total tokens than: chunk-reset (-0.200); " in text
         )
 
 

@@ -161,7 +161,7 @@ def test_words_are_those_of_the_intervals() -> None:
     assert told_apart(0.1, math.nan) == told_apart(math.nan, 0.1) == 0
     words = in_words([("a", 0.1, 0.01), ("b", -0.1, 0.01), ("c", -0.2, 0.01), ("d", 0.1, 1.0)])
     assert words == [
-        "Majority vote is better at the same total tokens than: b (-0.100), c (-0.200).",
+        "Majority vote is better at the same total tokens than: b (-0.100); c (-0.200).",
         "Better than majority vote at the same total tokens: a (+0.100).",
         "Not to be told from majority vote at the same total tokens: d (+0.100).",
     ]
