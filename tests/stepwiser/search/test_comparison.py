@@ -60,7 +60,7 @@ def test_picks_and_their_costs() -> None:
 
 def test_what_could_not_be_judged() -> None:
     unjudged = [contender("4", None), contender("4", None)]
-    assert weighted_of([contender("3", 0.1), *unjudged], own).answer == "3"
+    assert weighted_of([contender("3", 0.1), *unjudged], own) == Solved("3", Spent(30, 0, 9), 1)
     assert best_of([*unjudged, contender("3", 0.0)], own).answer == "3"
     # Nothing was: as if there were no judge.
     assert weighted_of([contender("3", None), *unjudged], own).answer == "4"

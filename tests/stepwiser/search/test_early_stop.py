@@ -54,6 +54,7 @@ def test_costs_add_up_within_the_limits(
         assert sample.draft.rounds <= max_chunks and refused <= negatives
         assert sample.abandoned == (refused == negatives)
         assert sample.abandoned or sample.draft.finished or sample.draft.rounds == max_chunks
+    assert all(v.rounds <= max_chunks for v in result.voters)
     assert all(v.finished or v.rounds == max_chunks for v in result.voters)
 
 
@@ -103,6 +104,13 @@ async def test_the_one_that_got_furthest_with_the_best_score_answers() -> None:
     assert (result.judge_tokens, result.abandoned) == (30, 3)
     by_last = await settle("p", ToyPolicy(3), samples, max_chunks=6, reduction="last")
     assert by_last.voters[0].token_ids[:3] == (20, 21, 22)
+
+
+async def test_what_was_refused_at_its_end_is_not_written_on() -> None:
+    sample = GuardedSample(Draft((1,), "", ("0",), (0.2,), 1, finished=True), True, 10)
+    policy = ToyPolicy(3)
+    result = await settle("p", policy, [sample], max_chunks=6, reduction="mean")
+    assert result.voters == (sample.draft,) and policy.tokens == 0
 
 
 async def test_refuses() -> None:

@@ -39,6 +39,7 @@ def test_weights_are_summed_by_key() -> None:
     assert weighted_vote(["3", "4", "4"], [0.0, 0.0, 0.0]) == "4", "nothing speaks against a vote"
     assert weighted_vote(["3", "4", "4"], [1.0, 0.5, 0.5]) == "4", "of equals the frequent one"
     assert weighted_vote([None, "4"], [1.0, 0.0]) == "4"
+    assert weighted_vote(["3", *("4" * 10)], [1.0, *[0.1] * 10]) == "4", "ten tenths are one"
 
 
 @given(st.data(), ANSWERS)
