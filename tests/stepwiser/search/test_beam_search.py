@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwiser.config.models import ScoreReduction
@@ -43,6 +43,7 @@ def search(
     )
 
 
+@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, REDUCTIONS, st.integers(1, 5))
 def test_costs_add_up_within_the_limits(
     seed: int, beams: int, expansions: int, reduction: ScoreReduction, max_chunks: int
@@ -60,6 +61,7 @@ def test_costs_add_up_within_the_limits(
     assert len(result.draft.scores) == len(result.draft.chunks) == result.draft.rounds
 
 
+@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, REDUCTIONS)
 def test_a_judge_that_knows_everything_never_harms(
     seed: int, beams: int, expansions: int, reduction: ScoreReduction
@@ -76,6 +78,7 @@ def test_a_judge_that_knows_everything_helps() -> None:
     assert found > 1.5 * plain > 0
 
 
+@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, SEEDS)
 def test_who_answers_first_does_not_matter(
     seed: int, beams: int, expansions: int, delays: int
@@ -84,6 +87,7 @@ def test_who_answers_first_does_not_matter(
     assert slow == search(ToyPolicy(seed), DiceJudge(), beams, expansions)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_one_of_one_is_plain_sampling(seed: int) -> None:
     result = search(ToyPolicy(seed), DiceJudge(), 1, 1)

@@ -6,7 +6,7 @@ import asyncio
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwiser.config.models import ScoreReduction
@@ -71,6 +71,7 @@ def test_what_could_not_be_judged() -> None:
             pick([contender("3", math.nan)], own)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from(["last", "min", "product"]))
 def test_a_judge_that_knows_everything_never_harms_a_pick(
     seed: int, searches: int, reduction: ScoreReduction
@@ -100,6 +101,7 @@ def test_a_judge_that_knows_everything_never_harms_a_pick(
     assert majority_of(group, own).answer in answers
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_searches_side_by_side_do_not_wait_for_an_order(seed: int, delays: int) -> None:
     async def all_of_them(policy: ToyPolicy, judge: ToyJudge) -> list[tuple[str, ...]]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwiser.search.drafts import Draft
@@ -39,6 +39,7 @@ def stop(
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 3), st.integers(1, 5))
 def test_costs_add_up_within_the_limits(
     seed: int, samples: int, negatives: int, max_chunks: int
@@ -58,6 +59,7 @@ def test_costs_add_up_within_the_limits(
     assert all(v.finished or v.rounds == max_chunks for v in result.voters)
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 5))
 def test_a_judge_that_knows_everything_never_harms(seed: int, samples: int) -> None:
     everything, _ = stop(ToyPolicy(seed), Yes(), samples)
@@ -68,12 +70,14 @@ def test_a_judge_that_knows_everything_never_harms(seed: int, samples: int) -> N
     assert found.policy_tokens <= everything.policy_tokens or not right
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 5), SEEDS)
 def test_who_answers_first_does_not_matter(seed: int, samples: int, delays: int) -> None:
     slow = stop(ToyPolicy(seed, delays=delays), DiceJudge(delays + 1), samples)
     assert slow == stop(ToyPolicy(seed), DiceJudge(), samples)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_one_that_nobody_refuses_is_plain_sampling(seed: int) -> None:
     result, _ = stop(ToyPolicy(seed), Yes(), 1)

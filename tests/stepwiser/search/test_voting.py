@@ -7,7 +7,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwiser.search.voting import best_of_n, majority_vote, solution_score, weighted_vote
@@ -42,6 +42,7 @@ def test_weights_are_summed_by_key() -> None:
     assert weighted_vote(["3", *("4" * 10)], [1.0, *[0.1] * 10]) == "4", "ten tenths are one"
 
 
+@settings(deadline=None)
 @given(st.data(), ANSWERS)
 def test_a_weighted_vote_has_the_largest_sum(
     data: st.DataObject, answers: list[str | None]
@@ -59,6 +60,7 @@ def test_a_weighted_vote_has_the_largest_sum(
         assert majority_vote(answers) == weighted_vote(answers, [0.3 for _ in answers])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("345"), st.floats(0, 1)), min_size=1), st.randoms())
 def test_the_order_of_samples_does_not_decide(
     ballots: list[tuple[str, float]], rng: object
