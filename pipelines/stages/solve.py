@@ -66,10 +66,11 @@ def run(session: Session) -> dict[str, Any]:
             solver = Solver(session, problems, spec.name, policy, judge, plain, engines=2 * half)
             for method in config.methods:
                 runs += METHODS[method](solver)
-        # Enough for two votes at the dearest method's cost.
+        # Enough for a vote at the dearest method's cost, and for two where that is no great many.
         each = accuracy(plain.solutions).tokens
         dearest = max((samples_for_budget(mean_tokens(r.found), each) for r in runs), default=0)
-        if (missing := 2 * dearest - config.plain_samples) > 0:
+        wanted = max(dearest, min(2 * dearest, VOTES[-1]))
+        if (missing := wanted - config.plain_samples) > 0:
             plain.more(missing)
         metrics = metrics_of(session, runs, plain, half)
     session.store.write_metrics("solve", metrics)

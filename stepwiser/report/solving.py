@@ -108,11 +108,17 @@ def _points(metrics: dict[str, Any]) -> Iterator[Point]:
         )
 
 
-def _gain(metrics: dict[str, Any], point: Point) -> tuple[str, float, float] | None:
-    """Over the majority vote at its own cost; of an older run for the trained judge only."""
-    row = mapping(point.row, "over_majority")
+def _over(metrics: dict[str, Any], point: Point, what: str) -> dict[str, Any]:
+    """Gain over `plain`, or over the `majority` at its own cost; of an older run for the trained
+    judge only."""
+    row = mapping(point.row, f"over_{what}")
     if not row and point.method == "chunk_reset":
-        row = mapping(metrics, "differences", f"{point.judge} - majority")
+        row = mapping(metrics, "differences", f"{point.judge} - {what}")
+    return row
+
+
+def _gain(metrics: dict[str, Any], point: Point) -> tuple[str, float, float] | None:
+    row = _over(metrics, point, "majority")
     mean, error = number(row, "mean"), number(row, "se")
     return None if mean is None or error is None else (point.title, mean, error)
 
@@ -291,10 +297,10 @@ def _table(metrics: dict[str, Any], group: Sequence[Point], title: str, name_jud
                 decimal(number(row, "seconds"), 1),
                 decimal(number(row, "votes"), 1),
                 decimal(number(row, "forced"), 2) if point.method == "chunk_reset" else "",
-                _signed(mapping(row, "over_plain")),
+                _signed(_over(metrics, point, "plain")),
                 accuracy_of(vote)
                 and f"{_text(accuracy_of(vote))} of {whole(number(vote, 'votes'))}",
-                _signed(mapping(row, "over_majority")),
+                _signed(_over(metrics, point, "majority")),
             )
         )
     columns = (
