@@ -15,7 +15,7 @@ from stepwiser.config.models import SolveMethod
 from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import voices
-from stepwiser.generation import Sample, Sampling
+from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.prompting.thinking import answer_of
 from stepwiser.search.beam_search import BeamResult, beam_search
 from stepwiser.search.chunk_reset import SearchResult, chunk_reset
@@ -40,6 +40,21 @@ T = TypeVar("T")
 
 
 @dataclass
+class Stopwatch:
+    """A generator that knows when its last answer came: checking answers is no part of a method."""
+
+    generator: Generator
+    last: float = 0.0
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, affinity: str | None = None
+    ) -> list[Sample]:
+        samples = await self.generator.generate(prompt_ids, sampling, affinity)
+        self.last = time.monotonic()
+        return samples
+
+
+@dataclass
 class PlainSamples:
     """Samples of every problem, taken in rounds that are timed."""
 
@@ -54,16 +69,17 @@ class PlainSamples:
         """Take so many more of each problem, in one round."""
         prompts, policy = self.policy.prompts, self.policy
         sampling = Sampling(policy.max_tokens, n=count, temperature=policy.temperature)
+        watch = Stopwatch(policy.generator)
         began = time.monotonic()
         new = self.session.solutions(
             f"plain sampling, {count} of each",
-            policy.generator,
+            watch,
             prompts.policy_ids,
             self.problems,
             sampling,
             prompts.heard,
         )
-        self.rounds.append((count, time.monotonic() - began))
+        self.rounds.append((count, watch.last - began))
         if self.solutions:
             new = [
                 Solutions(a.problem, a.samples + b.samples, a.outcomes + b.outcomes)
