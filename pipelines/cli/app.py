@@ -22,7 +22,7 @@ STAGE_HELP = {
     "label": "Turn values into balanced, labelled judge prompts.",
     "train": "Train the judge as train.method says, and the discriminative baseline by SFT.",
     "evaluate": "Score the judges: ProcessBench, Maj@k, calibration.",
-    "solve": "Solve problems with chunk-reset beside plain sampling and majority vote.",
+    "solve": "Solve problems by search with the judge, by plain sampling and by majority vote.",
     "select": "Pick training answers by mean chunk score.",
     "finetune": "Fine-tune the policy on each pick and compare.",
     "report": "Write report.html from what has run so far.",

@@ -18,7 +18,6 @@ from stepwiser.config.base import (
     Engines,
     Fraction,
     Gpus,
-    Judgements,
     Mebibytes,
     Number,
     Positive,
@@ -38,8 +37,10 @@ from stepwiser.config.serving import ServeConfig
 from stepwiser.config.training import (
     AblateConfig,
     DiscriminativeConfig,
+    FinetuneConfig,
     LearnerConfig,
     RejectionConfig,
+    SelectConfig,
     SFTConfig,
     TrainConfig,
 )
@@ -112,14 +113,43 @@ class SegmentConfig(Section):
     sft: SFTConfig = SFTConfig()
 
 
+SolveMethod = Literal["chunk_reset", "best_of_n", "weighted_vote", "beam_search", "early_stop"]
+ScoreReduction = Literal["last", "min", "mean", "product"]
+
+
 class SolveConfig(Section):
-    """Chunk-reset search beside plain sampling and majority vote (paper section 5.1)."""
+    """Search with the judge beside plain sampling and majority vote (paper section 5.1)."""
 
     problems: Problems = Field(500, description="Problems of `evaluation_data` to solve.")
+    methods: tuple[SolveMethod, ...] = Field(
+        ("chunk_reset",),
+        description="What is run with each judge, beside plain sampling and majority vote.",
+        examples=["solve.methods='[chunk_reset, beam_search]'"],
+    )
     samples_per_chunk: Annotated[Positive, Unit("tries at a chunk")] = Field(
         5,
         description="Most tries at a chunk; where all are Negative the best of them is taken.",
         examples=[3],
+    )
+    searches: Annotated[Positive, Unit("searches of a problem")] = Field(
+        1,
+        description="Chunk-reset searches of a problem; their answers vote, by majority and by the "
+        "judge's scores.",
+        examples=[4],
+    )
+    beams: tuple[Annotated[Positive, Unit("solutions kept")], ...] = Field(
+        (4,),
+        description="Solutions that beam search keeps a round; each number is a search of its own.",
+        examples=["solve.beams='[2, 4]'"],
+    )
+    expansions: Annotated[Positive, Unit("candidates of a kept solution")] = Field(
+        2, description="Candidates that beam search samples of each it keeps.", examples=[4]
+    )
+    negatives: Annotated[Positive, Unit("Negative chunks")] = Field(
+        1, description="With so many, early stop writes a sample no further.", examples=[2]
+    )
+    reduction: ScoreReduction = Field(
+        "mean", description="A solution's score of its chunks', wherever solutions are ranked."
     )
     max_chunks: Chunks = Field(64, description="A solution that is not done by then ends.")
     max_tokens: Tokens = Field(8192, description="Longest solution; of `finetune` too.")
@@ -129,43 +159,31 @@ class SolveConfig(Section):
     judge_temperature: Number = Field(
         1.0, ge=0, description="Sampling temperature of the judge.", examples=[0.5]
     )
-    plain_samples: Responses = Field(8, description="Samples of a problem for pass@1 and votes.")
+    plain_samples: Responses = Field(
+        8, description="Samples of a problem for pass@1 and votes, best-of-N, and early stop."
+    )
     concurrent_problems: Problems = Field(
         128, description="Problems searched at once.", examples=[32]
     )
 
+    @field_validator("methods", "beams", mode="before")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        """One alone is a list of it; twice the same would be measured twice under one name."""
+        listed = value if isinstance(value, list | tuple) else [value]
+        if len(set(map(str, listed))) < len(listed):
+            raise ValueError(f"{list(listed)} names something twice: give each once")
+        return listed
 
-class SelectConfig(Section):
-    """Choosing training data by mean chunk score (paper section 5.2)."""
-
-    problems: Problems = Field(
-        1000, description="Problems to pick answers for; those after `data.limit`."
-    )
-    responses: Responses = Field(8, description="Answers of a problem to pick from.")
-    votes: Judgements = Field(
-        1, description="Judgements of a chunk whose mean is its score.", examples=[4]
-    )
-    judge_temperature: Number = Field(
-        1.0, ge=0, description="Sampling temperature of the judge.", examples=[0.5]
-    )
-
-
-class FinetuneConfig(Section):
-    """SFT of the policy on each pick, and greedy or sampled evaluation."""
-
-    sft: SFTConfig = SFTConfig()
-    evaluation_problems: Problems = Field(
-        500, description="Problems of `evaluation_data` that the tuned models answer."
-    )
-    evaluation_samples: Responses = Field(
-        4, description="Samples of a problem, whose mean is its accuracy."
-    )
-    evaluation_temperature: Number = Field(
-        1.0,
-        ge=0,
-        description="Sampling temperature of those; 0, with one sample, is greedy.",
-        examples=["finetune.evaluation_temperature=0 finetune.evaluation_samples=1"],
-    )
+    @model_validator(mode="after")
+    def _samples_to_choose_from(self) -> SolveConfig:
+        several = [m for m in ("best_of_n", "weighted_vote", "early_stop") if m in self.methods]
+        if several and self.plain_samples < 2:
+            raise ValueError(
+                f"solve.methods={', '.join(several)} choose among solve.plain_samples="
+                f"{self.plain_samples} samples of a problem: set solve.plain_samples to 2 or more"
+            )
+        return self
 
 
 class ClusterConfig(Section):
@@ -365,6 +383,13 @@ OPERATIONAL_KEYS = frozenset(
         # What each judge was asked is kept with its judgements: others may come beside them.
         "evaluate.judges",
         "evaluate.threshold_set",
+        # Solving is measured as a whole each time, and says with what: more may be held beside.
+        "solve.methods",
+        "solve.searches",
+        "solve.beams",
+        "solve.expansions",
+        "solve.negatives",
+        "solve.reduction",
         # Rows that cannot be read end a start without them: what has run read every one.
         "data.skip_bad_rows",
         "evaluation_data.skip_bad_rows",

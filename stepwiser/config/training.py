@@ -1,4 +1,4 @@
-"""Settings of everything that trains: learner, GRPO, supervised fine-tuning, baselines."""
+"""Settings of everything that trains: learner, GRPO, fine-tuning and what it picks, baselines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pydantic import Field, model_validator
 from stepwiser.config.addresses import LocalPlace
 from stepwiser.config.base import (
     Gpus,
+    Judgements,
     Mebibytes,
     Number,
     Positive,
+    Problems,
     Prompts,
+    Responses,
     Seconds,
     Section,
     Steps,
@@ -312,6 +315,39 @@ class RejectionConfig(Section):
         2, description="Most right judgements kept of a prompt.", examples=[4]
     )
     sft: SFTConfig = SFTConfig()
+
+
+class SelectConfig(Section):
+    """Choosing training data by mean chunk score (paper section 5.2)."""
+
+    problems: Problems = Field(
+        1000, description="Problems to pick answers for; those after `data.limit`."
+    )
+    responses: Responses = Field(8, description="Answers of a problem to pick from.")
+    votes: Judgements = Field(
+        1, description="Judgements of a chunk whose mean is its score.", examples=[4]
+    )
+    judge_temperature: Number = Field(
+        1.0, ge=0, description="Sampling temperature of the judge.", examples=[0.5]
+    )
+
+
+class FinetuneConfig(Section):
+    """SFT of the policy on each pick, and greedy or sampled evaluation."""
+
+    sft: SFTConfig = SFTConfig()
+    evaluation_problems: Problems = Field(
+        500, description="Problems of `evaluation_data` that the tuned models answer."
+    )
+    evaluation_samples: Responses = Field(
+        4, description="Samples of a problem, whose mean is its accuracy."
+    )
+    evaluation_temperature: Number = Field(
+        1.0,
+        ge=0,
+        description="Sampling temperature of those; 0, with one sample, is greedy.",
+        examples=["finetune.evaluation_temperature=0 finetune.evaluation_samples=1"],
+    )
 
 
 class AblateConfig(Section):

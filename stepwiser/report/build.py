@@ -19,9 +19,10 @@ from stepwiser.report.figures import Bars
 from stepwiser.report.judges import benchmarks, calibration, processbench
 from stepwiser.report.reading import RunData, mapping
 from stepwiser.report.solutions import examples
+from stepwiser.report.solving import solving
 from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
 from stepwiser.report.trust import trust
-from stepwiser.report.uses import headline, selecting, solving
+from stepwiser.report.uses import headline, selecting
 from stepwiser.run.memory.kills import kill_notices
 from stepwiser.run.store import RunStore, writing
 
@@ -80,7 +81,7 @@ class Page:
     notices: Sequence[str] = ()
 
     def html(self) -> str:
-        package = resources.files("stepwiser.report")
+        package = resources.files("stepwiser.report") / "static"
         template = _environment().from_string((package / "page.html.j2").read_text("utf-8"))
         style = Markup((package / "style.css").read_text("utf-8"))
         return template.render(vars(self), style=style)

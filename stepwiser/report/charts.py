@@ -1,6 +1,6 @@
 """Small charts as inline SVG: axes, lines, marks with intervals, columns.
 
-Colours are classes `c0`…`c5` of the page's style sheet, so that charts follow its light and dark
+Colours are classes `c0`…`c7` of the page's style sheet, so that charts follow its light and dark
 theme; every colour has a marker shape of its own.
 """
 
@@ -13,7 +13,7 @@ from html import escape
 
 from markupsafe import Markup
 
-COLOURS = 6
+COLOURS = 8
 MAX_TICKS = 6
 
 
@@ -209,7 +209,8 @@ class Plot:
 
 
 def marker(colour: int, x: float, y: float, size: float) -> str:
-    """Outline of a colour's marker: circle, square, triangle, diamond, cross, triangle down."""
+    """Outline of a colour's marker: circle, square, triangle, diamond, cross, triangle down,
+    star, hourglass."""
     r = size
     shapes = (
         f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
@@ -221,6 +222,9 @@ def marker(colour: int, x: float, y: float, size: float) -> str:
         f"h{-r / 1.6:.1f}v{r / 1.6:.1f}h{-r / 1.25:.1f}v{-r / 1.6:.1f}h{-r / 1.6:.1f}"
         f"v{-r / 1.25:.1f}h{r / 1.6:.1f}Z",
         f"M{x:.1f} {y + 1.2 * r:.1f}l{1.15 * r:.1f} {-2 * r:.1f}h{-2.3 * r:.1f}Z",
+        f"M{x:.1f} {y - 1.5 * r:.1f}l{r / 2:.1f} {r:.1f}l{r:.1f} {r / 2:.1f}l{-r:.1f} {r / 2:.1f}"
+        f"l{-r / 2:.1f} {r:.1f}l{-r / 2:.1f} {-r:.1f}l{-r:.1f} {-r / 2:.1f}l{r:.1f} {-r / 2:.1f}Z",
+        f"M{x - r:.1f} {y - r:.1f}h{2 * r}l{-2 * r} {2 * r}h{2 * r}Z",
     )
     return shapes[colour % COLOURS]
 

@@ -21,7 +21,8 @@ from stepwiser.prompting.thinking import (
     is_unfinished,
     opening_marker,
 )
-from stepwiser.search.chunk_reset import ChunkCandidate, ChunkVerdict, majority_vote
+from stepwiser.search.drafts import ChunkCandidate, ChunkVerdict
+from stepwiser.search.voting import majority_vote
 
 UNDECIDED = 0.5
 """Score of a chunk whose judge gave no verdict: it is neither passed nor refused for that."""

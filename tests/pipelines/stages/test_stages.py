@@ -162,6 +162,21 @@ def test_solve_and_finetune_report_costs(quickstart: tuple[Path, str]) -> None:
         total = row["accepted_tokens"] + row["rejected_tokens"] + row["judge_tokens"]
         assert row["total_tokens"] == pytest.approx(total)
         assert row["majority_at_cost"]["total_tokens"] >= row["total_tokens"] - 1e-6
+    judges = {"start", "judge", "judge-discriminative"}
+    assert solve["search"].keys() == judges
+    sizes = {
+        ("chunk_reset_majority", 2), ("chunk_reset_weighted", 2), ("best_of_n", 2),
+        ("best_of_n", 4), ("weighted_vote", 2), ("weighted_vote", 4), ("beam_search", 2),
+        ("early_stop", 2), ("early_stop", 4),
+    }  # fmt: skip
+    assert {(r["judge"], r["method"], r["size"]) for r in solve["methods"]} == {
+        (judge, *size) for judge in judges for size in sizes
+    }
+    for row in solve["methods"]:
+        assert row["total_tokens"] == pytest.approx(row["policy_tokens"] + row["judge_tokens"])
+        assert 0 <= row["accuracy"] <= 1 and row["judge_tokens"] > 0
+        assert row["seconds"] is None or row["seconds"] > 0
+    assert "same total tokens" in quickstart[1]
     finetune = _metrics(quickstart[0], "finetune")
     assert set(finetune["accuracy"]) == {"policy", "random", "judge", "random_right", "judge_right"}
 

@@ -100,6 +100,12 @@ def test_paper_numbers() -> None:
         ("annotate.error_bound=0.5", ["annotate.error_bound", "less than 0.5"]),
         ("train={method: rs_ft, reward: outcome}", ["train.reward=outcome", "train.method=grpo"]),
         ("annotate.rules=[{rule: rel_ratio, gama: 1}]", ["annotate.rules.0.gama", "rules.gamma"]),
+        ("solve.methods=beams", ["solve.methods.0", "beam_search"]),
+        ("solve.beams=[4, 4]", ["solve.beams", "[4, 4]", "each once"]),
+        (
+            "solve={methods: [early_stop], plain_samples: 1}",
+            ["solve.methods=early_stop", "solve.plain_samples=1", "2 or more"],
+        ),
     ],
 )
 def test_mistakes_are_named(override: str, words: list[str]) -> None:
@@ -135,6 +141,12 @@ def test_difference_ignores_where_and_how_fast() -> None:
     old = parse_config({})
     new = parse_config({"engine": {"count": 7}, "run_dir": "x", "train": {"steps": 3}})
     assert difference(old, new) == {"train.steps": (800, 3)}
+
+
+def test_what_solving_is_held_against_may_change_between_starts() -> None:
+    new = load_config(None, ["solve.methods=beam_search", "solve.beams=2", "solve.reduction=min"])
+    assert (new.solve.methods, new.solve.beams) == (("beam_search",), (2,))
+    assert difference(parse_config({}), new) == {}
 
 
 def test_engines_may_change_between_starts_and_come_in_order() -> None:

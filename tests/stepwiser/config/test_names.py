@@ -17,7 +17,7 @@ from stepwiser.config.aliases import RENAMED, RenamedKeyWarning
 from stepwiser.config.annotation import AnnotateConfig, RuleConfig
 from stepwiser.config.base import KnownChecker
 from stepwiser.config.loading import valid_keys
-from stepwiser.config.models import TrackerName
+from stepwiser.config.models import ScoreReduction, SolveMethod, TrackerName
 from stepwiser.config.training import TrainConfig
 from stepwiser.data.verifiers import CHECKERS
 from stepwiser.errors import UserError
@@ -38,7 +38,9 @@ def _choices(model: Any, field: str) -> set[str]:
 
 
 def test_every_choice_of_the_configuration_is_made_by_somebody() -> None:
+    from pipelines.evaluation.solving import METHODS
     from pipelines.monitoring.trackers import TRACKERS
+    from stepwiser.search.voting import REDUCTIONS
     from stepwiser.training.rewards import REWARDS
 
     assert _choices(RuleConfig, "rule") == {str(rule) for rule in LabelRule} == set(DEFINITIONS)
@@ -46,6 +48,8 @@ def test_every_choice_of_the_configuration_is_made_by_somebody() -> None:
     assert _choices(TrainConfig, "reward") == set(REWARDS)
     assert set(get_args(TrackerName)) == set(TRACKERS)
     assert set(get_args(KnownChecker)) == set(CHECKERS)
+    assert set(get_args(SolveMethod)) == set(METHODS)
+    assert set(get_args(ScoreReduction)) == set(REDUCTIONS)
 
 
 def test_what_a_rule_reads_is_in_the_configuration_and_in_its_words() -> None:

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from stepwiser.annotation.label_rules import LabelRule, balance, class_shares, label_chunks
 from stepwiser.annotation.values import ValueEstimate
@@ -347,23 +348,50 @@ def write_uses(store: RunStore) -> None:
         return {"votes": k, "accuracy": accuracy, "accuracy_se": 0.02, "total_tokens": 71.0 * k}
 
     curve = {1: 0.58, 2: 0.58, 3: 0.625, 4: 0.64, 5: 0.652, 6: 0.66, 8: 0.668, 12: 0.675, 16: 0.68}
-    search = {
-        name: {
-            "accuracy": accuracy, "accuracy_se": 0.019, "accepted_tokens": 72.3,
-            "rejected_tokens": rejected, "judge_tokens": judged,
-            "total_tokens": 72.3 + rejected + judged, "forced": 0.21,
+
+    def row(
+        method: str, judge: str, size: int, accuracy: float, rejected: float, judged: float, k: int
+    ) -> dict[str, Any]:
+        return {
+            "method": method, "judge": judge, "size": size, "accuracy": accuracy,
+            "accuracy_se": 0.019, "accepted_tokens": 72.3, "rejected_tokens": rejected,
+            "policy_tokens": 72.3 + rejected, "judge_tokens": judged,
+            "total_tokens": 72.3 + rejected + judged, "forced": 0.21, "votes": float(size),
+            "seconds": 12.5 * size if size > 2 else None, "problems_at_once": 128, "engines": 2,
             "majority_at_cost": vote(k, curve[k]),
+            "over_plain": {"mean": accuracy - 0.583, "se": 0.015},
+            "over_majority": {"mean": accuracy - curve[k], "se": 0.016},
         }
+
+    search = {
+        name: row("chunk_reset", name, 1, accuracy, rejected, judged, k) | {"seconds": 9.1}
         for name, accuracy, rejected, judged, k in (
             ("start", 0.601, 20.1, 140.2, 3),
             ("judge", 0.752, 41.0, 260.4, 5),
             ("judge-discriminative", 0.66, 33.8, 6.1, 2),
         )
     }
-    plain = {"accuracy": 0.583, "accuracy_se": 0.014, "tokens": 71.0, "samples": 16}
+    methods = [
+        row(method, judge, size, 0.6 + 0.01 * size, 72.3 * (size - 1), 60.0 * size, 2 * size)
+        for judge in search
+        for method, sizes in (
+            ("chunk_reset_majority", (2, 4)), ("chunk_reset_weighted", (2, 4)),
+            ("best_of_n", (2, 4, 8)), ("weighted_vote", (2, 4, 8)), ("beam_search", (4,)),
+            ("early_stop", (2, 4, 8)),
+        )
+        for size in sizes
+    ]
+    plain = {
+        "accuracy": 0.583, "accuracy_se": 0.014, "tokens": 71.0, "samples": 16,
+        "seconds": 3.2, "problems_at_once": 500, "engines": 1,
+    }
     store.write_metrics("solve", {
-        "problems": 500, "plain": plain, "search": search,
-        "majority": [vote(k, accuracy) for k, accuracy in curve.items()],
+        "problems": 500, "plain": plain, "search": search, "methods": methods,
+        "majority": [
+            vote(k, accuracy) | {"seconds": {1: 3.2, 7: 9.0, 8: 11.0}.get(k)}
+            for k, accuracy in curve.items()
+        ],
+        "differences": {"judge - majority": {"mean": 0.1, "se": 0.016}},
     })
     store.write_metrics("select", {"problems": 320, "selected": 300, "picks": {
         "random": {"right_answer": 0.6, "every_step_right": 0.57},

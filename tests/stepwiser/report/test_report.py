@@ -15,10 +15,11 @@ import pytest
 from stepwiser.data.records import ChunkValue, Judgement
 from stepwiser.evaluation.processbench import first_negative
 from stepwiser.report import build_report
-from stepwiser.report.blocks import Estimate, brief, duration
+from stepwiser.report.blocks import Estimate, Note, brief, duration
 from stepwiser.report.build import SECTIONS
 from stepwiser.report.charts import Axis, log_ticks, nice_ticks, smooth, tick_texts
 from stepwiser.report.reading import RunData, number
+from stepwiser.report.solving import solving
 from stepwiser.report.uses import headline
 from stepwiser.run.store import RunStore
 from tests.stepwiser.report.report_run import (
@@ -93,8 +94,10 @@ def test_a_full_run_shows_every_section(page: Page) -> None:
         "F1, official: by label, Maj@8",
         "F1, by final answer (paper), one judgement",
         "Against Monte-Carlo values",
-        "chunk-reset, StepWiser judge (after RL)",
-        "↳ majority of 5, same tokens",
+        "Accuracy against tokens, StepWiser judge (after RL)",
+        "Accuracy against seconds, discriminative SFT baseline",
+        "0.652 [0.613, 0.691] of 5",
+        "early stop of 8",
         "judge's pick of the right ones − random right answer",
         "true: ✗ first wrong step",
         "all (sum; memory, CPUs, GPUs: most)",
@@ -130,6 +133,59 @@ def test_figures_are_those_of_the_metrics(run: RunStore, page: Page) -> None:
     assert "0.752 [0.715, 0.789]" in page.words  # 0.752 ± 1.96 · 0.019
     assert "+0.013 [-0.009, +0.035]" in page.words
     assert "24 min 00 s" in page.words  # 40 s + 80 s + … + 320 s
+
+
+def test_what_a_vote_of_the_same_cost_does_better_is_said(run: RunStore, page: Page) -> None:
+    """Of a judge, from the intervals of its differences to that vote."""
+    metrics = run.read_metrics("solve")
+    assert metrics is not None
+    for text in (
+        "StepWiser judge (after RL). Better than majority vote at the same total tokens: "
+        "chunk-reset (+0.100).",
+        "start (before RL). Not to be told from majority vote at the same total tokens: "
+        "chunk-reset (-0.024); ",
+    ):
+        assert text in page.words, text
+    assert "Majority vote is better" not in page.words
+    for row in [*metrics["search"].values(), *metrics["methods"]]:
+        row["over_majority"]["mean"] = -0.2
+    data = Changed(run, "solve", metrics)
+    words = [block.text for block in solving(data).blocks if isinstance(block, Note)]
+    assert len(words) == 3
+    for text in words:
+        assert (
+            "Majority vote is better at the same total tokens than: chunk-reset (-0.200); " in text
+        )
+
+
+def test_a_run_that_knew_chunk_reset_alone_is_still_shown(run: RunStore, tmp_path: Path) -> None:
+    metrics = run.read_metrics("solve")
+    assert metrics is not None
+    for key in ("seconds", "problems_at_once", "engines"):
+        del metrics["plain"][key]
+    del metrics["methods"]
+    known = {
+        "accuracy", "accuracy_se", "accepted_tokens", "rejected_tokens", "judge_tokens",
+        "total_tokens", "forced", "majority_at_cost",
+    }  # fmt: skip
+    for row in metrics["majority"]:
+        del row["seconds"]
+    for name, row in metrics["search"].items():
+        metrics["search"][name] = {key: row[key] for key in known}
+    store = RunStore(tmp_path)
+    store.write_metrics("solve", metrics)
+    page = Page(build_report(store))
+    for text in (
+        "Accuracy against tokens",
+        "chunk-reset, StepWiser judge (after RL)",
+        "0.752 [0.715, 0.789]",
+        "0.652 [0.613, 0.691] of 5",
+        # Its paired difference was kept of the trained judge alone.
+        "StepWiser judge (after RL). Better than majority vote at the same total tokens: "
+        "chunk-reset (+0.100).",
+    ):
+        assert text in page.words, text
+    assert "Accuracy against seconds" not in page.words and "start (before RL). " not in page.words
 
 
 def test_every_judge_has_a_row_a_benchmark(run: RunStore, page: Page) -> None:
@@ -241,6 +297,9 @@ def test_no_key_is_taken_for_granted(run: RunStore, tmp_path: Path, stage: str) 
     assert metrics is not None
     if stage == "evaluate":  # one judge's keys are another's
         metrics["judges"] = {"judge": metrics["judges"]["judge"]}
+    if stage == "solve":
+        metrics["search"] = {"judge": metrics["search"]["judge"]}
+        metrics["methods"] = metrics["methods"][10:14]
     text = json.dumps(metrics)
     for path in paths(metrics):
         for wrong in (None, "text", float("nan"), [], {}):

@@ -8,16 +8,12 @@ from collections.abc import Sequence
 import pytest
 
 from stepwiser.search.chunk_reset import (
-    ChunkCandidate,
-    ChunkVerdict,
     KeptCandidate,
     SearchEvent,
     TriedCandidate,
-    best_of_n,
     chunk_reset,
-    majority_vote,
-    samples_for_budget,
 )
+from stepwiser.search.drafts import ChunkCandidate, ChunkVerdict
 
 
 class ScriptedPolicy:
@@ -168,41 +164,3 @@ async def test_an_oracle_judge_lifts_accuracy_as_computed() -> None:
     assert right == pytest.approx((1 - (1 - p) ** 5) ** 5, abs=0.05)
     mean_samples = sum(sum(r.samples) for r in results) / n / 5
     assert mean_samples == pytest.approx((1 - (1 - p) ** 5) / p, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ("answers", "winner"),
-    [
-        ([], None),
-        ([None, None], None),
-        (["3", "4", "4", None, None, None], "4"),
-        (["3", "4", "4", "3"], "3"),
-    ],
-)
-def test_majority_vote(answers: list[str | None], winner: str | None) -> None:
-    assert majority_vote(answers) == winner
-
-
-def test_majority_vote_by_key() -> None:
-    assert majority_vote(["3", "0.5", "1/2", "3.0", "½"], key=lambda a: a[0] in "01½") == "0.5"
-
-
-def test_best_of_n() -> None:
-    assert best_of_n(["a", "b", "c"], [0.1, 0.9, 0.9]) == "b"
-    for candidates, scores in (([], []), (["a"], []), (["a"], [float("nan")])):
-        with pytest.raises(ValueError, match="score"):
-            best_of_n(candidates, scores)
-
-
-@pytest.mark.parametrize(
-    ("total", "each", "samples"),
-    [(1000, 250, 4), (1001, 250, 5), (100, 250, 1), (0, 250, 1), (3 * 0.1, 0.1, 3)],
-)
-def test_samples_for_budget(total: float, each: float, samples: int) -> None:
-    assert samples_for_budget(total, each) == samples
-
-
-@pytest.mark.parametrize(("total", "each"), [(-1, 1), (float("inf"), 1), (1, 0), (1, float("nan"))])
-def test_samples_for_budget_refuses(total: float, each: float) -> None:
-    with pytest.raises(ValueError, match="tokens_per"):
-        samples_for_budget(total, each)
