@@ -90,6 +90,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(item.get_closest_marker("slow") for item in session.items):
+        preload.warm()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with gsm8k/, math/ and processbench/; skips where a checkout has none beside it."""

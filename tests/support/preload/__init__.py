@@ -8,7 +8,11 @@ tests needs; tests of what a process takes by itself remove the variable `SOCKET
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -25,27 +29,35 @@ _WAIT_S = 30.0
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """Have all workers that this process's programs start be forks from now on.
 
-    The process that they are forked from imports when the first one asks, writes its log into the
-    folder, and ends with this process, or when it is terminated.
+    The process that they are forked from imports when it is first asked, by a worker or by `warm`,
+    writes its log into the folder, and ends with this process, or when it is terminated.
     """
-    socket = folder / "preload"
-    os.environ[SOCKET] = str(socket)
+    address = folder / "preload"
+    os.environ[SOCKET] = str(address)
     paths = (str(_HERE / "site"), str(ROOT), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     with (folder / "preload.log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, str(_HERE / "server.py"), str(socket)],
+            [sys.executable, str(_HERE / "server.py"), str(address)],
             stdout=log,
             stderr=log,
             process_group=0,
         )
     deadline = time.monotonic() + _WAIT_S
-    while not socket.exists() and server.poll() is None and time.monotonic() < deadline:
+    while not address.exists() and server.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    if not socket.exists():
+    if not address.exists():
         server.kill()
         raise RuntimeError((folder / "preload.log").read_text())
     return server
+
+
+def warm() -> None:
+    """Have it import now, so that the first worker need not wait."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as line:  # it has ended
+        line.connect(os.environ[SOCKET])
+        asked = json.dumps(None).encode()
+        line.sendall(struct.pack("<I", len(asked)) + asked)
 
 
 def log() -> str:

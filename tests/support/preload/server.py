@@ -1,6 +1,6 @@
 """Forks workers of Ray from a process that has imported what they import: see `sitecustomize`.
 
-One a run of the tests, started with the name of its socket; it imports at the first worker, and
+One a run of the tests, started with the name of its socket; it imports when it is first asked, and
 ends with the process that started it, and its forks with it.
 """
 
@@ -56,6 +56,8 @@ INDIFFERENT = {
 }
 """Variables that imports read, and by which they become no other."""
 PR_SET_PDEATHSIG = 1
+GO = b"G"
+ANSWER_S = 5.0
 CONTEXT = "--serialized-runtime-env-context="
 
 
@@ -108,13 +110,20 @@ class Server:
             size = struct.unpack("<I", header)[0]
             with line.makefile("rb") as reader:
                 request = json.loads(reader.read(size))
-        except (struct.error, ValueError):  # it was ended meanwhile
+            if not self._read:
+                self._preload()
+            # Whoever did not want to wait so long has started by itself.
+            line.settimeout(ANSWER_S)
+            line.sendall(GO)
+            gone = request is None or line.recv(len(GO)) != GO
+            line.settimeout(None)
+        except (struct.error, ValueError, OSError):  # it was ended meanwhile
+            gone = True
+        if gone:
             for file in files:
                 os.close(file)
             line.close()
             return None
-        if not self._read:
-            self._preload()
         pid = os.fork()
         if pid:
             for file in files:

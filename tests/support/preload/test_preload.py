@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -10,8 +12,6 @@ import pytest
 import ray
 
 from tests.support import preload
-
-pytestmark = pytest.mark.slow
 
 
 def _looks() -> tuple[bool, bool, bool]:
@@ -23,6 +23,7 @@ def _looks() -> tuple[bool, bool, bool]:
     return preloaded, "preload/server.py" in parent, ray_utils.ray is not None
 
 
+@pytest.mark.slow
 def test_a_worker_is_a_fork_unless_its_variables_are_others(ray_local):
     import torch
 
@@ -33,3 +34,23 @@ def test_a_worker_is_a_fork_unless_its_variables_are_others(ray_local):
     others = {"PYTHONPATH": os.environ["PYTHONPATH"], "HF_HOME": "elsewhere"}
     preloaded, *_ = ray.get(look.options(runtime_env={"env_vars": others}).remote())
     assert not preloaded
+
+
+def test_a_worker_starts_by_itself_where_forks_are_long_in_coming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A driver waits for ever for workers that Ray has given up.
+    file = Path(__file__).with_name("site") / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("asks_for_forks", file)
+    assert spec is not None and spec.loader is not None
+    asking = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(asking)
+    monkeypatch.setattr(asking, "_PATIENCE_S", 0.1)
+    address = str(tmp_path / "silent")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(address)
+        silent.listen()
+        for name in (address, str(tmp_path / "nobody")):
+            monkeypatch.setenv(preload.SOCKET, name)
+            asking._become_fork(name)
+            assert preload.SOCKET not in os.environ

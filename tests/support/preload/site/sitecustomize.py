@@ -28,11 +28,20 @@ def _become_fork(socket_name: str) -> None:
     }
     sent = json.dumps(request).encode()
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if line.connect_ex(socket_name) != 0:  # the run that it was for has ended
-        return
+    line.settimeout(_PATIENCE_S)
     files = array.array("i", [0, 1, 2])
-    line.sendmsg([struct.pack("<I", len(sent))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-    line.sendall(sent)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
+    try:
+        line.connect(socket_name)
+        line.sendmsg([struct.pack("<I", len(sent))], rights)
+        line.sendall(sent)
+        if line.recv(1) != b"G":
+            raise OSError("it has ended")
+        line.sendall(b"G")
+    except OSError:  # it imports for too long, or the run that it was for has ended
+        line.close()
+        del os.environ["STEPWISER_TESTS_PRELOADED"]
+        return
     # Ray knows the fork by the number that it tells itself, and this process until then. Workers
     # end by themselves when their raylet has; a fork whose raylet died with its cluster did not.
     raylet, alone_since = os.getppid(), None
@@ -54,6 +63,8 @@ def _become_fork(socket_name: str) -> None:
     os._exit(code)
 
 
+_PATIENCE_S = 20.0
+"""Ray gives a worker 60 seconds to start in, and a driver waits for its first ones for ever."""
 _WORKERS = tuple(f"/ray/_private/workers/{name}_worker.py" for name in ("setup", "default"))
 _SOCKET = os.environ.get("STEPWISER_TESTS_PRELOADED")
 if _SOCKET and len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith(_WORKERS):
