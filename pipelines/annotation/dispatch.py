@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.pool.pool import EnginePool, PoolClient
+from actors.ray_messages import hush
 from actors.rollout.labeler import LabelerOptions, MonteCarloLabeler
 from stepwiser.annotation.admission import COLD_START, Admission
 from stepwiser.data.records import Problem
@@ -54,6 +55,9 @@ async def annotate_units(
         await dispatch_units(
             pool, pool.client(), make_labeler, units, finished, wanted, options.annotate.responses
         )
+    except asyncio.CancelledError:  # Ctrl-C, with their work under way
+        hush()
+        raise
     finally:
         for worker in workers:
             ray.kill(worker)
