@@ -774,7 +774,7 @@ def test_signals_take_the_service_down(port: int, number: signal.Signals) -> Non
         rest, _ = process.communicate(timeout=90)
         assert "stopping" in rest and "BACK" in rest, rest
         assert ("all answered" in rest) == (number == signal.SIGTERM), rest
-        assert not any(word in rest for word in ("Traceback", "Fatal", "(raylet)")), rest
+        assert "Traceback" not in rest and "Fatal" not in rest, rest
         assert process.returncode == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health", timeout=5)
