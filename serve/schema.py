@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from serve.errors import ErrorDetail
+from stepwiser.config.models import ScoreReduction
 from stepwiser.errors import UserError
 from stepwiser.prompting.chunks import (
     CLOSE,
@@ -38,7 +39,7 @@ def _unicode(text: str) -> str:
 AnyText = Annotated[str, AfterValidator(_unicode)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Verdict = Literal["Positive", "Negative"]
-Reduction = Literal["mean", "min", "product", "last"]
+Reduction = ScoreReduction
 
 EXAMPLE_PROBLEM = "ana has 64 coins. buys 21. doubles them. how many?"
 EXAMPLE_STEPS: list[JsonValue] = ["buys 64+21=85\n", "doubles 2*85=160\n\\boxed{160}"]

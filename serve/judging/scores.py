@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from serve.schema import JudgeResponse, Reduction
-
-REDUCTIONS: dict[Reduction, Callable[[Sequence[float]], float]] = {
-    "mean": lambda scores: math.fsum(scores) / len(scores),
-    "min": min,
-    "product": math.prod,
-    "last": lambda scores: scores[-1],
-}
+from stepwiser.search.voting import REDUCTIONS
 
 
 def step_scores(response: JudgeResponse) -> list[float] | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan, sqrt
 
+Z95 = 1.959963984540054
+"""Standard errors of a normal distribution to either side that hold 95% of it."""
+
 
 def known(values: Sequence[float]) -> list[float]:
     """Those that are not nan: what could not be found out is left out, not counted as 0."""

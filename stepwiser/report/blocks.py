@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepwiser.annotation.statistics import Z95
 from stepwiser.annotation.values import ValueEstimate
 
-Z95 = 1.959963984540054
 ABSENT = "–"
 
 JUDGES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from stepwiser.annotation.statistics import Z95
 from stepwiser.report.blocks import (
     ABSENT,
-    Z95,
     Estimate,
     Note,
     Section,

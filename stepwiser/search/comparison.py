@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stepwiser.annotation.statistics import known, mean_and_error
+from stepwiser.annotation.statistics import Z95, known, mean_and_error
 from stepwiser.data.verifiers import AnswerChecker
 from stepwiser.search.drafts import Spent, together
 from stepwiser.search.policy import Accuracy, Solutions, accuracy, majority_shares, share_true
@@ -19,8 +19,6 @@ from stepwiser.search.voting import best_of_n, majority_vote, weighted_vote
 
 T = TypeVar("T")
 Key = Callable[[str], Hashable]
-
-Z95 = 1.96
 
 TITLES = {
     "chunk_reset": "chunk-reset",

@@ -15,7 +15,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from stepwiser.annotation.statistics import mean_and_error
+from stepwiser.annotation.statistics import Z95, mean_and_error
 from stepwiser.config.impossible import refuse_impossible
 from stepwiser.config.loading import parse_config, set_key
 from stepwiser.config.models import RunConfig
@@ -216,7 +216,7 @@ def t95(freedom: int) -> float:
     if freedom <= len(_T95):
         return _T95[freedom - 1]
     # Cornish-Fisher expansion of the quantile: exact to three digits from here on.
-    z = 1.959964
+    z = Z95
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
