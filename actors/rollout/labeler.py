@@ -1,7 +1,7 @@
 """MonteCarloLabeler: a unit of problems in, its trajectories and values on disk.
 
 The engines are not its own: it holds a client of the long-lived pool. It writes a unit itself, and
-whole: both tables first, then the summary whose presence says that the unit is done. So rows never
+whole: its tables first, then the summary whose presence says that the unit is done. So rows never
 pass through the driver, and a death at any moment leaves a unit either finished or to be done.
 """
 
@@ -110,17 +110,21 @@ class MonteCarloLabeler:
         rejects = []
         trajectories: list[Trajectory] = []
         values: list[ChunkValue] = []
+        repeats: list[ChunkValue] = []
         for problem, outcome in zip(problems, outcomes, strict=True):
             if isinstance(outcome, ProblemAnnotation):
                 counts += outcome.counts
                 trajectories += outcome.trajectories
                 values += outcome.values
+                repeats += outcome.repeats
             else:
                 counts["rejected"] += 1
                 rejects.append({"problem_id": problem.problem_id, "reason": _reason(outcome)})
         counts += count_labels(self._options.label, trajectories, values)
         self._store.write_table("trajectories", unit, Trajectory.to_table(trajectories))
         self._store.write_table("values", unit, ChunkValue.to_table(values))
+        if repeats:
+            self._store.write_table("repeats", unit, ChunkValue.to_table(repeats))
         summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}
         self._store.write_json(f"units/{unit}.json", summary)
         return dict(counts)

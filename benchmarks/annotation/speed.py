@@ -26,7 +26,7 @@ from pipelines.annotation.dispatch import annotate_units
 from pipelines.annotation.work import labeler_options
 from pipelines.session.engine_options import engine_options
 from pipelines.session.session import Session
-from stepwiser.annotation.annotator import PrefixTable
+from stepwiser.annotation.prefixes import PrefixTable
 from stepwiser.data.records import Problem, group_by
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import read_unit

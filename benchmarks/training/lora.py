@@ -25,7 +25,7 @@ from benchmarks.process_monitor import ProcessMonitor, peak_memory
 from pipelines.session.session import Session
 from pipelines.training.learner_options import grpo_options
 from stepwiser.config import load_config
-from stepwiser.prompting.prompt_format import resolve_model
+from stepwiser.prompting.hub.folders import resolve_model
 from stepwiser.training.experience import Experience, ExperienceBatch
 
 ARMS = {"full": 0, "lora": 16}
@@ -75,8 +75,9 @@ def _make_model(directory: Path) -> str:
 
 
 def _train(folder: Path, model: str, rank: int, steps: int) -> dict[str, float]:
-    config = load_config(CONFIG, [f"run_dir={folder}", f"learner.lora.rank={rank}", *SETTINGS])
-    with Session(config) as session:
+    own = (f"run_dir={folder}", f"learner.lora.rank={rank}", f"judge_model={model}")
+    with Session(load_config(CONFIG, [*own, *SETTINGS])) as session:
+        session.start(("train",))
         pool = session.pool(model, adapters=True)
         options = replace(
             grpo_options(session, "judge", model),

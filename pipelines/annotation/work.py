@@ -20,8 +20,9 @@ from stepwiser.data.records import Problem, content_id
 from stepwiser.errors import UserError
 from stepwiser.run.units import finished_units, summarize, weights_id
 
-OPERATIONAL = {"problems_per_unit", "min_engines", "max_engines", "source"}
-"""Settings of the stage that do not change what a unit holds (of a source, its content does)."""
+OPERATIONAL = {"problems_per_unit", "min_engines", "max_engines", "repeat_share", "source"}
+"""Settings of the stage that do not change the rows of a unit (of a source, its content does).
+Repeats have a table of their own, and a unit that was finished without them stays so."""
 
 
 def write_metrics(session: Session, units: Iterable[str]) -> dict[str, Any]:

@@ -12,20 +12,19 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from stepwiser.annotation.judge_prompts import is_repeated
+from stepwiser.annotation.prefixes import Prefix, PrefixTable, Rollouts
 from stepwiser.annotation.stopping import StoppingPlan, annotated, requests
 from stepwiser.annotation.values import RolloutCounts, ValueEstimate
 from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.imported import ImportedProblem, imported_trajectories
-from stepwiser.data.records import ChunkValue, Problem, Trajectory, content_id
+from stepwiser.data.records import Q0, ChunkValue, Problem, Trajectory, content_id
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.thinking import answer_of, is_unfinished
-
-Prefix = tuple[int, ...]
-"""Leading ids of a response, up to and with the closing tag of a chunk."""
 
 
 @dataclass
@@ -34,6 +33,9 @@ class ProblemAnnotation:
 
     trajectories: list[Trajectory] = field(default_factory=list)
     values: list[ChunkValue] = field(default_factory=list)
+    repeats: list[ChunkValue] = field(default_factory=list)
+    """The same values once more, from rollouts of their own, where they are repeated; Q_0 has the
+    chunk index `Q0`."""
     counts: Counter[str] = field(default_factory=Counter)
     """Responses, right, kept, malformed (by reason), tokens, rollouts …, to be summed."""
 
@@ -47,64 +49,6 @@ class _Response:
     ends: list[int]
     """Of the chunks, in characters."""
     correct: bool
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """What the completions of one prefix came to so far."""
-
-    successes: int
-    trials: int
-    """Completions that could be checked."""
-    truncated: int
-    unverifiable: int
-    """Further ones, which say nothing about the value."""
-    tokens: int
-    first_successes: int
-    """In the first wave alone."""
-    first_trials: int
-
-    def __add__(self, wave: Rollouts) -> Rollouts:
-        """With a further wave; the first of which something is known stays the first."""
-        first = self if self.first_trials else wave
-        return Rollouts(
-            successes=self.successes + wave.successes,
-            trials=self.trials + wave.trials,
-            truncated=self.truncated + wave.truncated,
-            unverifiable=self.unverifiable + wave.unverifiable,
-            tokens=self.tokens + wave.tokens,
-            first_successes=first.first_successes,
-            first_trials=first.first_trials,
-        )
-
-    def counted(self, planned: int) -> RolloutCounts | None:
-        """Of the ``planned`` completions those that count; None where none could be checked."""
-        left = planned - self.unverifiable
-        return RolloutCounts(self.successes, self.trials, left) if left > 0 else None
-
-
-class PrefixTable:
-    """The distinct prefixes of the trajectories of one problem.
-
-    All chunks have one but the last, which holds the answer.
-    """
-
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
-        self.trajectories = trajectories
-        keys: dict[Prefix, int] = {}
-        self.of = [
-            [
-                keys.setdefault(tuple(trajectory.response_ids[:end]), len(keys))
-                for end in trajectory.chunk_ends[:-1]
-            ]
-            for trajectory in trajectories
-        ]
-        """For each trajectory the prefixes of its chunks, as positions in `ids`."""
-        self.ids = list(keys)
-
-    def users(self, key: int) -> set[int]:
-        """Trajectories that contain a prefix."""
-        return {t for t, keys in enumerate(self.of) if key in keys}
 
 
 @dataclass(frozen=True)
@@ -124,18 +68,7 @@ class Annotator:
         result = ProblemAnnotation()
         counts = result.counts
         prompt = self.prompts.policy_ids(problem.question)
-        samples = await self.generator.generate(
-            prompt,
-            Sampling(
-                max_tokens=self.config.max_tokens,
-                n=self.config.responses,
-                temperature=self.config.temperature,
-            ),
-            affinity=problem.problem_id,
-        )
-        samples = self.prompts.heard(samples)
-        answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
-        outcomes = await check_all(self.checker, answers, problem.answer, problem.question)
+        samples, outcomes = await self._respond(prompt, problem)
         right = sum(outcome is True for outcome in outcomes)
         counts.update(
             problems=1,
@@ -179,7 +112,54 @@ class Annotator:
         result.trajectories = [prefixes.trajectories[t] for t in valued]
         result.values = self._values(prefixes, valued, rolled, counts)
         counts.update(trajectories=len(result.trajectories), chunks=len(result.values))
+        if valued and is_repeated(problem.problem_id, self.config.repeat_share, self.seed):
+            result.repeats = await self._repeat(prompt, problem, result.trajectories, counts)
         return result
+
+    async def _respond(
+        self, prompt: list[int], problem: Problem
+    ) -> tuple[list[Sample], list[bool | None]]:
+        """Responses of the policy, and whether each is right; None where that cannot be said."""
+        samples = await self.generator.generate(
+            prompt,
+            Sampling(
+                max_tokens=self.config.max_tokens,
+                n=self.config.responses,
+                temperature=self.config.temperature,
+            ),
+            affinity=problem.problem_id,
+        )
+        samples = self.prompts.heard(samples)
+        answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
+        return samples, await check_all(self.checker, answers, problem.answer, problem.question)
+
+    async def _repeat(
+        self,
+        prompt: list[int],
+        problem: Problem,
+        trajectories: Sequence[Trajectory],
+        counts: Counter[str],
+    ) -> list[ChunkValue]:
+        """Values of the same chunks from new responses and rollouts; none where no response can be
+        checked this time. What they cost is counted apart."""
+        samples, outcomes = await self._respond(prompt, problem)
+        right, checked = outcomes.count(True), len(outcomes) - outcomes.count(None)
+        counts["repeat_tokens"] += sum(len(sample.token_ids) for sample in samples)
+        if not checked:
+            return []
+        prefixes = PrefixTable(
+            [replace(t, problem_successes=right, problem_trials=checked) for t in trajectories]
+        )
+        rolled = await self._roll_out(prompt, problem, prefixes)
+        valued = [t for t in range(len(prefixes.of)) if not self._is_lost(prefixes, t, rolled)]
+        made: Counter[str] = Counter()
+        rows = self._values(prefixes, valued, rolled, made)
+        start = Rollouts(right, checked, 0, 0, 0, right, checked)
+        for t in valued:
+            head = (prefixes.trajectories[t].trajectory_id, problem.problem_id, Q0)
+            rows.append(replace(self._row(head, start, shared=True), planned=checked))
+        counts.update(repeat_tokens=made["rollout_tokens"], repeated_chunks=len(rows) - len(valued))
+        return rows
 
     def _usable(
         self, samples: Sequence[Sample], outcomes: Sequence[bool | None], counts: Counter[str]

@@ -105,4 +105,13 @@ def merge_chunks(
 def is_held_out(problem_id: str, share: float, seed: int) -> bool:
     """Whether a problem is kept for validation: so is about this share of all, whatever else
     there is, and the same ones however often and in whatever order they are asked for."""
-    return int(content_id("heldout", seed, problem_id)[:8], 16) < share * 2**32
+    return _is_among("heldout", problem_id, share, seed)
+
+
+def is_repeated(problem_id: str, share: float, seed: int) -> bool:
+    """Whether a problem's chunks are valued twice; chosen as `is_held_out` does."""
+    return _is_among("repeated", problem_id, share, seed)
+
+
+def _is_among(purpose: str, problem_id: str, share: float, seed: int) -> bool:
+    return int(content_id(purpose, seed, problem_id)[:8], 16) < share * 2**32

@@ -141,6 +141,12 @@ class AnnotateConfig(Section):
     stop_below: Fraction = Field(
         0.0, description="Chunks after one valued below this are not annotated; 0 annotates all."
     )
+    repeat_share: Fraction = Field(
+        0.0,
+        description="Share of the problems whose chunks are valued a second time, with rollouts of "
+        "their own, to see how far labels repeat (`label`). It costs as much more.",
+        examples=[0.1],
+    )
     min_engines: Engines | None = Field(
         None,
         description="Engines of this stage before it starts; it has all GPUs to itself, unless "

@@ -108,6 +108,10 @@ class Trajectory(Row):
     """Responses that could be checked."""
 
 
+Q0 = -1
+"""Chunk index of a `ChunkValue` that is the value before the first chunk."""
+
+
 @dataclass(frozen=True)
 class ChunkValue(Row):
     """Monte-Carlo value of the prefix that ends in one chunk (paper section 3.2)."""

@@ -19,6 +19,8 @@ from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore, changes_between, read_object, unreadable, writing
 from stepwiser.run.units import (
     PLAN,
+    REPEATS,
+    TABLES,
     finished_units,
     log_files,
     read_log,
@@ -81,8 +83,10 @@ def merge(runs: Sequence[RunStore], out: RunStore) -> Merged:
                 continue
             # What is not whole must not get into the whole run: here its file still has a name.
             read_unit(run, unit), read_summary(run, unit)
-            for name in ("trajectories", "values"):
-                _copy(run.root / name / f"{unit}.parquet", out.root / name / f"{unit}.parquet")
+            for name in TABLES:
+                table = run.root / name / f"{unit}.parquet"
+                if name != REPEATS or table.is_file():
+                    _copy(table, out.root / name / f"{unit}.parquet")
             _copy(run.root / "units" / f"{unit}.json", out.root / "units" / f"{unit}.json")
             there.add(unit)
             copied += 1

@@ -38,6 +38,10 @@ DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
 
 PLAN = "annotate/plan.json"
 
+REPEATS = "repeats"
+TABLES = ("trajectories", "values", REPEATS)
+"""Tables with a file for each unit; the last one only of units that have something in it."""
+
 
 def finished_units(store: RunStore) -> set[str]:
     """Names of the units whose rows are whole."""
@@ -54,7 +58,7 @@ def finished_units(store: RunStore) -> set[str]:
 
 def sweep(store: RunStore, units: Collection[str]) -> None:
     """Remove what killed writers left half-written of these units; nobody may be at them now."""
-    for table in ("trajectories", "values", "units"):
+    for table in (*TABLES, "units"):
         with contextlib.suppress(FileNotFoundError), os.scandir(store.table_dir(table)) as entries:
             for entry in entries:
                 if is_temporary(entry.name) and entry.name.split(".")[1] in units:
@@ -78,6 +82,20 @@ def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, l
     for rows in by_trajectory.values():
         rows.sort(key=lambda value: value.chunk_index)
     return trajectories, by_trajectory
+
+
+def read_repeats(store: RunStore, unit: str) -> dict[str, list[ChunkValue]]:
+    """Second values of a finished unit by trajectory, Q_0 first (`annotate.repeat_share`).
+
+    Raises UserError, naming the file, where it is not whole.
+    """
+    path = store.table_dir(REPEATS) / f"{unit}.parquet"
+    if not path.is_file():
+        return {}
+    by_trajectory = group_by(read_rows(path, ChunkValue), "trajectory_id")
+    for rows in by_trajectory.values():
+        rows.sort(key=lambda value: value.chunk_index)
+    return by_trajectory
 
 
 def read_summary(store: RunStore, unit: str) -> dict[str, Any]:

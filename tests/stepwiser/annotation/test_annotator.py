@@ -5,7 +5,7 @@ The real engine annotates in tests/pipelines; here every count can be worked out
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -15,7 +15,7 @@ from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.config import load_config
 from stepwiser.config.annotation import AnnotateConfig, RuleConfig
-from stepwiser.data.records import Problem, group_by
+from stepwiser.data.records import Q0, Problem, group_by
 from stepwiser.data.verifiers import ExactChecker
 from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
@@ -334,3 +334,53 @@ def test_exact_labels_a_problem_as_fixed_does(rule: LabelRule, seed: int) -> Non
     assert keys[0] == keys[1], "trajectories end at the same chunks"
     assert exact.counts["rollouts"] <= fixed.counts["rollouts"]
     assert exact.counts["shared_prefixes"] == fixed.counts["shared_prefixes"]
+
+
+def test_repeats_are_values_of_the_same_chunks_from_rollouts_of_their_own() -> None:
+    first_right, first_wrong = "<chunk>buys 64+21=85\n</chunk>", "<chunk>buys 64+21=86\n</chunk>"
+    right, wrong = RIGHT.removeprefix(first_right), WRONG.removeprefix(first_wrong)
+    table = Table(
+        {
+            "": [RIGHT, WRONG, RIGHT, WRONG, RIGHT, RIGHT, RIGHT, WRONG],
+            first_right: [right, right, right, wrong, right, wrong, wrong, wrong],
+            first_wrong: [wrong] * 4 + [wrong, wrong, right, right],
+        }
+    )
+    once, twice = (
+        _annotate(replace(table)),
+        _annotate(replace(table, asked=[], sizes={}), repeat_share=1.0),
+    )
+    assert not once.repeats and twice.values == once.values
+    assert twice.trajectories == once.trajectories
+    costs = {"repeat_tokens", "repeated_chunks"}
+    assert {k: n for k, n in twice.counts.items() if k not in costs} == once.counts
+    assert twice.counts["repeated_chunks"] == len(twice.values) == 4
+    texts = {t.trajectory_id: "".join(t.chunks) for t in twice.trajectories}
+    found = {
+        ("85" in texts[v.trajectory_id], v.chunk_index): (v.successes, v.trials)
+        for v in twice.repeats
+    }
+    assert found == {
+        (True, Q0): (3, 4), (True, 0): (1, 4), (True, 1): (1, 1),
+        (False, Q0): (3, 4), (False, 0): (2, 4), (False, 1): (0, 1),
+    }  # fmt: skip
+    assert 0 < twice.counts["repeat_tokens"]
+
+
+def test_no_repeats_of_what_cannot_be_checked_again() -> None:
+    class Moody(ExactChecker):
+        """Answers four times, and never again."""
+
+        asked = 0
+
+        def check(
+            self, answer: str | None, reference: str, problem: str | None = None
+        ) -> bool | None:
+            self.asked += 1
+            return super().check(answer, reference) if self.asked <= 4 else None
+
+    only_step = RIGHT.replace("</chunk><chunk>", "")
+    table = Table({"": [only_step, only_step.replace("170", "171")]})
+    result = _annotate(table, Moody(), repeat_share=1.0)
+    assert len(result.values) == 2 and not result.repeats
+    assert result.counts["repeat_tokens"] > 0 and not result.counts["repeated_chunks"]
