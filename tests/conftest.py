@@ -40,6 +40,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Workers of xdist share their parent's.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_HOME"] = str(SCRATCH / "huggingface")
 PRELOADED = None if "PYTEST_XDIST_WORKER" in os.environ else preload.start(SCRATCH)
 # What is told to end cleans up as after Ctrl-C.
 signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -21,7 +21,7 @@ from actors.rollout.prompt_source import LiveOptions
 from pipelines.annotation import work
 from pipelines.annotation.dispatch import annotate_units
 from pipelines.session.session import Session
-from stepwiser.annotation.judge_prompts import TOO_LONG, is_held_out, label_trajectory
+from stepwiser.annotation.judge_prompts import UNSPLIT, is_held_out, label_trajectory
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, StoppingRule, stopping_plan
 from stepwiser.config.annotation import Shard
@@ -203,7 +203,7 @@ class LiveAnnotation:
         return wanted
 
     def _label(self, unit: str) -> list[JudgePrompt]:
-        """Judge prompts of a unit with their splits; those that are too long are left out."""
+        """Judge prompts of a unit with their splits; what is too long or disputed is left out."""
         config = self._session.config
         trajectories, values = read_unit(self._session.store, unit)
         rows = []
@@ -213,7 +213,7 @@ class LiveAnnotation:
         return [
             replace(row, split="heldout" if self._is_held_out(row.problem_id) else "train")
             for row in rows
-            if row.split != TOO_LONG
+            if row.split == UNSPLIT
         ]
 
     def _is_held_out(self, problem_id: str) -> bool:

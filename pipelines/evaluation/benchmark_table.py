@@ -11,7 +11,7 @@ from rich.table import Table
 from pipelines.evaluation.items import heldout_labels
 from pipelines.evaluation.judgements import JudgementCache
 from pipelines.evaluation.trust import TrustChecks
-from pipelines.monitoring.formatting import known, number, titled_table
+from pipelines.monitoring.formatting import interval, known, titled_table
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.evaluation.benchmarks import BenchmarkScore, benchmark_score, to_csv, to_latex
@@ -78,16 +78,11 @@ class BenchmarkTable:
                 score.benchmark,
                 score.judge,
                 score.metric,
-                _interval(score.value, score.low, score.high),
-                _interval(score.majority, score.majority_low, score.majority_high),
+                interval(score.value, score.low, score.high),
+                interval(score.majority, score.majority_low, score.majority_high),
                 f"{score.no_verdict:.1%}",
                 f"{tokens:.0f}",
                 f"{score.seconds / solutions:.2f}",
             ]
             table.add_row(*cells, *([known(score.price or None, "{:.3g}")] if priced else []))
         return table
-
-
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    bounded = low is not None and high is not None
-    return number(value) + (f" [{low:.3f}, {high:.3f}]" if bounded else "")

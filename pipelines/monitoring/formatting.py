@@ -39,6 +39,12 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return number(value) + ("" if value is None or error is None else f" ± {error:.3f}")
 
 
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure with its 95% interval, where there is one."""
+    bounded = low is not None and high is not None
+    return number(value) + (f" [{low:.3f}, {high:.3f}]" if bounded else "")
+
+
 def titled_table(title: str, *columns: str, left: Sequence[str] | None = None) -> Table:
     """A table of figures, set right but for the columns of ``left`` (None: the first one)."""
     table = Table(title=title, title_justify="left")

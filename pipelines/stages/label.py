@@ -5,25 +5,39 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import ray
+from rich.table import Table
 
-from pipelines.monitoring.formatting import titled_table
+from pipelines.monitoring.formatting import interval, number, titled_table
 from pipelines.session.session import Session
-from stepwiser.annotation.judge_prompts import TOO_LONG, is_held_out, label_trajectory
+from stepwiser.annotation.judge_prompts import (
+    DISPUTED,
+    TOO_LONG,
+    UNSPLIT,
+    is_held_out,
+    label_trajectory,
+)
 from stepwiser.annotation.label_rules import LabelRule, balance, class_shares
-from stepwiser.annotation.stopping import Question, stopping_plan, trajectory_labels
+from stepwiser.annotation.stopping import (
+    Question,
+    label_questions,
+    stopping_plan,
+    trajectory_labels,
+)
 from stepwiser.config import PromptConfig
 from stepwiser.config.annotation import LabelConfig
-from stepwiser.data.records import JudgePrompt, Trajectory
+from stepwiser.data.records import ChunkValue, JudgePrompt, Trajectory
 from stepwiser.errors import UserError
+from stepwiser.evaluation.label_agreement import LabelAgreement, label_agreement
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
-from stepwiser.run.units import finished_units, read_unit
+from stepwiser.run.units import finished_units, read_repeats, read_unit
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -35,8 +49,8 @@ def run(session: Session) -> dict[str, Any]:
         raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
     with session.stage("label"):
         quiet_ray_data()
-        rules = _compare_rules(session, units)
-        _refuse_unsettled(session, rules)
+        rules, unsettled = _compare_rules(session, units)
+        _refuse_unsettled(session, unsettled)
         model = session.resolve(session.config.policy_model)
         labelled = (
             ray.data.from_items([{"unit": unit} for unit in units])
@@ -64,6 +78,7 @@ def run(session: Session) -> dict[str, Any]:
             _with_split, fn_kwargs={"splits": splits}, batch_format="pyarrow"
         ).write_parquet(str(table_dir))
         metrics["rules"] = rules
+        metrics["repeats"] = [asdict(row) for row in _repeated(session, units)]
     store.write_metrics("label", metrics)
     _print(session, metrics)
     return metrics
@@ -100,14 +115,15 @@ def _label_units(
 
 def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]]:
     """Split of every prompt: whole problems are held out, then each split is balanced."""
-    usable = [row for row in rows if row.split != TOO_LONG]
+    usable = [row for row in rows if row.split == UNSPLIT]
     problems = {row.problem_id for row in usable}
     heldout = {p for p in problems if is_held_out(p, config.label.heldout_share, config.seed)}
     splits: dict[str, str] = {}
     metrics: dict[str, Any] = {
         "rule": config.label.rule,
         "chunks": len(rows),
-        "too_long": len(rows) - len(usable),
+        "too_long": sum(row.split == TOO_LONG for row in rows),
+        "disputed": sum(row.split == DISPUTED for row in rows),
         "problems": len(problems),
         "heldout_problems": len(heldout),
     }
@@ -139,25 +155,32 @@ def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]
 
 
 def _with_split(batch: pa.Table, splits: dict[str, str]) -> pa.Table:
-    ids = batch.column("prompt_id").to_pylist()
-    column = [splits.get(prompt_id, TOO_LONG) for prompt_id in ids]
     index = batch.schema.get_field_index("split")
+    found = zip(*(batch.column(name).to_pylist() for name in ("prompt_id", "split")), strict=True)
+    column = [splits.get(prompt_id, split) for prompt_id, split in found]
     return batch.set_column(index, "split", pa.array(column, pa.string()))
 
 
-def _compare_rules(session: Session, units: list[str]) -> list[dict[str, Any]]:
+def _compare_rules(
+    session: Session, units: list[str]
+) -> tuple[list[dict[str, Any]], Counter[Question]]:
     """Class shares of all three rules on the chunks that get labels, and agreement with the oracle
     where there is one; None for a rule that early-stopped values leave open somewhere.
+
+    And for how many chunks the rules are open that section `label` asks for.
     """
     source = session.config.annotate.source
     embedded = session.config.data.source == "embedded" and source is None
     used = Question.of(session.config.label)
     questions = {rule: replace(used, rule=rule) for rule in LabelRule}
     counts: dict[LabelRule, Counter[str]] = {rule: Counter() for rule in LabelRule}
+    unsettled: Counter[Question] = Counter()
     for unit in units:
         trajectories, values = read_unit(session.store, unit)
         for trajectory in trajectories:
             own = values.get(trajectory.trajectory_id, [])
+            for question in label_questions(session.config.label):
+                unsettled[question] += trajectory_labels(question, trajectory, own).count(None)
             wrong_at = _oracle(trajectory) if embedded else -2
             for rule, count in counts.items():
                 labels = trajectory_labels(questions[rule], trajectory, own)
@@ -169,7 +192,27 @@ def _compare_rules(session: Session, units: list[str]) -> list[dict[str, Any]]:
                 upto = labels if wrong_at == -1 else labels[: wrong_at + 1]
                 count["judged"] += len(upto)
                 count["agree"] += sum(y == (i != wrong_at) for i, y in enumerate(upto))
-    return [_compared(rule, count) for rule, count in counts.items()]
+    return [_compared(rule, count) for rule, count in counts.items()], unsettled
+
+
+def _repeated(session: Session, units: list[str]) -> list[LabelAgreement]:
+    """How far all three rules label the chunks alike that were annotated twice."""
+    trajectories: list[Trajectory] = []
+    values: dict[str, list[ChunkValue]] = {}
+    repeats: dict[str, list[ChunkValue]] = {}
+    for unit in units:
+        if again := read_repeats(session.store, unit):
+            found, rows = read_unit(session.store, unit)
+            trajectories += found
+            values |= rows
+            repeats |= again
+    used = Question.of(session.config.label)
+    questions = [replace(used, rule=rule) for rule in LabelRule]
+    return [
+        row
+        for question in questions
+        for row in label_agreement(question, trajectories, values, repeats)
+    ]
 
 
 def _compared(rule: LabelRule, count: Counter[str]) -> dict[str, Any]:
@@ -182,15 +225,17 @@ def _compared(rule: LabelRule, count: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _refuse_unsettled(session: Session, rules: list[dict[str, Any]]) -> None:
+def _refuse_unsettled(session: Session, unsettled: Counter[Question]) -> None:
     """A label that rollouts not made might change is none."""
-    used = Question.of(session.config.label)
-    (unsettled,) = (row["unsettled"] for row in rules if row["rule"] == used.rule)
-    if unsettled:
-        asked = stopping_plan(session.config.annotate, session.config.label).questions
+    for question, chunks in unsettled.items():
+        if not chunks:
+            continue
+        config = session.config
+        key = "rule" if question == Question.of(config.label) else "agree_with"
+        asked = stopping_plan(config.annotate, config.label).questions
         raise UserError(
-            f"label.rule={used} is open for {unsettled} chunks: annotate.stopping="
-            f"{session.config.annotate.stopping} ended their rollouts as soon as the labels asked "
+            f"label.{key}={question} is open for {chunks} chunks: annotate.stopping="
+            f"{config.annotate.stopping} ended their rollouts as soon as the labels asked "
             f"about were settled, {', '.join(map(str, asked)) or 'of another configuration'}. "
             "Label by one of these, or add this one to annotate.rules (or set "
             "annotate.stopping=fixed) and annotate into another run_dir"
@@ -224,7 +269,28 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
         agree = [f"{row['oracle_agreement']:.3f}"] if oracle else []
         rules.add_row(row["rule"], f"{row['positive_share']:.1%}", *agree)
     session.console.print(rules)
+    if metrics["disputed"]:
+        session.console.print(
+            f"  {metrics['disputed']} of {metrics['chunks']} chunks are left out: the rules of "
+            "label.agree_with differ on them"
+        )
+    if metrics["repeats"]:
+        session.console.print(_repeats_table(metrics["repeats"]))
     if open_rules:
         session.console.print(
             f"  not known for {', '.join(open_rules)}: rollouts stopped before (annotate.rules)"
         )
+
+
+def _repeats_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("rule", "rollouts", "chunks", "same label", "kappa")
+    table = titled_table("Chunks annotated twice, 95% intervals", *columns)
+    for row in rows:
+        table.add_row(
+            row["rule"],
+            str(row["rollouts"]),
+            str(row["chunks"]),
+            interval(row["agreement"], row["low"], row["high"]),
+            number(row["kappa"]),
+        )
+    return table

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stepwiser.annotation.stopping import Question, trajectory_labels
+from stepwiser.annotation.stopping import label_questions, trajectory_labels
 from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.records import ChunkValue, JudgePrompt, Trajectory, content_id
 from stepwiser.prompting.prompt_format import PromptFormat
 
 TOO_LONG = "long"
+DISPUTED = "disputed"
 UNSPLIT = "all"
+"""Splits of prompts before they are divided into training and held-out ones: too long, with a label
+that not all rules give (`label.agree_with`), and all others."""
 
 
 def label_trajectory(
@@ -24,7 +27,7 @@ def label_trajectory(
     config: LabelConfig,
     prompt_format: PromptFormat,
 ) -> list[JudgePrompt]:
-    """Judge prompts of one trajectory, with split `all`, or `long` over the length limit.
+    """Judge prompts of one trajectory, with one of the splits above.
 
     Args:
         trajectory: whose chunks are judged.
@@ -35,13 +38,16 @@ def label_trajectory(
     if config.chunks_per_step > 1:
         separator = prompt_format.config.history_separator
         trajectory, values = merge_chunks(trajectory, values, config.chunks_per_step, separator)
-    labels = trajectory_labels(Question.of(config), trajectory, values)
+    labels, *others = (
+        trajectory_labels(question, trajectory, values) for question in label_questions(config)
+    )
     means = [trajectory.problem_successes / trajectory.problem_trials, *(v.mean for v in values)]
     rows = []
     # No labels behind a prefix valued below `minimum_previous_value`: fewer labels than values.
     for i, (value, label) in enumerate(zip(values, labels, strict=False)):
-        if label is None:
+        if label is None or any(other[i] is None for other in others):
             raise ValueError(f"chunk {i} of trajectory {trajectory.trajectory_id} has no label")
+        disputed = any(other[i] != label for other in others)
         history = trajectory.chunks[:i]
         tokens = len(prompt_format.judge_ids(trajectory.question, history, trajectory.chunks[i]))
         rows.append(
@@ -58,7 +64,11 @@ def label_trajectory(
                 value=value.mean,
                 previous_value=means[i],
                 trials=value.trials,
-                split=TOO_LONG if tokens > config.max_prompt_tokens else UNSPLIT,
+                split=TOO_LONG
+                if tokens > config.max_prompt_tokens
+                else DISPUTED
+                if disputed
+                else UNSPLIT,
             )
         )
     return rows

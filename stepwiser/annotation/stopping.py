@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from stepwiser.annotation.label_rules import LabelRule, label_chunks, label_if_decided
 from stepwiser.annotation.values import PRIOR, RolloutCounts
-from stepwiser.config.annotation import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, LabelConfig, RuleConfig
 from stepwiser.data.records import ChunkValue, Trajectory
 
 ValuePath = Sequence[RolloutCounts]
@@ -71,6 +71,14 @@ class Question:
         return f"{self.rule}({parameters})" if parameters else str(self.rule)
 
 
+def label_questions(label: LabelConfig) -> tuple[Question, ...]:
+    """The rule that labels, and those that have to agree with it (`label.agree_with`)."""
+    own = Question.of(label)
+    end = own.minimum_previous_value
+    others = (replace(Question.of(rule), minimum_previous_value=end) for rule in label.agree_with)
+    return (own, *others)
+
+
 @dataclass(frozen=True)
 class StoppingPlan:
     """How the prefixes of a run are rolled out."""
@@ -87,8 +95,8 @@ class StoppingPlan:
     questions: tuple[Question, ...] = ()
 
 
-def stopping_plan(annotate: AnnotateConfig, label: RuleConfig) -> StoppingPlan:
-    """The plan that a configuration asks for; `label` is asked about where no rules are listed."""
+def stopping_plan(annotate: AnnotateConfig, label: LabelConfig) -> StoppingPlan:
+    """The plan that a configuration asks for; where no rules are listed, those of `label`."""
     stopping = StoppingRule(annotate.stopping)
     if stopping is StoppingRule.FIXED:
         return StoppingPlan(
@@ -101,7 +109,7 @@ def stopping_plan(annotate: AnnotateConfig, label: RuleConfig) -> StoppingPlan:
         wave=annotate.wave,
         error_bound=annotate.error_bound if sequential else 0.0,
         stop_below=annotate.stop_below,
-        questions=tuple(Question.of(rule) for rule in annotate.rules or (label,)),
+        questions=tuple(map(Question.of, annotate.rules)) or label_questions(label),
     )
 
 

@@ -192,6 +192,12 @@ class LabelConfig(RuleConfig):
     max_prompt_tokens: Tokens = Field(3096, description="Longer judge prompts are dropped.")
     balance: bool = Field(True, description="Downsample the majority class to one half.")
     heldout_share: Fraction = Field(0.05, description="Share of problems kept for validation.")
+    agree_with: tuple[RuleConfig, ...] = Field(
+        (),
+        description="Further rules that have to say the same: chunks on which they differ are left "
+        "out. Where labels end, `minimum_previous_value` of this section says for all.",
+        examples=["label.agree_with='[{rule: abs_q}, {rule: rel_ratio}]'"],
+    )
     chunks_per_step: Chunks = Field(
         1,
         description="Chunks judged as one step; more than 1 for steps that ignore the chunks.",

@@ -13,14 +13,15 @@ import yaml
 from markupsafe import Markup
 
 from stepwiser.report.blocks import ABSENT, Bar, Estimate, Section
-from stepwiser.report.charts import swatch
 from stepwiser.report.curves import training
-from stepwiser.report.figures import Bars
+from stepwiser.report.drawing.charts import swatch
+from stepwiser.report.drawing.figures import Bars
 from stepwiser.report.judges import benchmarks, calibration, processbench
+from stepwiser.report.labels import labels
 from stepwiser.report.reading import RunData, mapping
 from stepwiser.report.solutions import examples
 from stepwiser.report.solving import solving
-from stepwiser.report.stages import annotation, base_model, cost, labels, segmentation
+from stepwiser.report.stages import annotation, base_model, cost, segmentation
 from stepwiser.report.trust import trust
 from stepwiser.report.uses import headline, selecting
 from stepwiser.run.memory.kills import kill_notices

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepwiser.report.blocks import Facts, Note, Section, brief, decimal, whole
-from stepwiser.report.charts import Axis, Mark, Plot, reach, smooth
-from stepwiser.report.figures import Figure, Figures, Legend
+from stepwiser.report.drawing.charts import Axis, Mark, Plot, reach, smooth
+from stepwiser.report.drawing.figures import Figure, Figures, Legend
 from stepwiser.report.reading import RunData, number
 
 

@@ -19,8 +19,8 @@ from stepwiser.report.blocks import (
     percent,
     whole,
 )
-from stepwiser.report.charts import Axis, Mark, Plot
-from stepwiser.report.figures import BarGroups, Bars, Figure, Figures, Interval, Legend
+from stepwiser.report.drawing.charts import Axis, Mark, Plot
+from stepwiser.report.drawing.figures import BarGroups, Bars, Figure, Figures, Interval, Legend
 from stepwiser.report.reading import RunData, mapping, number, pick, rows_of
 
 PROTOCOLS = (

@@ -17,8 +17,8 @@ from stepwiser.report.blocks import (
     judge_title,
     whole,
 )
-from stepwiser.report.charts import Axis, Mark, Plot, reach
-from stepwiser.report.figures import Figure, Figures, Legend
+from stepwiser.report.drawing.charts import Axis, Mark, Plot, reach
+from stepwiser.report.drawing.figures import Figure, Figures, Legend
 from stepwiser.report.reading import RunData, mapping, number, rows_of
 from stepwiser.search.comparison import in_words, method_title
 

@@ -1,4 +1,4 @@
-"""Sections of the stages around the judge: segmentation, annotation, labels, cost."""
+"""Sections of the stages around the judge: segmentation, annotation, cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from stepwiser.annotation.label_rules import DEFINITIONS
 from stepwiser.report.blocks import (
     ABSENT,
     Bar,
@@ -21,14 +20,12 @@ from stepwiser.report.blocks import (
     percent,
     whole,
 )
-from stepwiser.report.charts import Axis, Mark, Plot
-from stepwiser.report.figures import Figure, Figures, Legend
+from stepwiser.report.drawing.charts import Axis, Mark, Plot
+from stepwiser.report.drawing.figures import Figure, Figures, Legend
 from stepwiser.report.reading import RunData, mapping, number, pick, rows_of
 
 MOST_EXACT_BINS = 33
 """Up to so many rollouts a histogram has one column for each possible share."""
-
-RULES = {str(rule): definition.title for rule, definition in DEFINITIONS.items()}
 
 
 def segmentation(data: RunData) -> Section | None:
@@ -194,68 +191,6 @@ def _value_paths(data: RunData) -> Figure | None:
         (Legend("ends right", 0), Legend("ends wrong", 1)),
         f"Positions reached by fewer than {enough} trajectories are left out.",
     )
-
-
-def labels(data: RunData) -> Section:
-    """Class shares of the rules, before and after balancing (paper sections 3.2 and 3.3)."""
-    metrics = data.metrics("label")
-    section = Section(
-        "labels",
-        "Labels",
-        "Values become Positive or Negative by one rule; then the classes are made equal.",
-        missing="" if metrics else "label",
-    )
-    if not metrics:
-        return section
-    rule = str(metrics.get("rule", ABSENT))
-    rows = []
-    for split, title in (("train", "training"), ("heldout", "held out")):
-        for when, words in (("before", "before balancing"), ("after", "after")):
-            row = mapping(metrics, f"{split}_{when}")
-            if row:
-                share = number(row, "positive_share")
-                rows.append(
-                    (
-                        f"{title}, {words}",
-                        whole(number(row, "positive")),
-                        whole(number(row, "negative")),
-                        Bar(share, percent(share)),
-                    )
-                )
-    section.add(
-        Table(
-            ("split", "Positive", "Negative", "share Positive"),
-            rows,
-            title=f"Prompts by {RULES.get(rule, rule)}",
-        )
-    )
-    compared: list[tuple[Any, ...]] = []
-    oracle = any(number(row, "oracle_agreement") is not None for row in rows_of(metrics, "rules"))
-    for row in rows_of(metrics, "rules"):
-        name = str(row.get("rule", ABSENT))
-        share, agree = number(row, "positive_share"), number(row, "oracle_agreement")
-        title = RULES.get(name, name) + (" (used)" if name == rule else "")
-        cells = (title, Bar(share, percent(share)), Bar(agree, decimal(agree)))
-        compared.append(cells if oracle else cells[:2])
-    section.add(
-        Table(
-            ("rule", "share Positive", "agrees with the oracle")[: 3 if oracle else 2],
-            compared,
-            title="The three rules on the same values",
-            note="The oracle knows the embedded task's steps; compared up to the first wrong one."
-            if oracle
-            else "",
-        ),
-        Facts(
-            [
-                ("labelled chunks", whole(number(metrics, "chunks"))),
-                ("too long for a prompt", whole(number(metrics, "too_long"))),
-                ("problems", whole(number(metrics, "problems"))),
-                ("problems held out", whole(number(metrics, "heldout_problems"))),
-            ]
-        ),
-    )
-    return section
 
 
 TAUGHT = {

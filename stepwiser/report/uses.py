@@ -11,7 +11,7 @@ from stepwiser.report.blocks import (
     judge_title,
     whole,
 )
-from stepwiser.report.figures import BarGroups, Bars, Interval, signed_rows
+from stepwiser.report.drawing.figures import BarGroups, Bars, Interval, signed_rows
 from stepwiser.report.judges import f1
 from stepwiser.report.reading import RunData, mapping, number
 from stepwiser.report.solving import MAJORITY, PLAIN, accuracy_of

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepwiser.annotation.prefixes import PrefixTable
 from stepwiser.annotation.label_rules import LabelRule
+from stepwiser.annotation.prefixes import PrefixTable
 from stepwiser.data.records import content_id, group_by
 from stepwiser.run.store import RunStore, json_lines
 from stepwiser.run.units import read_unit

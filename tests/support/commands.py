@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.preload import FORKED_COMMAND
 
 SMALL = (
     "data.limit=64",
@@ -19,6 +20,7 @@ SMALL = (
     "annotate.problems_per_unit=4",
     "annotate.rollouts=8",
     "annotate.responses=8",
+    "annotate.repeat_share=0.3",
     "train.steps=4",
     "train.prompts_per_step=16",
     "train.minibatch_prompts=8",
@@ -49,9 +51,14 @@ def command(stage: str, *overrides: str, module: str = "pipelines.cli") -> list[
     return [sys.executable, "-m", module, stage, *SMALL, *overrides]
 
 
-def command_environment() -> dict[str, str]:
-    """Variables of a command under test: nothing of a Ray or a W&B of this process."""
+def command_environment(*, forked: bool = False) -> dict[str, str]:
+    """Variables of a command under test: nothing of a Ray or a W&B of this process.
+
+    ``forked``: as `start` says.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    if forked:
+        environment[FORKED_COMMAND] = "1"
     environment.pop("RAY_ADDRESS", None)
     # Of a run in this process: its W&B service would outlive a command that is killed, and hold on
     # to the run that the next start continues.
@@ -59,12 +66,17 @@ def command_environment() -> dict[str, str]:
     return environment
 
 
-def start(stage: str, *overrides: str, module: str = "pipelines.cli") -> subprocess.Popen[str]:
-    """Start a stage in a process group of its own."""
+def start(
+    stage: str, *overrides: str, module: str = "pipelines.cli", forked: bool = False
+) -> subprocess.Popen[str]:
+    """Start a stage in a process group of its own.
+
+    ``forked``: with the imports of `tests.support.preload`; for what is only waited for.
+    """
     return subprocess.Popen(
         command(stage, *overrides, module=module),
         cwd=ROOT,
-        env=command_environment(),
+        env=command_environment(forked=forked),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -87,7 +99,7 @@ def run(stage: str, *overrides: str, code: int = 0, timeout: float = 900) -> str
     Where Ray had no chance to start within its 30 seconds, once more, as the command says itself.
     """
     for last in (False, True):
-        process = start(stage, *overrides)
+        process = start(stage, *overrides, forked=True)
         output = finish(process, timeout)
         if last or "Ray did not start" not in output:
             break

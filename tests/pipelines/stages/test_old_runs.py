@@ -41,7 +41,7 @@ def _stepwiser(stage: str, run: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", stage, "-c", str(run / "config.yaml"), *arguments],
         cwd=ROOT,
-        env=command_environment(),
+        env=command_environment(forked=True),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -6,6 +6,7 @@ solves one easy problem in four.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -130,7 +131,7 @@ def model(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def home(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A Hub cache with model and data under the names of the config; the model's commit."""
-    made = tmp_path_factory.mktemp("hf")
+    made = Path(os.environ["HF_HOME"])  # of all tests: with another no worker could be a fork
     data = tmp_path_factory.mktemp("data")
     rows = [json.dumps({"question": q, "answer": a}) for q, a in PROBLEMS]
     for split, part in (("train", rows), ("test", rows[:2])):
@@ -162,7 +163,7 @@ def run(
             *OVERRIDES,
         ],
         cwd=ROOT,
-        env=command_environment() | {"HF_HOME": str(home[0])},
+        env=command_environment(forked=True),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

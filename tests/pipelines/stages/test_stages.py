@@ -93,6 +93,22 @@ def test_labels_are_balanced_and_problems_are_not_shared(quickstart: tuple[Path,
     assert not problems["train"] & problems["heldout"]
 
 
+def test_chunks_that_were_annotated_twice_say_how_far_labels_repeat(
+    quickstart: tuple[Path, str],
+) -> None:
+    folder, output = quickstart
+    rows = _metrics(folder, "label")["repeats"]
+    assert {(row["rule"], row["rollouts"]) for row in rows} == {
+        (rule, size) for rule in ("abs_q", "rel_effective", "rel_ratio") for size in (1, 2, 4, 8)
+    }
+    for row in rows:
+        assert row["chunks"] > 0 and 0.5 < row["agreement"] <= 1
+    assert "Chunks annotated twice" in output
+    assert "Chunks annotated twice" in (folder / "reports/report.html").read_text()
+    counts = _metrics(folder, "annotate")["counts"]
+    assert 0 < counts["repeat_tokens"] < counts["rollout_tokens"]
+
+
 def test_training_ran_every_step_on_fresh_weights(quickstart: tuple[Path, str]) -> None:
     folder = quickstart[0]
     rows = [r for r in RunStore(folder).read_curve("judge") if r["kind"] == "train"]

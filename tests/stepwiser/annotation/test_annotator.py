@@ -14,7 +14,7 @@ from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.stopping import Question, stopping_plan, trajectory_labels
 from stepwiser.config import load_config
-from stepwiser.config.annotation import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, LabelConfig
 from stepwiser.data.records import Q0, Problem, group_by
 from stepwiser.data.verifiers import ExactChecker
 from stepwiser.generation import Sample, Sampling
@@ -66,7 +66,7 @@ def _annotate(
         max_tokens=100,
         **({"rollouts": 4} | settings),  # type: ignore[arg-type]
     )
-    plan = stopping_plan(config, RuleConfig())
+    plan = stopping_plan(config, LabelConfig())
     annotator = Annotator(table, PROMPTS, checker or ExactChecker(), config, plan, seed=0)
     return asyncio.run(annotator.annotate(PROBLEM))
 
@@ -364,7 +364,7 @@ def test_repeats_are_values_of_the_same_chunks_from_rollouts_of_their_own() -> N
         (True, Q0): (3, 4), (True, 0): (1, 4), (True, 1): (1, 1),
         (False, Q0): (3, 4), (False, 0): (2, 4), (False, 1): (0, 1),
     }  # fmt: skip
-    assert 0 < twice.counts["repeat_tokens"]
+    assert twice.counts["repeat_tokens"] > 0
 
 
 def test_no_repeats_of_what_cannot_be_checked_again() -> None:

@@ -23,7 +23,7 @@ from stepwiser.annotation.stopping import (
     stopping_plan,
 )
 from stepwiser.annotation.values import RolloutCounts
-from stepwiser.config.annotation import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, LabelConfig, RuleConfig
 from tests.stepwiser.annotation.stopping_simulation import Simulated, draw, follow, simulate
 
 ABS_Q = Question(LabelRule.ABS_Q)
@@ -288,12 +288,16 @@ def test_completions_that_sequential_needs(trajectories: list[Simulated]) -> Non
 
 
 def test_the_plan_of_a_configuration() -> None:
-    label = RuleConfig(rule="rel_ratio", gamma=0.8)
+    label = LabelConfig(rule="rel_ratio", gamma=0.8)
     fixed = stopping_plan(AnnotateConfig(rollouts=8, stop_below=0.2), label)
     assert fixed == StoppingPlan(StoppingRule.FIXED, 8, 8, stop_below=0.2)
     early = stopping_plan(AnnotateConfig(stopping="exact"), label)
     assert early.questions == (Question(LabelRule.REL_RATIO, gamma=0.8),), "that of `label`"
     assert (early.planned, early.wave, early.error_bound) == (16, 4, 0.0)
+    agreeing = LabelConfig(minimum_previous_value=0.1, agree_with=[{"rule": "abs_q"}])
+    plan = stopping_plan(AnnotateConfig(stopping="exact"), agreeing)
+    ends = [(str(q.rule), q.minimum_previous_value) for q in plan.questions]
+    assert ends == [("rel_effective", 0.1), ("abs_q", 0.1)], "labels end together"
     rules = (RuleConfig(rule="abs_q"), RuleConfig(alpha=0.4))
     config = AnnotateConfig(stopping="sequential", max_rollouts=64, error_bound=0.1, rules=rules)
     sequential = stopping_plan(config, label)

@@ -10,7 +10,7 @@ import pytest
 from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import DataConfig, PromptConfig, load_config
-from stepwiser.config.annotation import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, LabelConfig
 from stepwiser.data.imported import (
     ImportedProblem,
     ImportedSolution,
@@ -175,7 +175,7 @@ def test_what_cannot_be_written_is_counted_by_reason() -> None:
 
 def annotate(table: Table, *solutions: ImportedSolution) -> ProblemAnnotation:
     config = AnnotateConfig(responses=4, rollouts=4, max_tokens=100, trajectories_per_problem=1)
-    plan = stopping_plan(config, RuleConfig())
+    plan = stopping_plan(config, LabelConfig())
     annotator = Annotator(table, PROMPTS, CHECKER, config, plan, seed=0)
     return asyncio.run(annotator.annotate(ImportedProblem("p", QUESTION, "170", solutions)))
 

@@ -12,7 +12,7 @@ import pytest
 from stepwiser.annotation.annotator import Annotator
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import PromptConfig
-from stepwiser.config.annotation import AnnotateConfig, RuleConfig
+from stepwiser.config.annotation import AnnotateConfig, LabelConfig
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import make_checker
 from stepwiser.generation import Sample, Sampling
@@ -289,7 +289,7 @@ def test_annotation_of_a_policy_that_thinks(tokenizer) -> None:
         prompts,
         make_checker("exact", 1.0),
         config,
-        stopping_plan(config, RuleConfig()),
+        stopping_plan(config, LabelConfig()),
         seed=0,
     )
     result = asyncio.run(annotator.annotate(Problem("p", "q", "85")))

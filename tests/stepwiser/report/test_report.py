@@ -17,7 +17,7 @@ from stepwiser.evaluation.processbench import first_negative
 from stepwiser.report import build_report
 from stepwiser.report.blocks import Estimate, Note, brief, duration
 from stepwiser.report.build import SECTIONS
-from stepwiser.report.charts import Axis, log_ticks, nice_ticks, smooth, tick_texts
+from stepwiser.report.drawing.charts import Axis, log_ticks, nice_ticks, smooth, tick_texts
 from stepwiser.report.reading import RunData, number
 from stepwiser.report.solving import solving
 from stepwiser.report.uses import headline

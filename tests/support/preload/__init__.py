@@ -1,4 +1,4 @@
-"""Workers of Ray as forks of one process that has imported vLLM, DeepSpeed and the like.
+"""Workers of Ray, and commands, as forks of one process that has imported vLLM and the like.
 
 Of the CPU time of a small training two thirds are imports, 11 s in each engine and each rank; a
 fork takes one. What is tested is the same: a fork becomes a worker by Ray's own script, and one for
@@ -23,6 +23,9 @@ from tests.support.paths import ROOT
 _HERE = Path(__file__).parent
 SOCKET = "STEPWISER_TESTS_PRELOADED"
 """Variable: where workers ask to be forked. Without it they start by themselves."""
+FORKED_COMMAND = "STEPWISER_TESTS_FORKED_COMMAND"
+"""Variable: what starts with it asks as well. No signal reaches the fork, so it is for commands
+that are only waited for."""
 _WAIT_S = 30.0
 
 

@@ -1,4 +1,5 @@
-"""Forks workers of Ray from a process that has imported what they import: see `sitecustomize`.
+"""Forks workers of Ray, and commands, from a process that has imported what they import: see
+`sitecustomize`.
 
 One a run of the tests, started with the name of its socket; it imports when it is first asked, and
 ends with the process that started it, and its forks with it.
@@ -203,8 +204,9 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def become(request: dict[str, Any]) -> str:
-    """Turn this fork into the worker; returns the script to run as the main program."""
+def become(request: dict[str, Any]) -> list[str]:
+    """Turn this fork into the process that asked; returns what to run as the main program, with
+    its arguments: a script, or `-m` and a module."""
     end_with_parent()
     os.setpgid(0, 0)  # Ray ends a worker's group with it
     os.chdir(request["folder"])
@@ -221,17 +223,28 @@ def become(request: dict[str, Any]) -> str:
     if words is None or others:
         with Path(f"{sys.argv[1]}.log").open("a") as log:
             print(f"starts by itself, for {others} differ: {command}", file=log)
-        del os.environ["STEPWISER_TESTS_PRELOADED"]
+        if command[1] != "-m":  # a command's own workers may yet be forks
+            del os.environ["STEPWISER_TESTS_PRELOADED"]
         os.execv(command[0], command)
     os.environ.update(request["written"])
     random.seed()
     tempfile.tempdir = None
-    sys.argv = words
     old = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     new = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     rest = [entry for entry in request["path"] if entry not in old]
-    sys.path[:] = dict.fromkeys([str(Path(words[0]).parent), *filter(None, new), *rest])
-    return str(words[0])
+    own = os.getcwd() if words[0] == "-m" else str(Path(words[0]).parent)
+    sys.path[:] = dict.fromkeys([own, *filter(None, new), *rest])
+    return [str(word) for word in words]
+
+
+def run(words: list[str]) -> None:
+    """As the interpreter runs a script, or `-m` and a module."""
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _set_up(words: list[str]) -> list[str] | None:
@@ -268,4 +281,4 @@ def _others(read: dict[str, str | None], written: dict[str, str]) -> list[str]:
 
 if __name__ == "__main__":
     end_with_parent()
-    runpy.run_path(become(Server(sys.argv[1]).serve()), run_name="__main__")
+    run(become(Server(sys.argv[1]).serve()))

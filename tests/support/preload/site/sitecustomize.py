@@ -1,5 +1,6 @@
 """Run by every Python that starts with the tests' `PYTHONPATH`: a worker of Ray asks `server.py`
-for a fork, and ends as that ends. Anything else starts as always.
+for a fork, and ends as that ends; so does a command that is only waited for (`FORKED_COMMAND`).
+Anything else starts as always.
 """
 
 import os
@@ -40,7 +41,6 @@ def _become_fork(socket_name: str) -> None:
         line.sendall(b"G")
     except OSError:  # it imports for too long, or the run that it was for has ended
         line.close()
-        del os.environ["STEPWISER_TESTS_PRELOADED"]
         return
     # Ray knows the fork by the number that it tells itself, and this process until then. Workers
     # end by themselves when their raylet has; a fork whose raylet died with its cluster did not.
@@ -67,5 +67,10 @@ _PATIENCE_S = 20.0
 """Ray gives a worker 60 seconds to start in, and a driver waits for its first ones for ever."""
 _WORKERS = tuple(f"/ray/_private/workers/{name}_worker.py" for name in ("setup", "default"))
 _SOCKET = os.environ.get("STEPWISER_TESTS_PRELOADED")
-if _SOCKET and len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith(_WORKERS):
+# Only of the command itself: what it starts is no such one.
+_IS_COMMAND = os.environ.pop("STEPWISER_TESTS_FORKED_COMMAND", None) is not None
+_IS_WORKER = len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith(_WORKERS)
+if _SOCKET and (_IS_COMMAND or _IS_WORKER):
     _become_fork(_SOCKET)
+    if _IS_WORKER:  # and nothing that it starts asks again; the workers of a command do
+        del os.environ["STEPWISER_TESTS_PRELOADED"]
