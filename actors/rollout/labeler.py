@@ -21,6 +21,7 @@ from actors.engine.engine import EngineFailure
 from actors.pool.client import EnginesEnded, EnginesLost, PoolClient
 from stepwiser.annotation.admission import COLD_START
 from stepwiser.annotation.annotator import Annotator, ProblemAnnotation
+from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.annotation.stopping import Question, StoppingPlan
 from stepwiser.config import PromptConfig
 from stepwiser.config.annotation import AnnotateConfig
@@ -70,11 +71,12 @@ class MonteCarloLabeler:
         self._annotator: Annotator | None = None
         self._gate = _Gate(COLD_START)
 
-    async def allow(self, problems: int) -> tuple[int, int]:
-        """Set how many problems may be under way; returns how many are, and how many with those
-        that wait."""
+    async def allow(self, problems: int) -> tuple[int, int, WorkSeen]:
+        """Set how many problems may be under way; returns how many are, how many with those that
+        wait, and what all since this process began have come to."""
         self._gate.open(problems)
-        return self._gate.inside, self._gate.inside + self._gate.waiting
+        seen = WorkSeen(**self._annotator.seen) if self._annotator else WorkSeen()
+        return self._gate.inside, self._gate.inside + self._gate.waiting, seen
 
     async def annotate(
         self,

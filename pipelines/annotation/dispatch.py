@@ -17,6 +17,7 @@ from actors.pool.pool import EnginePool, PoolClient
 from actors.ray_messages import hush
 from actors.rollout.labeler import LabelerOptions, MonteCarloLabeler
 from stepwiser.annotation.admission import COLD_START, Admission
+from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.data.records import Problem
 from stepwiser.errors import UserError
 
@@ -28,6 +29,9 @@ MAX_LABELERS = 16
 
 OnUnitFinished = Callable[[str, dict[str, int]], None]
 """Told the name and the counts of a unit whose rows are on disk."""
+
+OnWorkSeen = Callable[[WorkSeen], None]
+"""Told now and then what all problems that were begun have come to."""
 
 UnitsWanted = Callable[[int], Awaitable[int | None]]
 """Told how many units are under way, says how many more may begin; None: nothing is wanted any
@@ -41,6 +45,7 @@ async def annotate_units(
     units: Mapping[str, Sequence[Problem]],
     finished: OnUnitFinished,
     wanted: UnitsWanted | None = None,
+    seen: OnWorkSeen | None = None,
 ) -> None:
     """`dispatch_units` with labelers of its own, which write the units' rows below ``root``."""
     # Beside the driver, whose node stays: one on a preempted node would lose its units with it.
@@ -53,7 +58,14 @@ async def annotate_units(
 
     try:
         await dispatch_units(
-            pool, pool.client(), make_labeler, units, finished, wanted, options.annotate.responses
+            pool,
+            pool.client(),
+            make_labeler,
+            units,
+            finished,
+            wanted,
+            options.annotate.responses,
+            seen,
         )
     except asyncio.CancelledError:  # Ctrl-C, with their work under way
         hush()
@@ -71,6 +83,9 @@ class _Labeler:
     under_way: int = 0
     unfinished: int = 0
     """Under way or waiting in it."""
+    seen: WorkSeen = field(default_factory=WorkSeen)
+    lost: WorkSeen = field(default_factory=WorkSeen)
+    """What its processes before this one had seen."""
     units: dict[asyncio.Task[dict[str, int]], str] = field(default_factory=dict)
 
     @property
@@ -87,6 +102,7 @@ async def dispatch_units(
     finished: OnUnitFinished,
     wanted: UnitsWanted | None,
     width: int,
+    seen: OnWorkSeen | None = None,
 ) -> None:
     """Have every unit annotated, or as many as are ``wanted``; ``width``: see `Admission`.
 
@@ -113,6 +129,8 @@ async def dispatch_units(
                 for i, labeler in enumerate(labelers):
                     labeler.share = max(1, (allowed + i) // len(labelers))
                 await asyncio.gather(*map(_poll, labelers))
+                if seen:
+                    seen(sum((one.lost + one.seen for one in labelers), WorkSeen()))
             under_way = sum(len(labeler.units) for labeler in labelers)
             more = await wanted(under_way) if wanted else len(todo)
             if more is None:
@@ -193,10 +211,14 @@ async def _poll(labeler: _Labeler) -> None:
     if not labeler.units and not labeler.share:
         return
     try:
-        labeler.under_way, unfinished = await labeler.actor.allow.remote(labeler.share)
+        told = await labeler.actor.allow.remote(labeler.share)
     except RayActorError:
         # It is being restarted, and its units with it.
         labeler.under_way, labeler.unfinished = 0, len(labeler.units)
         return
+    labeler.under_way, unfinished, seen = told
+    if seen.responses < labeler.seen.responses:  # it was restarted
+        labeler.lost += labeler.seen
+    labeler.seen = seen
     # What was handed out a moment ago may not have arrived: it counts one problem at least.
     labeler.unfinished = max(unfinished, len(labeler.units))

@@ -24,6 +24,7 @@ from pipelines.monitoring.progress import ProgressBar
 from pipelines.monitoring.prometheus import PrometheusMetrics
 from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
+from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.annotation.throughput import (
     CounterSnapshot,
@@ -77,6 +78,7 @@ class AnnotationMonitor:
         self._metrics = PrometheusMetrics(config.name, str(log.shard))
         self._logged: CounterSnapshot = {}
         self._counters: CounterSnapshot = {}
+        self._seen = WorkSeen()
         self._due_curve = self._due_log = time.monotonic()
         self._warned = False
         self._exits = ExitStack()
@@ -99,6 +101,10 @@ class AnnotationMonitor:
         """A unit is done."""
         with self._lock:
             self._throughput.finished(time.monotonic(), counts)
+
+    def work_seen(self, seen: WorkSeen) -> None:
+        """What the problems that were begun have come to."""
+        self._seen = seen
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ class AnnotationMonitor:
         held = self._session.engine_gpu_seconds - self._held
         now = time.monotonic()
         with self._lock:
-            figures = self._throughput.look(now, self._counters, held)
+            figures = self._throughput.look(now, self._counters, held, self._seen)
         self._metrics.update(figures)
         if self._bar.is_live:
             self._bar.show(under=table(figures))

@@ -90,7 +90,9 @@ def _annotate(
                 bar.update(advance=1)
 
             try:
-                session.run(annotate_units(pool, options, root, todo, finished))
+                session.run(
+                    annotate_units(pool, options, root, todo, finished, seen=watch.work_seen)
+                )
             except RayTaskError as failure:
                 raise readable(failure) from failure
     finally:

@@ -61,6 +61,8 @@ class Annotator:
     config: AnnotateConfig
     stopping: StoppingPlan
     seed: int
+    seen: Counter[str] = field(default_factory=Counter)
+    """Fields of `WorkSeen`, over all problems so far."""
 
     async def annotate(self, problem: Problem) -> ProblemAnnotation:
         """Everything about one problem; outside the difficulty band it has no trajectory, unless
@@ -69,6 +71,7 @@ class Annotator:
         counts = result.counts
         prompt = self.prompts.policy_ids(problem.question)
         samples, outcomes = await self._respond(prompt, problem)
+        self.seen["problems"] += 1
         right = sum(outcome is True for outcome in outcomes)
         counts.update(
             problems=1,
@@ -105,6 +108,8 @@ class Annotator:
         else:
             return result
         prefixes = PrefixTable(result.trajectories)
+        repeated = is_repeated(problem.problem_id, self.config.repeat_share, self.seed)
+        self.seen["prefixes"] += len(prefixes.ids) * (2 if repeated else 1)
         rolled = await self._roll_out(prompt, problem, prefixes)
         valued = [t for t in range(len(prefixes.of)) if not self._is_lost(prefixes, t, rolled)]
         if lost := len(prefixes.of) - len(valued):
@@ -112,7 +117,7 @@ class Annotator:
         result.trajectories = [prefixes.trajectories[t] for t in valued]
         result.values = self._values(prefixes, valued, rolled, counts)
         counts.update(trajectories=len(result.trajectories), chunks=len(result.values))
-        if valued and is_repeated(problem.problem_id, self.config.repeat_share, self.seed):
+        if valued and repeated:
             result.repeats = await self._repeat(prompt, problem, result.trajectories, counts)
         return result
 
@@ -130,6 +135,8 @@ class Annotator:
             affinity=problem.problem_id,
         )
         samples = self.prompts.heard(samples)
+        tokens = sum(len(sample.token_ids) for sample in samples)
+        self.seen.update(responses=len(samples), response_tokens=tokens)
         answers = [boxed_answer(answer_of(sample.text)) for sample in samples]
         return samples, await check_all(self.checker, answers, problem.answer, problem.question)
 
@@ -257,6 +264,8 @@ class Annotator:
         finally:
             for task in running:
                 task.cancel()
+        made = sum(r.trials + r.unverifiable for r in rolled if r)
+        self.seen.update(settled_prefixes=len(prefixes.ids), settled_rollouts=made)
         return rolled
 
     def _is_lost(
@@ -368,12 +377,14 @@ class Annotator:
         checked = await check_all(self.checker, answers, problem.answer, problem.question)
         successes, unverifiable = checked.count(True), checked.count(None)
         trials = len(checked) - unverifiable
+        tokens = sum(len(s.token_ids) for s in samples)
+        self.seen.update(rollouts=len(samples), rollout_tokens=tokens)
         return Rollouts(
             successes=successes,
             trials=trials,
             truncated=sum(s.truncated for s in samples),
             unverifiable=unverifiable,
-            tokens=sum(len(s.token_ids) for s in samples),
+            tokens=tokens,
             first_successes=successes,
             first_trials=trials,
         )

@@ -3,7 +3,7 @@
 Two sources of different grain. Engines count tokens as they sample them, so two looks at their
 counters a few seconds apart give a rate. Problems, chunks, rollouts and labels are known when their
 unit is finished, which may take minutes: their rates are over as long as `RECENT_S`. The time to go
-needs both: many units are under way together, and what was sampled for them is done already.
+is what is left to generate (`outlook`) at the engines' rate.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from stepwiser.annotation.outlook import WorkSeen, tokens_left
 from stepwiser.annotation.stopping import StoppingPlan, StoppingRule
 
 WINDOW_S = 30.0
@@ -19,9 +20,6 @@ WINDOW_S = 30.0
 
 RECENT_S = 600.0
 """Seconds that rates of finished work are taken over: several units of a slow run."""
-
-LEAST_LEFT = 0.1
-"""Share of a unit's work that one under way still has before it, at the least."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Figures:
     tokens: int
     """Of responses and rollouts."""
     rollouts_per_s: float | None
-    """None before the first unit of this start, as `eta_s`."""
+    """None before the first unit of this start."""
     tokens_per_s: float | None
     """Generated, all engines together; None before two looks, as `cache_hits`."""
     cache_hits: float | None
@@ -137,6 +135,7 @@ class Figures:
     """Those rollouts at the mean length of the ones that were made."""
     gpu_hours: float
     eta_s: float | None
+    """None before the first responses."""
 
     def row(self) -> dict[str, float]:
         """All that is known, flat, by name."""
@@ -185,25 +184,24 @@ class ThroughputMonitor:
         self._first: CounterSnapshot | None = None
         self._sampled: deque[tuple[float, int]] = deque([(now, 0)])
         """Tokens of this start, by the time of the look."""
-        self._own: Counter[str] = Counter()
-        """Counts of this start."""
-        self._own_units = 0
+        self._problems = problems
 
     def finished(self, now: float, counts: Mapping[str, int]) -> None:
         """A unit is done."""
         self._counts.update(counts)
-        self._own.update(counts)
         self._units += 1
-        self._own_units += 1
         self._recent.append((now, counts.get("rollouts", 0)))
 
-    def look(self, now: float, engines: CounterSnapshot, gpu_seconds: float) -> Figures:
+    def look(
+        self, now: float, engines: CounterSnapshot, gpu_seconds: float, seen: WorkSeen
+    ) -> Figures:
         """How it stands.
 
         Args:
             now: seconds.
             engines: what they have counted, from whatever beginning.
             gpu_seconds: what engines have held since this start.
+            seen: what this start's problems have come to.
         """
         while self._recent and self._recent[0][0] <= now - RECENT_S:
             self._recent.popleft()
@@ -240,24 +238,16 @@ class ThroughputMonitor:
             saved_share=saved_share(self._plan, counts),
             saved_tokens=None if saved is None else round(saved * length),
             gpu_hours=self._before.gpu_hours + gpu_seconds / 3600,
-            eta_s=self._left_s(now),
+            eta_s=self._left_s(now, seen),
         )
 
-    def _left_s(self, now: float) -> float | None:
-        """Seconds to go: the tokens that are left, at the mean rate of the last minutes.
-
-        Those of all units are taken from the finished ones; units under way have had a part of
-        theirs, which the number of finished units does not tell.
-        """
+    def _left_s(self, now: float, seen: WorkSeen) -> float | None:
+        """Seconds to go: the tokens that are left, at the mean rate of the last minutes."""
         (began, earlier), (_, sampled) = self._sampled[0], self._sampled[-1]
-        left = self._planned_units - self._units
-        if not self._own_units or sampled <= earlier or now <= began:
+        left = tokens_left(seen, self._problems, self._plan)
+        if left is None or sampled <= earlier or now <= began:
             return None
-        per_unit = _tokens(self._own) / self._own_units
-        still = per_unit * (self._own_units + left) - sampled
-        # Units that are left take something, however much more than the others they have had.
-        still = max(still, left * per_unit * LEAST_LEFT)
-        return still * (now - began) / (sampled - earlier)
+        return left * (now - began) / (sampled - earlier)
 
 
 def _tokens(counts: Mapping[str, int]) -> int:

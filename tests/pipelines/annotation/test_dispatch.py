@@ -13,6 +13,7 @@ from ray.exceptions import ActorUnavailableError
 
 from pipelines.annotation import dispatch
 from stepwiser.annotation.admission import COLD_START, Reading
+from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.data.records import Problem
 
 
@@ -29,9 +30,10 @@ class _Labeler:
         self._seconds, self._done = seconds, done
         self.allow, self.annotate = _Method(self._allow), _Method(self._annotate)
 
-    async def _allow(self, problems: int) -> tuple[int, int]:
+    async def _allow(self, problems: int) -> tuple[int, int, WorkSeen]:
         self.limit = problems
-        return self.inside, self.inside + self.waiting
+        done = sum(self._done.values())
+        return self.inside, self.inside + self.waiting, WorkSeen(problems=done, responses=done)
 
     async def _annotate(self, unit: str, problems: list[Problem], client: object) -> dict[str, int]:
         self.waiting += len(problems)
@@ -181,3 +183,23 @@ def test_a_problem_that_ends_labelers_is_refused_and_no_other_one(engines: int):
     assert all("ends whenever" in why for why in refused.values())
     # Once beside others and once alone, for each: Ray's own retries are not there.
     assert sum(labeler.deaths for labeler in labelers) <= 4
+
+
+def test_what_a_labeler_had_seen_before_it_died_still_counts() -> None:
+    labeler = dispatch._Labeler(None, share=1)
+    told = [WorkSeen(problems=3, responses=6), None, WorkSeen(), WorkSeen(problems=1, responses=2)]
+
+    async def allow(problems: int) -> tuple[int, int, WorkSeen]:
+        seen = told.pop(0)
+        if seen is None:
+            raise ActorUnavailableError("it died", None)
+        return 0, 0, seen
+
+    class Actor:
+        pass
+
+    labeler.actor = Actor()
+    labeler.actor.allow = _Method(allow)
+    for problems in (3, 3, 3, 4):
+        asyncio.run(dispatch._poll(labeler))
+        assert (labeler.lost + labeler.seen).problems == problems

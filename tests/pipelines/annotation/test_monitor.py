@@ -26,6 +26,7 @@ from pipelines.annotation import monitor
 from pipelines.annotation.monitor import AnnotationMonitor
 from pipelines.monitoring.progress import ProgressBar
 from pipelines.session.session import Session
+from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.annotation.throughput import EngineFigures, Figures
 from stepwiser.config import RunConfig
 from stepwiser.config.annotation import Shard
@@ -213,6 +214,7 @@ def test_prometheus_log_and_curve_say_the_same(
     try:
         bar = session.progress("annotate", 3, "units")
         with AnnotationMonitor(session, pool, bar, log, todo, 0.0) as watch:
+            watch.work_seen(WorkSeen(problems=4, responses=16, response_tokens=800))
             asyncio.run(work(pool, range(40)))
             for _ in range(2):
                 watch.finished(UNIT)

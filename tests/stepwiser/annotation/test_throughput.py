@@ -2,6 +2,7 @@
 
 import pytest
 
+from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.annotation.stopping import StoppingPlan, StoppingRule
 from stepwiser.annotation.throughput import (
     RECENT_S,
@@ -59,7 +60,9 @@ def test_label_shares_are_by_rule() -> None:
 
 
 def test_before_anything_is_finished() -> None:
-    figures = ThroughputMonitor(1000.0, 4, 16, EXACT, EarlierWork()).look(1001.0, {}, 8.0)
+    figures = ThroughputMonitor(1000.0, 4, 16, EXACT, EarlierWork()).look(
+        1001.0, {}, 8.0, WorkSeen()
+    )
     assert (figures.problems, figures.planned_problems) == (0, 16)
     assert (figures.units, figures.planned_units) == (0, 4)
     assert figures.rollouts_per_s is figures.tokens_per_s is figures.eta_s is None
@@ -73,51 +76,33 @@ def test_work_is_measured_over_minutes_and_earlier_starts_count() -> None:
     watch = ThroughputMonitor(1000.0, 4, 16, EXACT, before)
     watch.finished(1040.0, UNIT)
     watch.finished(1090.0, UNIT)
-    figures = watch.look(1100.0, {}, 3600.0)
+    figures = watch.look(1100.0, {}, 3600.0, WorkSeen())
     assert (figures.problems, figures.planned_problems) == (12, 20)
     assert (figures.units, figures.planned_units) == (3, 5)
     assert (figures.chunks, figures.rollouts, figures.tokens) == (90, 600, 13_500)
     assert figures.rollouts_per_s == pytest.approx(400 / 100), "of this start"
-    assert figures.eta_s is None, "no engine has said what it sampled"
+    assert figures.eta_s is None, "no problem has been seen"
     assert (figures.saved_rollouts, figures.saved_share) == (360, pytest.approx(0.375))
     assert figures.saved_tokens == 360 * 20, "a rollout had 20 tokens"
     assert figures.labels == {"abs_q": 0.8} and figures.gpu_hours == 1.5
 
-    late = watch.look(1041.0 + RECENT_S, {}, 3600.0)
+    late = watch.look(1041.0 + RECENT_S, {}, 3600.0, WorkSeen())
     assert late.rollouts_per_s == pytest.approx(200 / RECENT_S), "the first unit is long ago"
-    stalled = watch.look(1091.0 + RECENT_S, {}, 3600.0)
+    stalled = watch.look(1091.0 + RECENT_S, {}, 3600.0, WorkSeen())
     assert stalled.rollouts_per_s is None
 
 
-def test_the_time_to_go_counts_what_is_under_way() -> None:
-    """Ten units of 4,500 tokens at 100 tokens/s, all begun at once: they end together."""
-    watch = ThroughputMonitor(1000.0, 10, 40, FIXED, EarlierWork(units=7, counts=UNIT))
-
-    def look(second: int) -> float | None:
-        engines = {0: EngineCounters(50.0 + second, 9000 + 100 * second, 0, 0)}
-        return watch.look(1000.0 + second, engines, 0.0).eta_s
-
-    assert look(0) is look(100) is None, "nothing is finished, so nobody knows how much there is"
-    watch.finished(1400.0, UNIT)
-    for second in (400, 420, 440):
-        # By finished units alone it would be 9 × 400 s.
-        assert look(second) == pytest.approx(450 - second if second < 405 else 40.5, abs=10)
-    for _ in range(9):
-        watch.finished(1450.0, UNIT)
-    assert look(451) == 0.0
-    assert look(451 + int(RECENT_S)) == 0.0
-
-
-def test_the_time_to_go_is_that_of_the_present_rate() -> None:
-    watch = ThroughputMonitor(0.0, 100, 400, FIXED, EarlierWork())
+def test_the_time_to_go_is_what_is_left_at_the_present_rate() -> None:
+    watch = ThroughputMonitor(0.0, 100, 400, FIXED, EarlierWork(units=7, counts=UNIT))
+    # Ten problems with four responses of 50 tokens, and nothing to value in any of them.
+    seen = WorkSeen(problems=10, responses=40, response_tokens=2000)
     for second in range(2001):
         # A second engine after 1,000 s.
         sampled = 45 * second + 45 * max(0, second - 1000)
-        figures = watch.look(second, {0: EngineCounters(second, sampled, 0, 0)}, 0.0)
-        if second and sampled % 4500 == 0:
-            watch.finished(second, UNIT)
-    left = 100 * 4500 - sampled
-    assert figures.eta_s == pytest.approx(left / 90, rel=0.02)
+        engines = {0: EngineCounters(50.0 + second, 9000 + sampled, 0, 0)}
+        figures = watch.look(second, engines, 0.0, seen if second else WorkSeen())
+        assert (figures.eta_s is None) == (second == 0)
+    assert figures.eta_s == pytest.approx(390 * 200 / 90, rel=0.02)
 
 
 def test_engines_are_measured_over_a_short_window() -> None:
@@ -126,11 +111,13 @@ def test_engines_are_measured_over_a_short_window() -> None:
     def counters(seconds: float, tokens: int) -> dict[int, EngineCounters]:
         return {0: EngineCounters(100 + seconds, 5000 + tokens, 10 * tokens, 4 * tokens)}
 
-    assert watch.look(0.0, counters(0, 0), 0.0).tokens_per_s is None, "one look is no rate"
+    assert watch.look(0.0, counters(0, 0), 0.0, WorkSeen()).tokens_per_s is None, (
+        "one look is no rate"
+    )
     for second in range(1, 100):
         # 10 tokens/s at first, 30 later on.
         tokens = 10 * second if second <= 50 else 500 + 30 * (second - 50)
-        figures = watch.look(second, counters(second, tokens), 0.0)
+        figures = watch.look(second, counters(second, tokens), 0.0, WorkSeen())
         if second <= 50:
             assert figures.tokens_per_s == pytest.approx(10)
     assert figures.tokens_per_s == pytest.approx(30), f"the last {WINDOW_S:g} s count"
