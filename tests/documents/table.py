@@ -24,13 +24,15 @@ RUNS_IN = {
 CONFIG_RUNS_IN = {
     "configs/embedded.yaml": QUICKSTART,
     "configs/ablate-embedded.yaml": RUNS_IN["ablate"],
-    "configs/gsm8k.yaml": SMOLLM2,
+    "configs/real-0.5b-cpu.yaml": SMOLLM2,
 }
 """Scenarios that a test runs stages of, with smaller sizes."""
 
 CONFIG_CANNOT = {
+    "configs/gsm8k.yaml": "a GPU; configs/real-0.5b-cpu.yaml has the same stages for a CPU",
     "configs/paper-1.5b.yaml": "eight A100s for days, and a segmenter of 70B behind a URL",
     "configs/paper-7b.yaml": "eight A100s for weeks, and a segmenter of 70B behind a URL",
+    "configs/real-0.5b-gpu.yaml": "a GPU",
     "configs/train-1gpu.yaml": "a GPU",
     "configs/train-8xa100-7b.yaml": "eight A100s",
     "configs/train-multinode-a100.yaml": "four nodes with eight A100s each",

@@ -1,4 +1,4 @@
-"""A real tokenizer and model on real text: the stages of `configs/gsm8k.yaml` with SmolLM2-135M.
+"""A real tokenizer and model on real text: stages of `configs/real-0.5b-cpu.yaml`, SmolLM2-135M.
 
 Model and data have the names that the config ships with and come from a Hub cache, without a
 network. It shows that the parts fit together, not that anything is learned: a model of this size
@@ -81,37 +81,30 @@ STEP_ITEMS = [
 ]
 
 OVERRIDES = (
-    "prompts.steps=paragraphs",
-    "cluster.expected_gpus=0",
-    "cluster.cpus=4",
-    "engine.count=1",
-    "engine.gpus=0",
     "engine.dtype=float32",
     "engine.max_model_len=512",
     "engine.max_num_seqs=64",
     "engine.kv_cache_mb=256",
-    "engine.gpu_memory_utilization=null",
-    "engine.enforce_eager=true",
-    "engine.multiprocess=false",
-    "learner.gpus=0",
     "learner.precision=float32",
     "learner.max_tokens_per_microbatch=1024",
     "judge_max_tokens=40",
     "annotate.responses=8",
     "annotate.trajectories_per_problem=2",
     "annotate.rollouts=4",
-    "annotate.temperature=0.7",
+    "annotate.stopping=fixed",
+    "annotate.stop_below=0",
     "annotate.max_tokens=80",
     "annotate.problems_per_unit=3",
     "label.heldout_share=0",
+    "label.minimum_previous_value=0",
     "label.max_prompt_tokens=400",
+    "train.warm_start=false",
     "train.steps=2",
     "train.prompts_per_step=8",
     "train.minibatch_prompts=8",
     "train.group_size=4",
     "train.max_response_tokens=40",
     "train.temperature=0.5",
-    "train.evaluate_every=null",
     "discriminative.enabled=false",
     "evaluate.votes=2",
     "evaluate.temperature=0.5",
@@ -154,7 +147,14 @@ def run(
     (folder / "steps.json").write_text(json.dumps(STEP_ITEMS))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pipelines.cli", "quickstart", "-c", "configs/gsm8k.yaml"),
+            *(
+                sys.executable,
+                "-m",
+                "pipelines.cli",
+                "quickstart",
+                "-c",
+                "configs/real-0.5b-cpu.yaml",
+            ),
             *("--stages", ",".join(STAGES)),
             f"run_dir={folder}/run",
             f"evaluate.source={folder}/steps.json",
