@@ -130,7 +130,7 @@ def summarize(seeds: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     found["real_f1_rl_se"] = _error(
         [j["rl"]["f1"] for j in judged], [j["rl"]["se"] for j in judged]
     )
-    # As if the two were independent, which answers to the same chunks are not: it is an upper bound.
+    # As if both were independent, which answers about the same chunks are not: an upper bound.
     found["real_gain_se"] = _error(
         [j["rl"]["f1"] - j["start"]["f1"] for j in judged],
         [sqrt(j["rl"]["se"] ** 2 + j["start"]["se"] ** 2) for j in judged],
