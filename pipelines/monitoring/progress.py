@@ -138,11 +138,12 @@ class ProgressBar:
 
     def _say(self, last: bool = False) -> None:
         words = f"{self.title}: {self.done}/{self.total} {self.unit}, {self.elapsed:.0f} s"
+        left = self._told_left
         if self.rate > 0:
             words += f", {self.rate:.3g}/s"
-            if not last:
-                left = self._left if self._told_left is None else self._told_left
-                words += f", ETA {left:.0f} s"
+            left = self._left if left is None else left
+        if left is not None and not last:
+            words += f", ETA {left:.0f} s"
         note = "" if last else self._note
         # One line each, however long: logs are searched by line.
         self.console.print(f"{words}  {note}".rstrip(), highlight=False, soft_wrap=True)
