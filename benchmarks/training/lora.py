@@ -37,6 +37,7 @@ SETTINGS = (
     "engine.count=1",
     "engine.max_num_seqs=8",
     "learner.precision=float32",
+    "learner.max_tokens_per_microbatch=2048",  # a step's samples
     "learner.workers=1",
     "cluster.object_store_mb=2560",
     "tracker=none",
