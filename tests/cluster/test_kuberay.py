@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes against KubeRay's schemas, and their times against Ray's and Serve's.
+"""The manifests for Kubernetes: KubeRay's schemas, and times against those of Ray and Serve.
 
 Nothing is started.
 """

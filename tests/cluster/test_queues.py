@@ -60,7 +60,11 @@ while :; do sleep 0.1; done
     "stepwiser": """
 until [ "$(grep -c token "$NOTES")" = 2 ]; do sleep 0.05; done
 echo "$NODE stepwiser $*" >> "$NOTES"
-[ -z "$LONG" ] || { trap 'echo told >> "$NOTES"; exit 3' TERM; touch "$LONG"; sleep 60 & wait; }
+if [ -n "$LONG" ]; then
+    trap 'echo told >> "$NOTES"; exit 3' TERM
+    touch "$LONG"
+    while :; do sleep 0.1; done
+fi
 exit 7
 """,
 }
@@ -99,10 +103,10 @@ def test_a_job_starts_ray_everywhere_and_ends_with_the_stage(tmp_path: Path) -> 
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 7, said
     notes = (tmp_path / "notes").read_text().splitlines()
-    address = "10.0.0.1:22100"
+    address = "10.0.0.1:26420"
     head = next(line for line in notes if line.startswith("node-1 ray start --head"))
     worker = next(line for line in notes if line.startswith("node-2 ray start"))
-    assert "--port=22100" in head and f"--address={address}" in worker
+    assert "--port=26420" in head and f"--address={address}" in worker
     assert "--num-gpus=8" in head and "--num-cpus=96" in worker
     ports = re.findall(r"port=(\d+)", head)
     assert len(set(ports)) == len(ports) > 7
