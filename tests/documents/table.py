@@ -46,7 +46,7 @@ PROGRAM_RUNS_IN = {
     "curl": "tests/serve/test_http.py::test_steps_are_judged",
 }
 PROGRAM_CANNOT = {
-    "ray up": "a cloud; tests/cluster/test_ray_up.py has Ray prepare every file, test_aws.py launch",
+    "ray up": "a cloud; tests/cluster/test_ray_up.py prepares every file, test_aws.py launches one",
     "ray dashboard": "a cluster on a cloud",
     "ray down": "a cluster on a cloud; tests/cluster/test_aws.py ends one on a mock",
     "ray start": "nodes of a cloud",
