@@ -344,6 +344,26 @@ def test_spot_needs_its_own_role(aws: None, cluster: dict[str, Any], tmp_path: P
     assert "iam:CreateServiceLinkedRole" in str(errors) and SPOT_ROLE in str(errors)
 
 
+def test_learners_joined_by_efa_launch_too(aws: None, tmp_path: Path) -> None:
+    _roles(tmp_path)
+    ec2 = boto3.client("ec2")
+    (subnet,) = ec2.describe_subnets(
+        Filters=[{"Name": "availability-zone", "Values": [f"{REGION}b"]}]
+    )["Subnets"]
+    (group,) = ec2.describe_security_groups(GroupNames=["default"])["SecurityGroups"]
+    text = (AWS / "p4de-efa.yaml").read_text()
+    text = text.replace("subnet-00000000000000001", subnet["SubnetId"])
+    config = yaml.safe_load(text.replace("sg-00000000000000001", group["GroupId"]))
+    config["file_mounts"]["~/stepwiser"] = str(tmp_path / "project")
+    bootstrap = _ray_up(config).copied["~/ray_bootstrap_config.yaml"]
+    with _on_the_head("stepwiser-head"), enforce() as calls:
+        assert not _launch(_autoscaler(bootstrap, tmp_path), {"learner": 1})
+    asked = {right.resource.rpartition(":")[2] for _, right in calls.asked}
+    assert {"placement-group/stepwiser", f"subnet/{subnet['SubnetId']}"} <= asked
+    (learner,) = _nodes()["learner"]
+    assert learner["IamInstanceProfile"]["Arn"].endswith("instance-profile/stepwiser-worker")
+
+
 @pytest.mark.parametrize(
     ("action", "resource", "context"),
     [

@@ -136,6 +136,16 @@ def test_nodes_of_google_have_accounts_of_their_own() -> None:
             assert account["email"].startswith(f"{role}@")
 
 
+def test_azures_libraries_are_those_ray_was_written_for() -> None:
+    import ray.autoscaler.azure
+
+    (folder,) = ray.autoscaler.azure.__path__
+    (theirs,) = _read(Path(folder) / "defaults.yaml")["head_setup_commands"]
+    for path in CLUSTER.glob("azure/*.yaml"):
+        (ours,) = _read(path)["head_setup_commands"]
+        assert set(re.findall(r"[\w-]+==\S+", ours)) == set(re.findall(r"[\w-]+==\S+", theirs))
+
+
 def test_efa_has_a_card_for_every_card_of_the_machine() -> None:
     from moto.ec2.models.instance_types import INSTANCE_TYPES as DESCRIBED
 
