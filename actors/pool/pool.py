@@ -35,10 +35,10 @@ class EnginePool(PoolClient):
     Each engine is a placement group of ``cpus`` and ``gpus`` (fractions share a GPU). ``count``
     engines must serve before the pool is there; up to ``maximum`` come while work goes on, as nodes
     join. An engine that is lost with its node is replaced where there is room; one whose node
-    announces its end answers what it has and gets nothing new. ``labels``: those that their nodes
-    must have. Raises UserError, before anything
-    is started, when the cluster can never hold ``count``. ``threads`` of an engine are as many as
-    it has whole CPUs, unless given. ``build`` makes the engine inside its actor.
+    announces its end answers what it has and gets nothing new. ``labels`` is Ray's selector of the
+    nodes that may hold one. Raises UserError, before anything is started, when the cluster can
+    never hold ``count``. ``threads`` of an engine are as many as it has whole CPUs, unless given.
+    ``build`` makes the engine inside its actor.
     """
 
     def __init__(

@@ -54,6 +54,7 @@ class EngineTemplate:
     cpus: float
     gpus: float
     labels: Mapping[str, str] | None
+    """Ray's selector of the nodes that may hold one."""
     threads: int
     """Of one engine, on the CPU."""
     build: Callable[[EngineOptions], Any]

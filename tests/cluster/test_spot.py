@@ -1,4 +1,4 @@
-"""Nodes that can be taken back at any moment run engines, and learners keep off them."""
+"""Learners keep off nodes that can be taken back at any moment; engines go where they are told."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actors.learner.worker_group import WorkerGroup, run_worker_group
 from actors.pool.pool import EnginePool
 from cluster.local_nodes import local_cluster
 from pipelines.session.plan_table import staying_resources
-from stepwiser.run.resource_plan import MARKET_LABEL, SPOT
+from stepwiser.run.resource_plan import MARKET_LABEL, SPOT, STAYING
 from tests.support.scripted_engine import SLOTS, ScriptedEngine
 
 pytestmark = pytest.mark.slow
@@ -35,24 +35,24 @@ def _learners(folder: Path, spot: bool) -> set[str]:
     return {(folder / str(rank)).read_text() for rank in range(2)}
 
 
-def test_learners_stay_and_engines_go_where_they_leave_room(tmp_path: Path) -> None:
+def test_placement_reads_the_label(tmp_path: Path) -> None:
     with local_cluster() as cluster:
+        # The tighter fit, which Ray would choose for whatever does not say where it wants to be.
         spot = cluster.add_node(2, labels={MARKET_LABEL: SPOT}).node_id
-        # The spot node alone has the room, and would have been taken.
         assert staying_resources() == {"CPU": 0.0, "GPU": 0.0}
-        assert _learners(tmp_path / "alone", spot=True) == {spot}
-        staying = cluster.add_node(2).node_id
-        assert staying_resources() == {"CPU": 2.0, "GPU": 0.0}
+        staying = cluster.add_node(8).node_id
+        assert staying_resources() == {"CPU": 8.0, "GPU": 0.0}
+        assert _learners(tmp_path / "anywhere", spot=True) == {spot}
         assert _learners(tmp_path / "kept", spot=False) == {staying}
         log = tmp_path / "answers"
         log.touch()
         pool = EnginePool(
             EngineOptions(model=str(log), max_num_seqs=SLOTS),
             count=2,
-            labels={MARKET_LABEL: SPOT},
+            labels=STAYING,
             build=ScriptedEngine,
             start_timeout_s=120.0,
         )
         groups = [row for row in placement_group_table().values() if row["state"] == "CREATED"]
-        assert [set(row["bundles_to_node_id"].values()) for row in groups] == [{spot}, {spot}]
+        assert [set(row["bundles_to_node_id"].values()) for row in groups] == [{staying}] * 2
         pool.shutdown()
