@@ -100,7 +100,7 @@ def _submit(folder: Path, *words: str, long: Path | None = None) -> subprocess.P
 
 def test_a_job_starts_ray_everywhere_and_ends_with_the_stage(tmp_path: Path) -> None:
     job = _submit(tmp_path, "annotate", "--shard", "0/2")
-    said, _ = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=300)
     assert job.returncode == 7, said
     notes = (tmp_path / "notes").read_text().splitlines()
     address = "10.0.0.1:26420"
@@ -124,7 +124,7 @@ def test_the_stage_is_told_before_ray(tmp_path: Path) -> None:
     while not begun.exists():
         assert job.poll() is None
     job.terminate()
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     assert job.returncode == 3
     notes = (tmp_path / "notes").read_text().splitlines()
     assert notes.index("told") < min(notes.index("node-1 ends"), notes.index("node-2 ends"))
@@ -141,7 +141,7 @@ def test_the_options_of_the_script_are_rays(tmp_path: Path) -> None:
 
 def test_nothing_to_run_is_said(tmp_path: Path) -> None:
     job = _submit(tmp_path)
-    said, _ = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=300)
     assert job.returncode == 2 and "sbatch" in said
 
 

@@ -311,6 +311,11 @@ def _kubectl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
         mounted = (ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text()
         if f"secretName: {arguments[3]}" not in mounted:
             raise NotAsWritten(f"nothing mounts a secret {arguments[3]}")
+    elif arguments[:2] == ["get", "secret"]:
+        # The operator calls it after the cluster.
+        cluster = yaml.safe_load((ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text())
+        if arguments[2] != cluster["metadata"]["name"]:
+            raise NotAsWritten(f"the cluster is called {cluster['metadata']['name']}")
     elif arguments[0] == "port-forward":
         known = [f"service/{one}" for one in _services()]
         if arguments[1] not in known:
@@ -383,7 +388,7 @@ _READERS: dict[str, Callable[[Call, list[str], pytest.MonkeyPatch], str]] = {
     "docker": _docker,
     **dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio"), _viewer),
     **dict.fromkeys(
-        ("ruff", "apt-get", "rm", "dpkg", "mountpoint", "sudo", "tests/fresh.sh"), _other
+        ("ruff", "apt-get", "rm", "base64", "dpkg", "mountpoint", "sudo", "tests/fresh.sh"), _other
     ),
 }
 

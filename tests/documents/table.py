@@ -61,6 +61,7 @@ PROGRAM_CANNOT = {
     "viewers": "waits for a person to look",
     "apt-get": "runs in the image",
     "rm": "runs in the image",
+    "base64": "what it reads a Kubernetes cluster says",
     "dpkg": "runs on the nodes",
     "mountpoint": "runs on the nodes",
     "sudo": "runs on the nodes",
