@@ -37,11 +37,11 @@ def _learners(folder: Path, spot: bool) -> set[str]:
 
 def test_placement_reads_the_label(tmp_path: Path) -> None:
     with local_cluster() as cluster:
-        # The tighter fit, which Ray would choose for whatever does not say where it wants to be.
-        spot = cluster.add_node(2, labels={MARKET_LABEL: SPOT}).node_id
+        # The larger one, which Ray chooses for whatever does not say where it wants to be.
+        spot = cluster.add_node(8, labels={MARKET_LABEL: SPOT}).node_id
         assert staying_resources() == {"CPU": 0.0, "GPU": 0.0}
-        staying = cluster.add_node(8).node_id
-        assert staying_resources() == {"CPU": 8.0, "GPU": 0.0}
+        staying = cluster.add_node(2).node_id
+        assert staying_resources() == {"CPU": 2.0, "GPU": 0.0}
         assert _learners(tmp_path / "anywhere", spot=True) == {spot}
         assert _learners(tmp_path / "kept", spot=False) == {staying}
         log = tmp_path / "answers"
