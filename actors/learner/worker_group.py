@@ -22,6 +22,7 @@ from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, MetricsTail
 from stepwiser.run.periodic import repeating
+from stepwiser.run.resource_plan import STAYING
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class WorkerGroup:
     cpus_per_worker: float = 1.0
     threads: int = 1
     """Of one worker, on the CPU."""
+    spot: bool = False
+    """Also on nodes that can be taken back at any moment."""
     zero_stage: Literal[2, 3] = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -138,6 +141,7 @@ def run_worker_group(
                 "CPU": group.cpus_per_worker,
                 **({"GPU": group.gpus_per_worker} if group.use_gpu else {}),
             },
+            label_selector=None if group.spot else STAYING,
         ),
         run_config=RunConfig(
             name=group.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import Any
 
@@ -35,9 +35,10 @@ class EnginePool(PoolClient):
     Each engine is a placement group of ``cpus`` and ``gpus`` (fractions share a GPU). ``count``
     engines must serve before the pool is there; up to ``maximum`` come while work goes on, as nodes
     join. An engine that is lost with its node is replaced where there is room; one whose node
-    announces its end answers what it has and gets nothing new. Raises UserError, before anything
-    is started, when the cluster can never hold ``count``. ``threads`` of an engine are as many as
-    it has whole CPUs, unless given. ``build`` makes the engine inside its actor.
+    announces its end answers what it has and gets nothing new. ``labels`` is Ray's selector of the
+    nodes that may hold one. Raises UserError, before anything is started, when the cluster can
+    never hold ``count``. ``threads`` of an engine are as many as it has whole CPUs, unless given.
+    ``build`` makes the engine inside its actor.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class EnginePool(PoolClient):
         maximum: int | None = None,
         cpus: float = 1.0,
         gpus: float = 0.0,
+        labels: Mapping[str, str] | None = None,
         threads: int | None = None,
         start_timeout_s: float = 900.0,
         build: Callable[[EngineOptions], Any] = Engine,
     ) -> None:
         name = f"stepwiser-weights-{uuid.uuid4().hex}"
         threads = threads or max(1, int(cpus))
-        template = EngineTemplate(options, name, cpus, gpus, threads, build)
+        template = EngineTemplate(options, name, cpus, gpus, labels, threads, build)
         _require_room(template.bundle, count)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         registry = EngineRegistry.options(name=name, scheduling_strategy=here).remote()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,8 @@ class EngineTemplate:
     process's object store, as Ray warns for each of them."""
     cpus: float
     gpus: float
+    labels: Mapping[str, str] | None
+    """Ray's selector of the nodes that may hold one."""
     threads: int
     """Of one engine, on the CPU."""
     build: Callable[[EngineOptions], Any]
@@ -159,7 +161,10 @@ class EngineSupervisor:
     def add(self, number: int) -> None:
         """Ask for more engines, each with a placement group of its own."""
         for _ in range(number):
-            group = placement_group([self._template.bundle])
+            labels = self._template.labels
+            group = placement_group(
+                [self._template.bundle], bundle_label_selector=[dict(labels)] if labels else None
+            )
             actor = self._template.make(self._next, group)
             call = actor.join.remote().future()
             self._engines[self._next] = ManagedEngine(self._next, group, actor, call)

@@ -11,7 +11,7 @@ from pipelines.monitoring.formatting import titled_table
 from pipelines.monitoring.progress import make_console
 from pipelines.session.memory_table import memory_plan, planned_nodes, print_memory
 from stepwiser.config import RunConfig
-from stepwiser.run.resource_plan import ResourcePlan, plan_run
+from stepwiser.run.resource_plan import MARKET_LABEL, SPOT, ResourcePlan, plan_run
 
 
 def local_cpus(config: RunConfig) -> float:
@@ -35,8 +35,24 @@ def plan_table(plans: Sequence[ResourcePlan]) -> Table:
     return table
 
 
-def shortfalls(plans: Sequence[ResourcePlan], available: Mapping[str, float]) -> list[str]:
-    return [line for plan in plans for line in plan.shortfalls(available)]
+def shortfalls(
+    plans: Sequence[ResourcePlan],
+    available: Mapping[str, float],
+    staying: Mapping[str, float] | None = None,
+) -> list[str]:
+    return [line for plan in plans for line in plan.shortfalls(available, staying)]
+
+
+def staying_resources() -> dict[str, float]:
+    """What the nodes of the Ray that is there have, without those that can be taken back."""
+    import ray
+
+    staying = {"CPU": 0.0, "GPU": 0.0}
+    for node in ray.nodes():
+        if node["Alive"] and node["Labels"].get(MARKET_LABEL) != SPOT:
+            for name in staying:
+                staying[name] += node["Resources"].get(name, 0.0)
+    return staying
 
 
 def print_plan(config: RunConfig, stages: Sequence[str]) -> bool:

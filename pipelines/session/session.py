@@ -22,7 +22,7 @@ from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options, engine_threads
 from pipelines.session.memory_table import memory_plan, print_memory, running_nodes
-from pipelines.session.plan_table import plan_table, shortfalls
+from pipelines.session.plan_table import plan_table, shortfalls, staying_resources
 from pipelines.session.ray_start import start_ray
 from pipelines.session.run_data import pinned
 from pipelines.session.run_models import RunModels
@@ -33,7 +33,7 @@ from stepwiser.data.verifiers import AnswerChecker, make_checker
 from stepwiser.errors import UserError
 from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
-from stepwiser.run.resource_plan import ResourcePlan, plan_run
+from stepwiser.run.resource_plan import STAYING, ResourcePlan, plan_run
 from stepwiser.run.store import RunStore
 from stepwiser.search.policy import Solutions, sample_solutions
 
@@ -67,6 +67,7 @@ class Session:
         self._versions = 0
         self._released_seconds = 0.0
         self._owns_ray = False
+        self._engine_labels: dict[str, str] | None = None
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -98,6 +99,9 @@ class Session:
                 "; ".join(missing) + "; lower engine.count / learner.workers, or on one machine "
                 "raise cluster.cpus so that processes share its cores"
             )
+        staying = staying_resources()
+        found = (plan.engine_labels(staying) for plan in plans)
+        self._engine_labels = next((labels for labels in found if labels), None)
         self._models.provide()
         self._check_memory(stages)
 
@@ -124,20 +128,23 @@ class Session:
     def _wait_for_nodes(self, plans: Sequence[ResourcePlan]) -> list[str]:
         """What the cluster lacks, once the autoscaler has had its time."""
         deadline = time.monotonic() + self.config.cluster.wait_for_nodes_s
-        missing = shortfalls(plans, ray.cluster_resources())
+        missing = shortfalls(plans, ray.cluster_resources(), staying_resources())
         if missing and self.config.cluster.wait_for_nodes_s:
             from ray.autoscaler.sdk import request_resources
 
+            largest = max(plans, key=lambda plan: sum(plan.total.values()))
+            needs = [need for need in largest.needs for _ in range(need.count)]
             bundles = [
                 {name: value for name, value in (("CPU", n.cpus), ("GPU", n.gpus)) if value}
-                for n in max(plans, key=lambda plan: sum(plan.total.values())).needs
-                for _ in range(n.count)
+                for n in needs
             ]
-            request_resources(bundles=bundles)
+            request_resources(
+                bundles=bundles, bundle_label_selectors=[{} if n.spot else STAYING for n in needs]
+            )
             with self._waiting("waiting for nodes"):
                 while missing and time.monotonic() < deadline:
                     time.sleep(5)
-                    missing = shortfalls(plans, ray.cluster_resources())
+                    missing = shortfalls(plans, ray.cluster_resources(), staying_resources())
         return missing
 
     def __exit__(self, *error: object) -> None:
@@ -232,6 +239,7 @@ class Session:
                 maximum=maximum,
                 cpus=engine.ray_cpus,
                 gpus=engine.gpus,
+                labels=self._engine_labels,
                 threads=engine_threads(self.config, self.usage.stage, size),
                 start_timeout_s=engine.start_timeout_s,
                 build=self._build,

@@ -30,6 +30,7 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
         gpus_per_worker=learner.gpus,
         cpus_per_worker=learner.ray_cpus,
         threads=learner_threads(session.config, session.usage.stage),
+        spot=learner.spot,
         zero_stage=learner.zero_stage,
         precision=learner.precision,
         gradient_checkpointing=learner.gradient_checkpointing,

@@ -71,6 +71,12 @@ class LearnerConfig(Section):
         examples=[4],
     )
     gpus: Gpus = Field(0.0, description="Ray GPUs of one worker; below 1 it shares one.")
+    spot: bool = Field(
+        False,
+        description="Workers may be on nodes that can be taken back at any moment (Ray's label "
+        "`ray.io/market-type: spot`); else such nodes run engines alone.",
+        examples=[True],
+    )
     zero_stage: Literal[2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Forward type.")
     max_tokens_per_microbatch: Tokens = Field(16384, description="Token budget of one forward.")

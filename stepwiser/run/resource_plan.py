@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,11 @@ STAGES_WITH_ENGINES = (
     "segment", "annotate", "train", "evaluate", "solve", "select", "finetune", "judge"
 )  # fmt: skip
 STAGES_WITH_LEARNERS = ("segment", "train", "finetune")
+MARKET_LABEL = "ray.io/market-type"
+SPOT = "spot"
+"""What the label says of nodes that can be taken back at any moment."""
+STAYING = {MARKET_LABEL: f"!{SPOT}"}
+"""Ray's selector of all other nodes, those without the label among them."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Need:
     count: int
     cpus: float
     gpus: float
+    spot: bool = True
+    """Whether nodes that can be taken back at any moment will do."""
 
     @property
     def total(self) -> dict[str, float]:
@@ -37,15 +44,33 @@ class ResourcePlan:
 
     @property
     def total(self) -> dict[str, float]:
-        sums = {"CPU": 0.0, "GPU": 0.0}
-        for need in self.needs:
-            for name, amount in need.total.items():
-                sums[name] += amount
-        return sums
+        return _sum(self.needs)
 
-    def shortfalls(self, available: Mapping[str, float]) -> list[str]:
-        """What is missing, in words; empty where the plan fits."""
+    def shortfalls(
+        self, available: Mapping[str, float], staying: Mapping[str, float] | None = None
+    ) -> list[str]:
+        """What is missing, in words; empty where the plan fits.
+
+        ``staying``: what the nodes have that are not taken back; where unset, all of it.
+        """
         words = []
+        staying = available if staying is None else staying
+        spot = {name: available.get(name, 0.0) - staying.get(name, 0.0) for name in available}
+        learners, engines = self._needs(spot=False), self._needs(spot=True)
+        fits = all(self.total[name] <= available.get(name, 0.0) + 1e-9 for name in self.total)
+        for name in self.total if fits else ():
+            if learners[name] > staying.get(name, 0.0) + 1e-9:
+                words.append(
+                    f"the learners of {self.stage} need {learners[name]:g} {name} on nodes that "
+                    f"stay, but only {staying.get(name, 0.0):g} are there, the others on spot "
+                    "nodes: add nodes on demand, or set learner.spot=true"
+                )
+            elif self.engine_labels(staying) and engines[name] > spot.get(name, 0.0) + 1e-9:
+                words.append(
+                    f"the engines of {self.stage} need {engines[name]:g} {name} on spot nodes, as "
+                    f"those that stay do not hold them and the learners, but only "
+                    f"{spot.get(name, 0.0):g} are there: add nodes, or set learner.spot=true"
+                )
         for name, needed in self.total.items():
             there = available.get(name, 0.0)
             if needed > there + 1e-9:
@@ -59,6 +84,23 @@ class ResourcePlan:
                     f" {needed - there:g} short"
                 )
         return words
+
+    def engine_labels(self, staying: Mapping[str, float]) -> dict[str, str] | None:
+        """What nodes of engines must be labelled, so that they leave room for the learners; None
+        where nodes that stay, which have this much, can hold both."""
+        both = any(self.total[name] > staying.get(name, 0.0) + 1e-9 for name in self.total)
+        return {MARKET_LABEL: SPOT} if both and any(self._needs(spot=False).values()) else None
+
+    def _needs(self, *, spot: bool) -> dict[str, float]:
+        return _sum(need for need in self.needs if need.spot is spot)
+
+
+def _sum(needs: Iterable[Need]) -> dict[str, float]:
+    sums = {"CPU": 0.0, "GPU": 0.0}
+    for need in needs:
+        for name, amount in need.total.items():
+            sums[name] += amount
+    return sums
 
 
 def engine_range(config: RunConfig) -> tuple[int, int]:
@@ -107,7 +149,7 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     if stage in STAGES_WITH_LEARNERS:
         # What an elastic group lacks of its full size it can do without.
         workers = learner.min_workers or learner.workers
-        needs.append(Need("learner", workers, learner.ray_cpus, learner.gpus))
+        needs.append(Need("learner", workers, learner.ray_cpus, learner.gpus, learner.spot))
     if stage == "label":
         needs.append(Need("data task", 1, 1.0, 0.0))
     if stage == "serve":

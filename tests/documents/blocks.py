@@ -12,9 +12,8 @@ import yaml
 from tests.support.paths import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "configs/README.md"])
-COMMENTED = sorted(
-    [*(ROOT / "configs").glob("*.yaml"), *(ROOT / "cluster").glob("*.yaml"), ROOT / "Makefile"]
-)
+CLUSTER = sorted((ROOT / "cluster").rglob("*.yaml"))
+COMMENTED = sorted([*(ROOT / "configs").glob("*.yaml"), *CLUSTER, ROOT / "Makefile"])
 """Files whose comments name commands; `cluster/Dockerfile` is read line by line besides."""
 
 LANGUAGES = {"sh", "bash", "console", "python", "yaml", "json", "text"}
@@ -114,6 +113,11 @@ def carried(file: Path) -> Iterator[Block]:
     if content.get("kind") == "RayJob":
         words = content["spec"]["entrypoint"]
         yield Block(file, _line_of(text, words), "sh", words + "\n")
+    if "num_nodes" in content:  # a task of SkyPilot, whose `run` has a shell's own words besides
+        yield Block(file, _line_of(text, "setup:"), "sh", content["setup"])
+        for words in content["run"].splitlines():
+            if words.startswith("stepwiser "):
+                yield Block(file, _line_of(text, words), "sh", words + "\n")
     for key, value in content.items():
         for words in value if key.endswith("_commands") and isinstance(value, list) else ():
             yield Block(file, _line_of(text, words), "sh", words + "\n")

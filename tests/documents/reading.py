@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -304,12 +304,33 @@ def _kubectl(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     if arguments[:2] == ["apply", "-f"]:
         _files_exist(arguments[2:])
     elif arguments[:2] == ["logs", "-f"]:
-        job = yaml.safe_load((ROOT / "cluster" / "kuberay-rayjob.yaml").read_text())
+        job = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayjob.yaml").read_text())
         if arguments[2] != f"job/{job['metadata']['name']}":
             raise NotAsWritten(f"the job is called {job['metadata']['name']}")
+    elif arguments[:3] == ["create", "secret", "generic"]:
+        mounted = (ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text()
+        if f"secretName: {arguments[3]}" not in mounted:
+            raise NotAsWritten(f"nothing mounts a secret {arguments[3]}")
+    elif arguments[:2] == ["get", "secret"]:
+        # The operator calls it after the cluster.
+        cluster = yaml.safe_load((ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text())
+        if arguments[2] != cluster["metadata"]["name"]:
+            raise NotAsWritten(f"the cluster is called {cluster['metadata']['name']}")
+    elif arguments[0] == "port-forward":
+        known = [f"service/{one}" for one in _services()]
+        if arguments[1] not in known:
+            raise NotAsWritten(f"{arguments[1]} is none of {known}")
     else:
         raise NotAsWritten(f"kubectl {arguments} is read by nobody")
     return _cannot("kubectl")
+
+
+def _services() -> Iterator[str]:
+    """Names that KubeRay gives to the services of our manifests."""
+    for file in (ROOT / "cluster" / "kuberay").glob("*.yaml"):
+        manifest = yaml.safe_load(file.read_text())
+        kind = "serve" if manifest["kind"] == "RayService" else "head"
+        yield f"{manifest['metadata']['name']}-{kind}-svc"
 
 
 def _docker(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
@@ -366,7 +387,9 @@ _READERS: dict[str, Callable[[Call, list[str], pytest.MonkeyPatch], str]] = {
     "hf": _hub,
     "docker": _docker,
     **dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio"), _viewer),
-    **dict.fromkeys(("ruff", "apt-get", "rm", "tests/fresh.sh"), _other),
+    **dict.fromkeys(
+        ("ruff", "apt-get", "rm", "base64", "dpkg", "mountpoint", "sudo", "tests/fresh.sh"), _other
+    ),
 }
 
 
