@@ -19,7 +19,7 @@ from benchmarks.gpu_drill.settings import Drill
 from benchmarks.training.torch_arm import TorchTask, our_worker
 from pipelines.session.session import Session
 from stepwiser.config import RunConfig
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.training.experience import Experience, ExperienceBatch
 
 TIMEOUT_S = 60.0

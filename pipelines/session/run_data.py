@@ -1,6 +1,9 @@
-"""The data of a run: a name on the Hub stands for one commit from its first reading on."""
+"""Where the data of a run comes from, and where it goes to: a name on the Hub stands for one commit
+from its first reading on."""
 
 from __future__ import annotations
+
+from rich.console import Console
 
 from stepwiser.config import DataConfig
 from stepwiser.data.sources import at_commit, hub_source
@@ -21,3 +24,14 @@ def pinned(store: RunStore, data: DataConfig) -> DataConfig:
             return data
         store.record_dataset(str(hub), commit)
     return at_commit(data, commit)
+
+
+def tell_of_conditions(store: RunStore, console: Console) -> None:
+    """Say where the place of a run cannot keep several starts from counting a unit twice."""
+    if not store.storage.holds_conditions():
+        console.print(
+            f"{store.place}: this store has no conditional puts, by which several starts at once "
+            "would count each unit once: let one start write at a time",
+            style="yellow",
+            soft_wrap=True,
+        )

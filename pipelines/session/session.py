@@ -7,7 +7,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import ray
@@ -24,18 +23,19 @@ from pipelines.session.engine_options import architecture, engine_options, engin
 from pipelines.session.memory_table import memory_plan, print_memory, running_nodes
 from pipelines.session.plan_table import plan_table, shortfalls, staying_resources
 from pipelines.session.ray_start import start_ray
-from pipelines.session.run_data import pinned
+from pipelines.session.run_data import pinned, tell_of_conditions
 from pipelines.session.run_models import RunModels
 from stepwiser.config import DataConfig, RunConfig
 from stepwiser.data.records import Problem
 from stepwiser.data.sources import ProblemSet, load_problems
 from stepwiser.data.verifiers import AnswerChecker, make_checker
 from stepwiser.errors import UserError
-from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.resource_plan import STAYING, ResourcePlan, plan_run
-from stepwiser.run.store import RunStore
+from stepwiser.run.store import CURVE, RunStore
 from stepwiser.search.policy import Solutions, sample_solutions
+from stepwiser.storage.places import absolute
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Session:
         self._build = build
         self.console = console or make_console()
         # Absolute: Ray Train gives its workers a working directory of their own.
-        self.store = RunStore(Path(config.run_dir).resolve())
+        self.store = RunStore(absolute(config.run_dir))
         self._models = RunModels(config, self.store, self.console)
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
@@ -83,6 +83,7 @@ class Session:
         placed; a run directory is made for models that can.
         """
         self.store.refuse_other(self.config)
+        tell_of_conditions(self.store, self.console)
         self._models.check(stages)
         self.store.open(self.config)
         self._models.record()
@@ -122,7 +123,7 @@ class Session:
             self._checker.close()
             self._checker = None
         self.config = config
-        self.store = RunStore(Path(config.run_dir).resolve())
+        self.store = RunStore(absolute(config.run_dir))
         self._models = RunModels(config, self.store, self.console, self._models.commits)
 
     def _wait_for_nodes(self, plans: Sequence[ResourcePlan]) -> list[str]:
@@ -172,7 +173,7 @@ class Session:
         self.usage = usage = Usage(name, cpus=plan.total["CPU"], gpus=plan.total["GPU"])
         others = sum(need.total["GPU"] for need in plan.needs if need.role != "engine")
         held = self.engine_gpu_seconds
-        kills = KillWatch(self.console, self.store.curve, name)
+        kills = KillWatch(self.console, self.store.called(CURVE), name)
         try:
             with metered(usage), named(kills), kills:
                 before = self._tokens()
@@ -312,8 +313,7 @@ class Session:
 
         Called as `resolve` calls models.
         """
-        tuned = self.store.model_dir("policy") / "config.json"
-        if self.config.prompts.steps == "paragraphs" and not tuned.is_file():
+        if self.config.prompts.steps == "paragraphs" and not self.store.has_model("policy"):
             return self.resolve(self.config.policy_model)
         return self.store.find_model("policy", "segment")
 

@@ -30,8 +30,9 @@ from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.labelled_solution import STEP_TAG
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError
-from stepwiser.run.store import RunStore, writing
+from stepwiser.run.store import RunStore
 from stepwiser.run.units import finished_units, read_unit
+from stepwiser.storage.folder import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +108,7 @@ def export(store: RunStore, form: Format, out: Path, rule: LabelRule | None = No
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out, or delete it")
     if not finished_units(store):
-        raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
+        raise UserError(f"{store.place} has no annotated units yet: run `stepwiser annotate` first")
     counts: Counter[str] = Counter()
     question = replace(Question.of(config.label), rule=rule)
     rows = _settled(labelled_trajectories(store, config.label), question)

@@ -187,8 +187,13 @@ def _make(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
 
 
 def _pytest(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
-    named = call.arguments[call.arguments.index("-k") + 1] if "-k" in arguments else ""
-    paths = [word for word in arguments if word not in ("-k", named)]
+    named, marker = (
+        arguments[arguments.index(option) + 1] if option in arguments else ""
+        for option in ("-k", "-m")
+    )
+    if marker and marker not in _markers():
+        raise NotAsWritten(f"no marker is called {marker}")
+    paths = [word for word in arguments if word not in ("-k", named, "-m", marker)]
     for path in paths:
         if not (ROOT / path).exists():
             raise NotAsWritten(f"{path} does not exist")
@@ -196,6 +201,11 @@ def _pytest(call: Call, arguments: list[str], _: pytest.MonkeyPatch) -> str:
     if named and not any(named in file.name + file.read_text() for file in files):
         raise NotAsWritten(f"no test of {paths} is called {named}")
     return _cannot("pytest")
+
+
+def _markers() -> set[str]:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    return {line.partition(":")[0] for line in settings["markers"]}
 
 
 def _python(call: Call, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -378,6 +388,7 @@ _READERS: dict[str, Callable[[Call, list[str], pytest.MonkeyPatch], str]] = {
     "python": _python,
     "python3": _python,
     "python3.11": _python,
+    "python3.12": _python,
     "ray": _ray,
     "curl": _curl,
     "serve": _serve,

@@ -62,7 +62,9 @@ class Shell:
             self._stand_in(place / ".venv/bin" / name)
         self._stand_in(place / "home/.local/bin/uv")
         self._stand_in(place / "tests/fresh.sh")
-        self._stand_in(place / "tmp/vllm-0.23/bin/pytest")
+        for other in ("vllm-0.23/bin/pytest", "carry/bin/pip", "stepwiser/bin/pip"):
+            self._stand_in(place / "tmp" / other)
+        self._stand_in(place / "tmp/stepwiser/bin/python")
 
     def _stand_in(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
