@@ -24,7 +24,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
@@ -93,7 +93,9 @@ def main() -> None:
 # --- the bare engine ------------------------------------------------------------------------------
 
 
-async def measure_raw(config: RunConfig, seconds: float) -> dict[int, Load]:
+async def measure_raw(
+    config: RunConfig, seconds: float, counts: Sequence[int] = (1, 8, IN_FLIGHT)
+) -> dict[int, Load]:
     """The judge's service around an engine in this process, without HTTP: by requests in flight."""
     model = resolve_model(config.policy_model)
     engine = Engine(engine_options(config, model))
@@ -112,7 +114,7 @@ async def measure_raw(config: RunConfig, seconds: float) -> dict[int, Load]:
             return 200
 
         await drive(ask, 8, 2.0)  # compiled and warm
-        return {clients: await drive(ask, clients, seconds) for clients in (1, 8, IN_FLIGHT)}
+        return {clients: await drive(ask, clients, seconds) for clients in counts}
     finally:
         engine.shutdown()
 
@@ -167,6 +169,7 @@ def serving(config: RunConfig) -> Iterator[str]:
             config.judge_prompts,
             config.serve.model_copy(update={"port": port}),
             max_tokens=config.judge_max_tokens,
+            gpus=config.engine.gpus,
         )
         try:
             yield run(options, blocking=False)
@@ -174,20 +177,11 @@ def serving(config: RunConfig) -> Iterator[str]:
             serve.shutdown()
 
 
-async def measure_service(
-    url: str,
-    config: RunConfig,
-    raw: dict[int, Load],
-    seconds: float,
-    quick: bool,
-    console: Console,
-) -> dict[str, Any]:
+async def measure_loads(url: str, counts: Sequence[int], seconds: float) -> dict[int, Load]:
+    """Solutions over HTTP, by number of clients."""
     # Not httpx, whose pool takes longer for each request the more connections there are.
     connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(130)
-    async with (
-        aiohttp.ClientSession(url, connector=connector, timeout=patience) as session,
-        httpx.AsyncClient(base_url=url, timeout=130) as client,
-    ):
+    async with aiohttp.ClientSession(url, connector=connector, timeout=patience) as session:
 
         async def ask(body: dict[str, Any]) -> int | str:
             try:
@@ -200,8 +194,20 @@ async def measure_service(
             return reply.status
 
         await drive(ask, 8, 2.0)
-        counts = (1, 8, IN_FLIGHT, 512) if quick else (1, 8, IN_FLIGHT, 512, 1000)
-        loads = {clients: await drive(ask, clients, seconds) for clients in counts}
+        return {clients: await drive(ask, clients, seconds) for clients in counts}
+
+
+async def measure_service(
+    url: str,
+    config: RunConfig,
+    raw: dict[int, Load],
+    seconds: float,
+    quick: bool,
+    console: Console,
+) -> dict[str, Any]:
+    counts = (1, 8, IN_FLIGHT, 512) if quick else (1, 8, IN_FLIGHT, 512, 1000)
+    loads = await measure_loads(url, counts, seconds)
+    async with httpx.AsyncClient(base_url=url, timeout=130) as client:
         together = await measure_parallel(client, config, 5 if quick else 30)
         aborted = await measure_disconnects(client, 4 if quick else 20)
     print_loads(console, raw, loads)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from actors.learner import adapters, checkpoints, shared_prompt
+from actors.learner import adapters, checkpoints, packed_attention, shared_prompt
 from actors.learner.batches import ChosenLogprobs, FlatTokens
 from actors.learner.model_files import write_model
 from actors.weight_sync import buckets
@@ -111,6 +111,12 @@ class DeepSpeedWorker:
         self._reference: nn.Module | None = None
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
+
+    @property
+    def attention(self) -> str:
+        """Name of what computes attention (`packed_attention`)."""
+        parameter = next(self._hf_model.parameters())
+        return packed_attention.choose(self.device.type, parameter.dtype)[0]
 
     def logprobs(self, tokens: FlatTokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probs [M] of the targets, and without gradient the entropies [M] of their places."""

@@ -1,9 +1,9 @@
 """Attention over flat tokens, with every prompt computed once for all of its responses.
 
 The samples of one GRPO group share their prompt. Here a micro-batch is one flat row of tokens,
-prompts first, then responses: linear layers see neither padding nor a prompt twice, and only
-attention puts tokens into padded rows. A response attends to its prompt's keys and to itself, so
-the result is that of every sequence alone.
+prompts first, then responses: linear layers see neither padding nor a prompt twice. A response
+attends to its prompt's keys and to itself, so the result is that of every sequence alone. Only
+attention puts tokens into padded rows, where no kernel takes them as they are (`packed_attention`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from actors.learner.packed_attention import Packing, attend, choose
 from stepwiser.errors import UserError
 
 NAME = "shared_prompt"
@@ -38,6 +39,8 @@ class Layout:
     """[S, 1, R, P + R] bool: what each response token attends to."""
     places: Tensor
     """[N] int64: where each flat token lies in the padded prompts and, behind them, responses."""
+    packing: Packing
+    """The same without padding."""
 
     @classmethod
     def of(
@@ -72,10 +75,11 @@ class Layout:
             parents=parent,
             visible=visible,
             places=real.nonzero()[:, 0],
+            packing=Packing.of(prompt_lengths, response_lengths, parents),
         )
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return Layout(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def _rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +105,12 @@ def attention(
     Raises UserError for models whose attention does more than attend to everything before.
     """
     _refuse_specials(module, layout, options)
-    repeats = query.shape[1] // key.shape[1]
     # [N, H, D]: as the projections wrote them, so that gathering moves whole rows.
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    _, kernel = choose(query.device.type, query.dtype)
+    if kernel is not None:
+        return attend(kernel, queries, keys, values, layout.packing, scaling)[None], None
+    repeats = query.shape[1] // key.shape[1]
     prompt_keys, prompt_values = keys[layout.prompts], values[layout.prompts]
     parts = [
         scaled_dot_product_attention(

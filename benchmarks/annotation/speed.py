@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class RawEngine:
             max_num_seqs=options.max_num_seqs,
             enforce_eager=options.enforce_eager,
             kv_cache_memory_bytes=options.kv_cache_bytes,
+            **(
+                {"gpu_memory_utilization": share}
+                if (share := options.gpu_memory_utilization)
+                else {}
+            ),
             block_size=32,  # ours on a CPU; with vLLM's own 128 nothing here would be cached
             enable_prefix_caching=True,
             generation_config="vllm",
@@ -90,22 +96,33 @@ class RawEngine:
 
 
 def measure_speed(
-    session: Session, repeats: int, problems: int, sequential_requests: int
+    session: Session, repeats: int, problems: int, sequential_requests: int, at_once: bool = False
 ) -> dict[str, Any]:
     """Rates of the arms, interleaved; ``problems`` of each repeat are its own.
 
+    ``at_once``: all engines start together, which on a GPU takes a third of the time.
+
     Returns the median ratios ``vs_raw``, ``vs_sequential`` (of the whole pool) and
-    ``vs_sequential_one_engine``, and each repeat's rates (tokens/s).
+    ``vs_sequential_one_engine``, each repeat's rates (tokens/s), and ``prefix_hit_rate``, the share
+    of prompt tokens that the cache of the one engine held.
     """
     model = session.policy_dir()
     every = session.problems("train", (repeats + 1) * problems)
-    one = session.pool(model, slot="one", count=1)
     count = session.config.engine.count
-    whole = session.pool(model, slot="whole") if count > 1 else None
     options = engine_options(session.config, model)
     raw = RawEngine.options(
-        num_cpus=1, runtime_env={"env_vars": engine_environment(options) | {"OMP_NUM_THREADS": "1"}}
+        num_cpus=1,
+        num_gpus=session.config.engine.gpus,
+        runtime_env={"env_vars": engine_environment(options) | {"OMP_NUM_THREADS": "1"}},
     ).remote(options)
+    with ThreadPoolExecutor(2 if at_once else 1) as starts:
+        slots = {"one": 1, "whole": count} if count > 1 else {"one": 1}
+        pools = {
+            slot: starts.submit(session.pool, model, slot=slot, count=size)
+            for slot, size in slots.items()
+        }
+    one = pools["one"].result()
+    whole = pools["whole"].result() if "whole" in pools else None
     rows = []
     for number in range(repeats + 1):
         own = every[number * problems : (number + 1) * problems]
@@ -116,7 +133,10 @@ def measure_speed(
         requests = list(asked(session, store, own))
         together: Rate = ray.get(raw.generate.remote(requests))
         in_turn: Rate = ray.get(
-            raw.generate_in_sequence.remote(spread(requests[len(own) :], sequential_requests))
+            # A policy whose solutions are one step has no prefixes.
+            raw.generate_in_sequence.remote(
+                spread(requests[len(own) :] or requests, sequential_requests)
+            )
         )
         pooled = ours
         if whole:
@@ -132,11 +152,13 @@ def measure_speed(
                 }
             )
     ray.kill(raw)
+    (counts,) = session.run(one.stats())
     alone, raw_rate, sequential, machine = rows[0]
     return {
         "vs_raw": _ratio(rows, alone, raw_rate),
         "vs_sequential": _ratio(rows, machine, sequential),
         "vs_sequential_one_engine": _ratio(rows, alone, sequential),
+        "prefix_hit_rate": counts.prefix_hit_rate,
         "rows": rows,
     }
 

@@ -15,12 +15,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stepwiser.run.periodic import repeating
 from stepwiser.training.experience import Experience, ExperienceBatch
+
+if TYPE_CHECKING:
+    from actors.learner.deepspeed_worker import DeepSpeedWorker
+    from actors.learner.grpo_loop import GRPOLoop
+    from actors.learner.worker_group import WorkerGroup
 
 LEARNING_RATE = 1e-6
 
@@ -151,27 +156,47 @@ def plain_update(task: TorchTask) -> Callable[[ExperienceBatch], float]:
 
 
 def our_update(task: TorchTask, folder: str) -> Callable[[ExperienceBatch], float]:
-    """A rank of the learner, with the group of one that Ray Train would set up."""
+    """A rank of the learner."""
+    loop = our_loop(task, folder, our_worker(task, folder))
+    return lambda batch: float(loop.train(int(batch.weight_versions[0]), batch)["gradient_norm"])
+
+
+def our_worker(task: TorchTask, folder: str, gpu: bool = False) -> DeepSpeedWorker:
+    """The learner's model on this process, with the group of one that Ray Train would set up."""
     import torch
 
     from actors.learner.deepspeed_worker import DeepSpeedWorker
-    from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
-    from actors.learner.worker_group import WorkerGroup, engine_config
-    from stepwiser.training.grpo import GRPOLossConfig
-    from stepwiser.training.schedule import LearningRate
+    from actors.learner.worker_group import engine_config
 
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
+        "nccl" if gpu else "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
     )
+    group = _worker_group(task, folder, 1.0 if gpu else 0.0)
+    return DeepSpeedWorker(engine_config(group, task.model_dir, 1.0, 0.0))
+
+
+def _worker_group(task: TorchTask, folder: str, gpus: float) -> WorkerGroup:
+    from actors.learner.worker_group import WorkerGroup
+
+    return WorkerGroup(
+        name="judge",
+        storage_path=folder,
+        threads=task.threads,
+        precision=task.precision,
+        gpus_per_worker=gpus,
+        max_tokens_per_microbatch=task.token_budget,
+    )
+
+
+def our_loop(task: TorchTask, folder: str, worker: DeepSpeedWorker) -> GRPOLoop:
+    """Training of that model with the token budget of a task."""
+    from actors.learner.grpo_loop import GRPOLoop, GRPOTrainOptions
+    from stepwiser.training.grpo import GRPOLossConfig
+    from stepwiser.training.schedule import LearningRate
+
     options = GRPOTrainOptions(
-        group=WorkerGroup(
-            name="judge",
-            storage_path=folder,
-            threads=task.threads,
-            precision=task.precision,
-            max_tokens_per_microbatch=task.token_budget,
-        ),
+        group=_worker_group(task, folder, 0.0),
         model_dir=task.model_dir,
         output_dir=f"{folder}/judge",
         metrics_path=f"{folder}/metrics.jsonl",
@@ -182,10 +207,7 @@ def our_update(task: TorchTask, folder: str) -> Callable[[ExperienceBatch], floa
         max_response_length=task.response_tokens[1],
         loss=GRPOLossConfig(),
     )
-    loop = GRPOLoop(
-        options, None, DeepSpeedWorker(engine_config(options.group, task.model_dir, 1.0, 0.0))
-    )
-    return lambda batch: float(loop.train(int(batch.weight_versions[0]), batch)["gradient_norm"])
+    return GRPOLoop(options, None, worker)
 
 
 def measure(task: TorchTask) -> Measured:
@@ -198,7 +220,7 @@ def measure(task: TorchTask) -> Measured:
 
     def look() -> None:
         nonlocal peak
-        peak = max(peak, _anonymous_bytes())
+        peak = max(peak, anonymous_bytes())
 
     seconds, cpu, tokens, norms = [], [], [], []
     with tempfile.TemporaryDirectory() as folder, repeating(look, 0.02):
@@ -216,7 +238,7 @@ def measure(task: TorchTask) -> Measured:
     return Measured(tuple(seconds), tuple(cpu), tuple(tokens), peak, tuple(norms))
 
 
-def _anonymous_bytes() -> int:
+def anonymous_bytes() -> int:
     """What the kernel cannot take back of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):

@@ -5,9 +5,12 @@ from copy import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
+from actors.learner import packed_attention, shared_prompt
 from actors.learner.batches import ChosenLogprobs, example_tokens, response_batch
 from actors.learner.deepspeed_worker import EngineConfig, _load_model
+from actors.learner.packed_attention import PADDED, first_right, plain_attention
 from actors.learner.shared_prompt import NAME, Layout, attention, register
 from stepwiser.errors import UserError
 from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples
@@ -58,10 +61,18 @@ def _alone(model, batch, temperature):
     return expected
 
 
+@pytest.fixture(params=["padded", "packed"])
+def layout_of_attention(request, monkeypatch):
+    """Both ways of attention, of which a CPU has one; the other takes a sequence at a time."""
+    if request.param == "packed":
+        monkeypatch.setattr(shared_prompt, "choose", lambda kind, dtype: ("", plain_attention))
+
+
 UNITS = [(2,), (0, 3), (1,)]
 ORDER = [2, 0, 3, 1]
 
 
+@pytest.mark.usefixtures("layout_of_attention")
 def test_response_logprobs_equal_those_of_each_sequence_alone(models, batch):
     plain, chosen = models
     rows = response_batch(batch, UNITS)
@@ -80,6 +91,7 @@ def test_response_logprobs_equal_those_of_each_sequence_alone(models, batch):
         torch.testing.assert_close(rows.engine_logprobs[row, :length], engine)
 
 
+@pytest.mark.usefixtures("layout_of_attention")
 def test_gradients_equal_those_of_each_sequence_alone(models, batch):
     plain, chosen = models
     rows = response_batch(batch, UNITS)
@@ -153,3 +165,45 @@ def test_attention_that_does_more_is_refused(options, message):
     query = torch.zeros(1, 2, 9, 4)
     with pytest.raises(UserError, match=message):
         attention(None, query, query, query, None, layout=layout, scaling=1.0, **options)
+
+
+def test_a_kernel_that_is_not_attention_is_not_used(caplog):
+    cpu = torch.device("cpu")
+
+    def broken(*given):
+        raise RuntimeError("no kernel image")
+
+    def sees_too_little(queries, keys, values, packing, scale):
+        # As kernels that count places from the beginning: a response sees part of its prompt.
+        ends = packing.query_ends, packing.key_ends, packing.key_ends
+        rows = [
+            t.split(e.diff().tolist()) for t, e in zip((queries, keys, values), ends, strict=True)
+        ]
+        parts = [
+            scaled_dot_product_attention(
+                *(t.transpose(0, 1)[None] for t in part),
+                is_causal=True,
+                scale=scale,
+                enable_gqa=True,
+            )
+            for part in zip(*rows, strict=True)
+        ]
+        return torch.cat([part[0].transpose(0, 1) for part in parts])
+
+    wrong = [("broken", broken), ("short", sees_too_little)]
+    assert first_right(wrong, cpu, torch.float32) == (PADDED, None)
+    assert "broken cannot be used: no kernel image" in caplog.text
+    assert "short is not used: it differs from attention by" in caplog.text
+    right = ("plain", plain_attention)
+    assert first_right([*wrong, right], cpu, torch.float32) == right
+    assert packed_attention.choose("cpu", torch.bfloat16) == (PADDED, None)
+
+
+@pytest.mark.gpu
+def test_kernels_of_this_gpu_are_attention():
+    device, found = torch.device("cuda"), packed_attention._installed()
+    assert found, "neither flash-attn nor PyTorch's varlen attention is there"
+    for name, kernel in found:
+        gap = packed_attention.difference(kernel, device, torch.bfloat16)
+        assert gap <= packed_attention.TOLERANCE, name
+    assert packed_attention.choose("cuda", torch.bfloat16)[0] == found[0][0]
