@@ -1,15 +1,15 @@
-"""What the trainer is worth: beside TRL and plain PyTorch, agreement, overlap, memory, LoRA.
+"""What the trainer is worth: beside TRL and plain PyTorch, agreement, overlap, memory, LoRA, loss.
 
     python -m benchmarks.training            about two hours on two cores
     python -m benchmarks.training --quick    within five minutes
     python -m benchmarks.training --only trl memory
     python -m benchmarks.training --only torch --model FOLDER
 
-The parts are modules of their own (`trl`, `overlap`, `memory`, `lora`, `torch` in `plain_torch`),
-each with an account of how it measures. The last line is one JSON object with `samples_vs_trl`,
-`logprob_gap`, `overlap_gain`, `engine_idle`, `learner_idle`, `memory_growth`, `lora_sync_ratio`,
-`lora_memory_ratio` and `train_vs_torch`, and what belongs to them; a part that is left out has no
-figure there.
+The parts are modules of their own (`trl`, `overlap`, `memory`, `lora`, `torch` in `plain_torch`,
+`loss`), each with an account of how it measures. The last line is one JSON object with
+`samples_vs_trl`, `logprob_gap`, `overlap_gain`, `engine_idle`, `learner_idle`, `memory_growth`,
+`lora_sync_ratio`, `lora_memory_ratio`, `train_vs_torch` and `loss_memory_ratio`, and what goes with
+them; a part that is left out has no figure there.
 """
 
 from __future__ import annotations
@@ -91,6 +91,13 @@ def _torch(console: Console, out: Path, quick: bool, model: str | None) -> dict[
     return found
 
 
+def _loss(console: Console, out: Path, quick: bool) -> dict[str, Any]:
+    from benchmarks.training.loss import TOKENS, measure_loss
+
+    # Whole logits of all take 10 GB.
+    return measure_loss(256 if quick else TOKENS)
+
+
 def _seconds(title: str, rows: Mapping[str, float]) -> Table:
     return facts_table(((name, f"{value:.2f}") for name, value in rows.items()), title)
 
@@ -101,6 +108,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "memory": _memory,
     "lora": _lora,
     "torch": _torch,
+    "loss": _loss,
 }
 OPTIONS = {
     "torch": {"model": "folder of the model that `torch` trains; default a small random one"}

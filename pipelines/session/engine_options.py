@@ -8,9 +8,12 @@ import os
 
 from actors.engine.engine import EngineOptions
 from stepwiser.config import RunConfig
+from stepwiser.config.models import EngineConfig
 from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.run.resource_plan import plan_stage
 
+SHARE = 0.9
+"""Of a GPU's memory for all engines on it; the rest is what CUDA takes beside."""
 NAMES = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 """Keys of a model's config.json that say nothing about the shape of its weights."""
 
@@ -27,7 +30,7 @@ def engine_options(config: RunConfig, model: str, adapters: bool = False) -> Eng
         max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         kv_cache_bytes=engine.kv_cache_mb * 2**20 if engine.kv_cache_mb else None,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
+        gpu_memory_utilization=memory_share(engine),
         tensor_parallel_size=engine.tensor_parallel_size,
         enforce_eager=engine.enforce_eager,
         multiprocess=engine.multiprocess,
@@ -39,6 +42,16 @@ def engine_options(config: RunConfig, model: str, adapters: bool = False) -> Eng
         # Samples under way are at most so many versions old, and the newest is one more.
         adapter_versions=config.train.staleness + 1,
     )
+
+
+def memory_share(engine: EngineConfig) -> float | None:
+    """Share of a GPU's memory for one engine; None, which is vLLM's own, where it has a whole GPU.
+
+    Those that share a GPU would each take nine tenths of it else.
+    """
+    if engine.gpu_memory_utilization is not None or not 0 < engine.gpus < 1:
+        return engine.gpu_memory_utilization
+    return SHARE * engine.gpus
 
 
 def engine_threads(config: RunConfig, stage: str, count: int) -> int:

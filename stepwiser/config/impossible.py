@@ -194,6 +194,15 @@ def _gpus(config: RunConfig) -> Iterator[str]:
             f"engine.gpus={engine.gpus:g} are all that the engine sees: set engine.gpus="
             f"{engine.tensor_parallel_size}"
         )
+    share = engine.gpu_memory_utilization or 0.0
+    most = max(engine.count, config.annotate.min_engines or 0, config.annotate.max_engines or 0)
+    together = min(most, int(1 / engine.gpus + 1e-9)) if 0 < engine.gpus < 1 else 1
+    if together * share > 1 + 1e-9:
+        yield (
+            f"{together} engines of engine.gpus={engine.gpus:g} share a GPU, and with "
+            f"engine.gpu_memory_utilization={share:g} each they want {together * share:g} of its "
+            f"memory: lower it to {int(90 / together) / 100:g}, or leave it out"
+        )
     if engine.gpu_memory_utilization == 0:
         yield "engine.gpu_memory_utilization=0 leaves an engine no memory: set it above 0 (0.9)"
     if config.cluster.cpus is not None and config.cluster.cpus < 0:

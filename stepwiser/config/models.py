@@ -69,7 +69,7 @@ class EngineConfig(Section):
         None, description="KV cache in MiB; needed on CPU, where vLLM else takes most of the RAM."
     )
     gpu_memory_utilization: Fraction | None = Field(
-        None, description="Share of the GPU's memory for one engine."
+        None, description="Share of a GPU's memory for one engine; unset: 0.9 of its `gpus`."
     )
     tensor_parallel_size: Annotated[Positive, Unit("GPUs")] = Field(
         1,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.process_monitor import Moment
+from benchmarks.training.loss import measure_loss
 from benchmarks.training.memory import growth, lines_of
 from benchmarks.training.plain_torch import ARMS, run_arm
 from benchmarks.training.plain_torch import summarize as summarize_torch
@@ -142,6 +143,12 @@ def test_lines_are_counted_as_they_come(tmp_path: Path) -> None:
     with file.open("a") as opened:
         opened.write("o\nthree\n")
     assert lines() == 3 == lines()
+
+
+def test_blocks_of_the_vocabulary_need_a_fraction_of_the_memory_of_whole_logits() -> None:
+    found = measure_loss(256)  # with more tokens the fraction is smaller still
+    assert found["loss_mb_whole"] > 300
+    assert found["loss_memory_ratio"] <= 0.25 and found["loss_difference"] <= 1e-5
 
 
 @pytest.mark.slow

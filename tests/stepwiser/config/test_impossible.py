@@ -83,6 +83,10 @@ NEVER: list[tuple[list[str], list[str]]] = [
         ["engine.tensor_parallel_size=4", "engine.gpus=4"],
     ),
     (["engine.gpu_memory_utilization=0"], ["engine.gpu_memory_utilization=0"]),
+    (
+        ["engine.count=4", "engine.gpus=0.3", "engine.gpu_memory_utilization=0.4"],
+        ["3 engines of engine.gpus=0.3", "want 1.2 of its memory", "lower it to 0.3"],
+    ),
     (["cluster.cpus=-1"], ["cluster.cpus=-1"]),
     (["train.weight_transfer=nccl"], ["train.weight_transfer=nccl", "engine.gpus=0"]),
     (
@@ -133,6 +137,8 @@ def test_what_can_never_work_is_refused(overrides: list[str], words: list[str]) 
         ["segment={segmenter: openai, segmenter_url: 'http://a/v1', segmenter_model: m}"],
         ["engine.gpus=4", "engine.tensor_parallel_size=4"],
         ["engine.gpus=0.6", "learner.gpus=0.4"],
+        ["engine.count=8", "engine.gpus=0.5", "engine.gpu_memory_utilization=0.5"],
+        ["engine.count=1", "engine.gpus=0.3", "engine.gpu_memory_utilization=0.9"],
         ["engine.gpus=0.6", "learner.gpus=0.6", "train.weight_transfer=object_store"],
         ["label.heldout_share=1"],
         ["label.heldout_share=0"],
