@@ -331,7 +331,7 @@ class VllmCore:
         self.wake()
 
     def _receive(self, transfer: TransferSpec) -> None:
-        """Have every worker take the weights to host memory; all of them do, or none keeps any."""
+        """Have every worker take the weights; all of them do, or none keeps any."""
         answers = self._llm.collective_rpc("stepwiser_receive", args=(pickle.dumps(transfer),))
         failures = [answer for answer in answers if answer is not None]
         if failures:

@@ -95,7 +95,7 @@ class WeightUpdater:
     _stepwiser_received: Any = None
 
     def stepwiser_receive(self, transfer: bytes) -> str | None:
-        """Take what a learner sends (a pickled TransferSpec) to host memory; says why it failed."""
+        """Take what a learner sends (a pickled TransferSpec); says why it failed."""
         from actors.weight_sync.receiver import receive
 
         opened: TransferSpec = pickle.loads(transfer)
@@ -108,8 +108,13 @@ class WeightUpdater:
         return None
 
     def stepwiser_drop(self) -> None:
-        """Forget what was received."""
+        """Forget what was received, and give its memory back: an engine that wakes up wants it."""
         self._stepwiser_received = None
+        _, device = vllm_internals.rank_and_device(self)
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
 
     def stepwiser_update_weights(
         self, payload: str | Sequence[bytes] | None, skip: Collection[str] = ()
@@ -120,10 +125,11 @@ class WeightUpdater:
         """
         tensors = self._stepwiser_taken(skip) if payload is None else _tensors(payload, skip)
         vllm_internals.load_weights(self, tensors)
+        if payload is None:
+            self.stepwiser_drop()
 
     def _stepwiser_taken(self, skip: Collection[str]) -> Iterator[tuple[str, Any]]:
         from actors.weight_sync.buckets import unpack
 
         for head, flat in zip(*self._stepwiser_received, strict=True):
             yield from ((name, tensor) for name, tensor in unpack(head, flat) if name not in skip)
-        self.stepwiser_drop()

@@ -7,7 +7,7 @@ same two things, and a copy of them can be loaded like any other weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -81,6 +81,27 @@ def blob(head: bytes, flat: Tensor) -> bytes:
     """A bucket in host memory as the content of a safetensors file."""
     padded = head.ljust(-(-len(head) // 8) * 8)
     return len(padded).to_bytes(8, "little") + padded + flat.numpy().tobytes()
+
+
+def begin_to_host(flat: Tensor) -> Callable[[], Tensor]:
+    """`to_host` beside what the GPU does meanwhile; what is returned waits for the copy.
+
+    Until then the bytes must stay as they are: they are held as long.
+    """
+    if not flat.is_cuda:
+        return lambda: flat
+    copy = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    stream = torch.cuda.Stream(flat.device)
+    stream.wait_stream(torch.cuda.current_stream(flat.device))
+    with torch.cuda.stream(stream):
+        copy.copy_(flat, non_blocking=True)
+
+    def finished() -> Tensor:
+        assert flat.is_cuda  # which also holds it
+        stream.synchronize()
+        return copy
+
+    return finished
 
 
 def to_host(flat: Tensor) -> Tensor:

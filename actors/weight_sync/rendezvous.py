@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ from actors.weight_sync.transfer import TransferFailed, TransferSpec
 
 T = TypeVar("T")
 
-_POLL_S = 0.005
+_POLL_S = 0.0005, 0.005
+"""Between two looks: at first, for weights that take milliseconds, and once it takes longer."""
 _ABORT_S = 10.0
 _FAILED = "failed"
 
@@ -79,16 +80,18 @@ class Rendezvous:
 
     def get(self, key: str) -> bytes:
         """What somebody says, or will say."""
+        pauses = _pauses()
         while not self._store.check([key]):
             self.check()
-            time.sleep(_POLL_S)
+            time.sleep(next(pauses))
         return self._store.get(key)
 
     def wait_count(self, key: str, count: int) -> None:
         """Wait until a count is there."""
+        pauses = _pauses()
         while self._store.add(key, 0) < count:
             self.check()
-            time.sleep(_POLL_S)
+            time.sleep(next(pauses))
 
     def group(self, rank: int, size: int, device: torch.device) -> Group:
         """The collective of all that take part; returns when they are there."""
@@ -156,9 +159,8 @@ def run_watched(work: Callable[[], T], check: Callable[[], None], device: torch.
 
     threading.Thread(target=run, name="weight-transfer", daemon=True).start()
     try:
-        while not future.done():
+        while not wait([future], timeout=_POLL_S[1]).done:
             check()
-            time.sleep(_POLL_S)
         return future.result()
     except TransferFailed:
         raise
@@ -166,6 +168,13 @@ def run_watched(work: Callable[[], T], check: Callable[[], None], device: torch.
         raise TransferFailed(f"the connection is broken: {_first(error)}") from error
     except Exception as error:
         raise TransferFailed(f"{type(error).__name__}: {_first(error)}") from error
+
+
+def _pauses() -> Iterator[float]:
+    pause, longest = _POLL_S
+    while True:
+        yield pause
+        pause = min(longest, 1.2 * pause)
 
 
 def _first(error: BaseException) -> str:

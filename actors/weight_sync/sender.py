@@ -114,27 +114,35 @@ class StreamSender(WeightSender):
 
     def send(self, version: int, timeout_s: float) -> dict[str, float]:
         worker = self._worker
-        if self._copying is not None:
-            self._copying.join()  # or two copies would be in memory
+        self.settle()  # or two copies would be in memory
         out = self._begin(version, timeout_s / 2) if worker.rank == 0 else None
-        copies = []
+        copies: list[Tensor] = []
+        under_way: Callable[[], Tensor] | None = None
         for bucket in worker.gathered_buckets(self._bucket_bytes):
             if self._backend == "nccl" and out is None:
                 continue
             flat = buckets.pack([tensor for _, tensor in bucket])
+            before, under_way = under_way, buckets.begin_to_host(flat) if out is not None else None
             if self._backend == "nccl" and out is not None:
                 out.broadcast(flat)
             else:
                 self._share(flat, out)
-            if out is not None:
-                copies.append(buckets.to_host(flat))
+            if before is not None:
+                copies.append(before())
         figures = out.finish() if out is not None else {}
+        if under_way is not None:
+            copies.append(under_way())
         if any(worker.all_reduce([out is not None and out.failure is not None])):
             figures = self._fallback.send(version, timeout_s / 2)
             return figures | ({"publish_fallbacks": 1.0} if worker.rank == 0 else {})
         if out is not None:
             self._copy(version, out.heads, copies)
         return figures
+
+    def settle(self) -> None:
+        """Wait until the copy of what was sent last is in the object store."""
+        if self._copying is not None:
+            self._copying.join()
 
     def _begin(self, version: int, timeout_s: float) -> Outgoing:
         heads = [

@@ -44,8 +44,11 @@ def export_memory(flat: Tensor) -> Iterator[bytes]:
         yield file.name.encode()
 
 
-def import_memory(handles: Mapping[str, bytes], count: int, device: torch.device) -> Tensor:
-    """The bytes behind the handle of this place, copied into host memory: uint8 [``count``].
+def import_memory(
+    handles: Mapping[str, bytes], count: int, device: torch.device, on_gpu: bool = False
+) -> Tensor:
+    """The bytes behind the handle of this place, copied into memory of this process, of the GPU or
+    of the host: uint8 [``count``].
 
     Raises TransferFailed when the learner has no process here.
     """
@@ -63,8 +66,13 @@ def import_memory(handles: Mapping[str, bytes], count: int, device: torch.device
     # The same GPU may have another number in another process.
     arguments[_DEVICE] = device.index or 0
     there = rebuild_cuda_tensor(*arguments)
-    copy = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+    if on_gpu:
+        copy = torch.empty(count, dtype=torch.uint8, device=device)
+    else:
+        copy = torch.empty(count, dtype=torch.uint8, pin_memory=True)
     copy.copy_(there)
+    # The learner goes on as soon as it hears that this is done.
+    torch.cuda.current_stream(device).synchronize()
     return copy
 
 

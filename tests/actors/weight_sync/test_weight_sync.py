@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file
 
 from actors.engine.engine import Engine, EngineOptions
 from actors.weight_sync import buckets
+from actors.weight_sync.receiver import has_room
 from actors.weight_sync.rendezvous import Rendezvous
 from actors.weight_sync.sender import Outgoing
 from actors.weight_sync.shared_memory import export_memory, memory_key
@@ -226,6 +227,26 @@ def test_a_learner_that_is_not_there_is_named(engine):
 
 def _buckets_of(engine: Engine) -> list[Bucket]:
     return _buckets(Path(engine.options.model))
+
+
+def test_what_is_on_a_cpu_is_copied_nowhere() -> None:
+    flat = buckets.pack([torch.arange(4.0)])
+    assert buckets.begin_to_host(flat)() is flat
+    assert not has_room(1, CPU)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_copied_from_while_it_works_on() -> None:
+    device = torch.device("cuda")
+    flat = torch.arange(1 << 20, device=device).view(torch.uint8)
+    finished = buckets.begin_to_host(flat)
+    busy = torch.randn(2000, 2000, device=device)
+    for _ in range(20):
+        busy = busy @ busy / busy.norm()
+    there = finished()
+    assert there.is_pinned() and torch.equal(there.view(torch.int64), torch.arange(1 << 20))
+    assert has_room(1 << 20, device)
+    assert not has_room(torch.cuda.mem_get_info()[0], device)
 
 
 @pytest.mark.gpu
