@@ -268,11 +268,28 @@ def _readable(group: WorkerGroup, error: Exception) -> Exception:
             cause = inner
         if isinstance(cause, UserError):
             return UserError(str(cause))
+        if type(cause).__name__ == "OutOfMemoryError":  # torch's, which this process has not loaded
+            return out_of_gpu_memory(group, cause)
         return TrainingError(
             f"training {group.name!r} failed on rank {rank} after {group.max_failures} restarts: "
             f"{type(cause).__name__}: {cause}"
         )
     return TrainingError(f"training {group.name!r} failed: {error}")
+
+
+def out_of_gpu_memory(group: WorkerGroup, error: BaseException) -> UserError:
+    """What to set where a pass did not fit on a GPU."""
+    said = ". ".join(str(error).split(". ")[:3])
+    budget = group.max_tokens_per_microbatch
+    remedies = [f"lower learner.max_tokens_per_microbatch={budget} (to {budget // 2})"]
+    if not group.gradient_checkpointing:
+        remedies.append("set learner.gradient_checkpointing=true")
+    if group.gpus_per_worker < 1:
+        remedies.append("leave more to the learner (engine.gpu_memory_utilization)")
+    return UserError(
+        f"training {group.name!r} ran out of GPU memory ({said}): {', or '.join(remedies)}; the "
+        "same command goes on from the last checkpoint"
+    )
 
 
 def _is_echo(failure: Exception) -> bool:

@@ -15,15 +15,16 @@ import psutil
 import ray
 
 from actors.learner.grpo_loop import KIND
+from actors.learner.worker_group import WorkerGroup, out_of_gpu_memory
 from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.learner import task_of
 from benchmarks.gpu_drill.settings import Drill
-from benchmarks.gpu_drill.training import training_overrides, write_oracle_prompts
+from benchmarks.gpu_drill.training import training_config, write_oracle_prompts
 from benchmarks.training.torch_arm import TorchTask, batch, our_loop, our_worker
 from pipelines.session.session import Session
 from pipelines.stages.runner import run_stage
 from pipelines.stages.train import JUDGE
-from stepwiser.errors import UserError
+from stepwiser.config import RunConfig
 from stepwiser.generation import Sampling
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
 from stepwiser.run.memory.model_size import read_model_size
@@ -31,8 +32,10 @@ from stepwiser.run.metrics_file import read_metrics
 
 STEPS = 3
 LEARNER = "ray::RayTrainWorker"
+TOO_LARGE = 16
+"""Groups of a pass that does not fit into what a learner is let have."""
 TOO_SMALL = 0.08
-"""Share of the card that a learner is let have, so that its pass does not fit."""
+"""Share of the card that it is let have beside twice what it has at its start."""
 
 
 def measure_faults(drill: Drill, record: Record) -> None:
@@ -45,8 +48,13 @@ def measure_faults(drill: Drill, record: Record) -> None:
         _memory_runs_out(drill, record)
 
 
+def config_of(drill: Drill) -> RunConfig:
+    """Two engines on the card, of which one dies."""
+    return drill.config("faults", "engine.count=2", *drill.shares(2))
+
+
 def _engine_dies(drill: Drill, record: Record) -> None:
-    config = drill.config("faults", "engine.count=2", *drill.shares(2))
+    config = config_of(drill)
     with Session(config) as session:
         session.start(["annotate"])
         model = session.policy_dir()
@@ -78,7 +86,7 @@ def _learner_dies(drill: Drill, record: Record) -> None:
     folder = drill.run_dir("faults-train")
     shutil.rmtree(folder, ignore_errors=True)
     write_oracle_prompts(folder, drill.seed)
-    config = drill.config("faults-train", *training_overrides(drill, STEPS, 1))
+    config = training_config(drill, "faults-train", STEPS, checkpoint_every=1)
     killed: list[float] = []
     over = threading.Event()
 
@@ -132,7 +140,7 @@ def own_processes(title: str) -> list[psutil.Process]:
 
 
 def _memory_runs_out(drill: Drill, record: Record) -> None:
-    """A pass that does not fit is named, and half of it trains."""
+    """A pass that does not fit is named, and a learner with a smaller one trains."""
     import torch
 
     responses, prompt, response = drill.size.group
@@ -140,32 +148,36 @@ def _memory_runs_out(drill: Drill, record: Record) -> None:
     shape = read_model_size(model_folder(model))
     assert shape is not None
     tokens = prompt + responses * response
-    with tempfile.TemporaryDirectory() as folder:
-        task = TorchTask(
-            arm="ours",
-            model_dir=model,
-            precision="bfloat16",
-            threads=1,
-            shared=True,
-            prompts=0,
-            group_size=responses,
-            prompt_tokens=(prompt, prompt),
-            response_tokens=(response, response),
-            micro_batch=0,
-            token_budget=16 * tokens,
-            updates=2,
-            answer="",
-        )
-        worker = our_worker(task, folder, True)
-        held = torch.cuda.memory_allocated()
-        room = 2 * held + TOO_SMALL * drill.card_bytes
-        torch.cuda.set_per_process_memory_fraction(min(1.0, room / drill.card_bytes))
-        large, said = task_of(task, 16, 16 * tokens), "nothing: it has fitted"
-        try:
-            our_loop(large, folder, worker).train(0, batch(large, 0, shape.vocabulary))
-        except UserError as error:
-            said = str(error)
-        small = task_of(task, 1, tokens)
-        figures = our_loop(small, folder, worker).train(1, batch(small, 1, shape.vocabulary))
-        record(out_of_memory={"said": said, "then_trained_norm": float(figures["gradient_norm"])})
-        torch.distributed.destroy_process_group()
+    task = TorchTask(
+        arm="ours",
+        model_dir=model,
+        precision="bfloat16",
+        threads=1,
+        shared=True,
+        prompts=0,
+        group_size=responses,
+        prompt_tokens=(prompt, prompt),
+        response_tokens=(response, response),
+        micro_batch=0,
+        token_budget=TOO_LARGE * tokens,
+        updates=2,
+        answer="",
+    )
+    said, norm = "nothing: it has fitted", float("nan")
+    for groups in (TOO_LARGE, 1):
+        own = task_of(task, groups, groups * tokens)
+        with tempfile.TemporaryDirectory() as folder:
+            worker = our_worker(own, folder, True)
+            if groups == TOO_LARGE:
+                share = 2 * torch.cuda.memory_allocated() / drill.card_bytes + TOO_SMALL
+                torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+            loop = our_loop(own, folder, worker)
+            try:
+                figures = loop.train(0, batch(own, 0, shape.vocabulary))
+                norm = float(figures["gradient_norm"])
+            except torch.OutOfMemoryError as error:
+                group = WorkerGroup("judge", folder, max_tokens_per_microbatch=own.token_budget)
+                said = str(out_of_gpu_memory(group, error))
+            worker.close()
+            torch.distributed.destroy_process_group()
+    record(out_of_memory={"said": said, "then_trained_norm": norm})

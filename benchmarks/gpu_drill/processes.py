@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -84,10 +84,18 @@ def run_part(
     name: str, settings: Path, log: Path, variables: Mapping[str, str], seconds: float
 ) -> State:
     """Run a part to its end, or to that of its time; nothing of it runs afterwards."""
+    command = [sys.executable, "-m", "benchmarks.gpu_drill.part", name, str(settings)]
+    return run_command(command, log, variables, seconds)
+
+
+def run_command(
+    command: Sequence[str], log: Path, variables: Mapping[str, str], seconds: float
+) -> State:
+    """The same for any command."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu_drill.part", name, str(settings)],
+            command,
             env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -10,9 +10,21 @@ import httpx
 from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.settings import Drill
 from benchmarks.serving import Load, measure_loads, measure_parallel, measure_raw, serving
+from stepwiser.config import RunConfig
 
 LONG = 3
 """Solutions that are judged at once and one step after the other."""
+
+
+def config_of(drill: Drill) -> RunConfig:
+    """One engine that has the card, first in this process and then in the replica."""
+    return drill.config(
+        "serve",
+        "engine.count=1",
+        *drill.shares(1),
+        "judge_max_tokens=" + ("90" if drill.dry else "128"),
+        "serve.max_queued_requests=1024",
+    )
 
 
 def measure_serve(drill: Drill, record: Record) -> None:
@@ -20,13 +32,7 @@ def measure_serve(drill: Drill, record: Record) -> None:
     steps together beside one after the other."""
     size = drill.size
     compared = size.clients[: min(3, len(size.clients))]
-    config = drill.config(
-        "serve",
-        # The engine alone has the card, first in this process and then in the replica.
-        *drill.shares(1),
-        "judge_max_tokens=" + ("90" if drill.dry else "128"),
-        "serve.max_queued_requests=1024",
-    )
+    config = config_of(drill)
     raw = asyncio.run(measure_raw(config, size.window_s, compared))
     record(raw={str(n): _figures(load) for n, load in raw.items()})
     with serving(config) as url:

@@ -14,6 +14,7 @@ from benchmarks.training.trl import oracle_prompts, seconds_of_a_step
 from pipelines.session.session import Session
 from pipelines.stages.runner import run_stage
 from pipelines.stages.train import JUDGE
+from stepwiser.config import RunConfig
 from stepwiser.data.records import JudgePrompt
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import read_metrics
@@ -27,7 +28,7 @@ START_S = 40.0
 MOST_ITEMS = 400
 
 
-def training_overrides(drill: Drill, steps: int, checkpoint_every: int) -> list[str]:
+def training_config(drill: Drill, part: str, steps: int, checkpoint_every: int) -> RunConfig:
     """A short training whose engine and learner take turns on the card."""
     size = drill.size
     own = [
@@ -43,9 +44,10 @@ def training_overrides(drill: Drill, steps: int, checkpoint_every: int) -> list[
         f"evaluate.limit={size.items}",
     ]
     if drill.dry:
-        return [*own, "train.group_size=4"]
+        return drill.config(part, *own, "train.group_size=4")
     cache = int(0.25 * drill.card_bytes / 2**20)
-    return [
+    return drill.config(
+        part,
         *own,
         "engine.gpus=0.6",
         "engine.gpu_memory_utilization=0.4",
@@ -54,7 +56,7 @@ def training_overrides(drill: Drill, steps: int, checkpoint_every: int) -> list[
         "train.colocated=true",
         "train.max_response_tokens=384",
         "judge_max_tokens=384",
-    ]
+    )
 
 
 def write_oracle_prompts(folder: Path, seed: int) -> None:
@@ -72,7 +74,7 @@ def measure_training(drill: Drill, record: Record) -> None:
         if (annotated / name).is_dir():
             shutil.copytree(annotated / name, folder / name)
     steps = drill.size.steps
-    config = drill.config("rl", *training_overrides(drill, steps, steps))
+    config = training_config(drill, "rl", steps, checkpoint_every=steps)
     with Session(config) as session:
         session.start(["train", "evaluate"])
         record(labels=_label(session, drill.seed))
@@ -112,6 +114,17 @@ def _label(session: Session, seed: int) -> str:
     return f"of the packaged task, not of annotated chunks: {problem}"
 
 
+def evaluation_config(drill: Drill, judge: str, count: int) -> RunConfig:
+    """One engine that has the card, and so many solutions."""
+    return drill.config(
+        "evaluation",
+        "engine.count=1",
+        *drill.shares(1),
+        f"judge_model={judge}",
+        f"evaluate.limit={count}",
+    )
+
+
 def measure_evaluation(drill: Drill, record: Record) -> None:
     """F1 of the trained judge, or of the model as it is, on as many solutions as there is time."""
     trained = drill.run_dir("rl") / "models" / JUDGE
@@ -120,13 +133,7 @@ def measure_evaluation(drill: Drill, record: Record) -> None:
     count = drill.size.items
     if rate and not drill.dry:
         count = max(20, min(MOST_ITEMS, int(0.7 * rate * (drill.seconds - START_S))))
-    config = drill.config(
-        "evaluation",
-        "engine.count=1",
-        *drill.shares(1),
-        f"judge_model={judge}",
-        f"evaluate.limit={count}",
-    )
+    config = evaluation_config(drill, judge, count)
     shutil.rmtree(config.run_dir, ignore_errors=True)
     began = time.monotonic()
     with Session(config) as session:

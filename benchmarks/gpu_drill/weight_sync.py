@@ -18,6 +18,7 @@ from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.settings import Drill
 from benchmarks.training.torch_arm import TorchTask, our_worker
 from pipelines.session.session import Session
+from stepwiser.config import RunConfig
 from stepwiser.generation import Sample, Sampling
 from stepwiser.training.experience import Experience, ExperienceBatch
 
@@ -123,18 +124,23 @@ class Learner:
         return int(torch.cuda.mem_get_info()[0]) if self._gpu else 0
 
 
-def measure_weight_sync(drill: Drill, record: Record) -> None:
-    """`update_ms` of 1 GB by memory of the card, the same by the object store, sleep and wake.
-
-    After every change the log-probs of both are compared, before and after it is published.
-    """
-    config = drill.config(
+def config_of(drill: Drill) -> RunConfig:
+    """An engine and a learner on one card."""
+    return drill.config(
         "weight_sync",
         "engine.count=1",
         *drill.shares(1, beside=LEARNER_SHARE),
         "train.colocated=" + str(not drill.dry).lower(),
         f"learner.gpus={0 if drill.dry else LEARNER_SHARE}",
     )
+
+
+def measure_weight_sync(drill: Drill, record: Record) -> None:
+    """`update_ms` of 1 GB by memory of the card, the same by the object store, sleep and wake.
+
+    After every change the log-probs of both are compared, before and after it is published.
+    """
+    config = config_of(drill)
     with Session(config) as session:
         session.start(["annotate"])
         model = session.policy_dir()

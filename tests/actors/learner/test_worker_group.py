@@ -71,6 +71,26 @@ def test_a_mistake_of_the_user_stays_one():
     assert str(_readable(group, _Failed({0: wrapped}))) == "no model in /x"
 
 
+def test_a_pass_that_did_not_fit_on_a_gpu_is_named_with_what_to_set():
+    torch = pytest.importorskip("torch")
+    group = WorkerGroup(name="judge", storage_path="", gpus_per_worker=0.4)
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 79.11 GiB "
+        "of which 3.00 GiB is free. Process 7 has 70.00 GiB memory in use."
+    )
+    readable = _readable(group, _Failed({0: error}))
+    assert isinstance(readable, UserError)
+    for words in (
+        "Tried to allocate 9.00 GiB",
+        "79.11 GiB",
+        "learner.max_tokens_per_microbatch=16384 (to 8192)",
+        "learner.gradient_checkpointing=true",
+        "engine.gpu_memory_utilization",
+    ):
+        assert words in str(readable)
+    assert "Process 7" not in str(readable)
+
+
 @pytest.mark.parametrize(
     "options", [{"num_workers": 0}, {"zero_stage": 1}, {"precision": "float16"}]
 )
