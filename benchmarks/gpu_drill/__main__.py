@@ -37,10 +37,10 @@ from stepwiser.run.memory.machine import gpu_memory
 SECONDS = {
     "engine": 220.0,
     "weight_sync": 100.0,
-    "learner": 90.0,
+    "learner": 80.0,
     "rl": 170.0,
     "serve": 130.0,
-    "faults": 90.0,
+    "faults": 140.0,
     "evaluation": 60.0,
 }
 """Of each part on one card, loading included."""

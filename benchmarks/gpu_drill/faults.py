@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 import psutil
-import ray
 
 from actors.learner.grpo_loop import KIND
 from actors.learner.worker_group import WorkerGroup, out_of_gpu_memory
@@ -24,14 +21,13 @@ from benchmarks.training.torch_arm import TorchTask, batch, our_loop, our_worker
 from pipelines.session.session import Session
 from pipelines.stages.runner import run_stage
 from pipelines.stages.train import JUDGE
-from stepwiser.config import RunConfig
-from stepwiser.generation import Sampling
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
 from stepwiser.run.memory.model_size import read_model_size
 from stepwiser.run.metrics_file import read_metrics
 
-STEPS = 3
-LEARNER = "ray::RayTrainWorker"
+STEPS = 4
+LEARNER, ENGINE = "ray::RayTrainWorker", "ray::RolloutGenerator"
+"""How Ray calls the processes that are killed."""
 TOO_LARGE = 16
 """Groups of a pass that does not fit into what a learner is let have."""
 TOO_SMALL = 0.08
@@ -40,86 +36,59 @@ TOO_SMALL = 0.08
 
 def measure_faults(drill: Drill, record: Record) -> None:
     """What comes after the death of a learner and of an engine, and what an overflow says."""
-    _learner_dies(drill, record)
-    _engine_dies(drill, record)
+    _processes_die(drill, record)
     if drill.dry:
         record(out_of_memory="not provoked: there is no GPU")
     else:
         _memory_runs_out(drill, record)
 
 
-def config_of(drill: Drill) -> RunConfig:
-    """Two engines on the card, of which one dies."""
-    return drill.config("faults", "engine.count=2", *drill.shares(2))
-
-
-def _engine_dies(drill: Drill, record: Record) -> None:
-    config = config_of(drill)
-    with Session(config) as session:
-        session.start(["annotate"])
-        model = session.policy_dir()
-        pool = session.pool(model)
-        prompts = session.prompts(model)
-        asked = [prompts.policy_ids(p.question) for p in session.problems("train", 32)]
-        sampling = Sampling(min(256, config.annotate.max_tokens), n=4)
-        victim = pool.pids[0]
-
-        async def killed() -> tuple[int, float]:
-            work = [asyncio.create_task(pool.generate(ids, sampling)) for ids in asked]
-            await asyncio.sleep(0.3)
-            began = time.monotonic()
-            os.kill(victim, signal.SIGKILL)
-            answers = await asyncio.gather(*work)
-            while pool.serving < config.engine.count or victim in await _pids(pool.actors):
-                await asyncio.sleep(0.2)
-            return sum(len(samples) == sampling.n for samples in answers), time.monotonic() - began
-
-        answered, seconds = session.run(killed())
-    record(engine_death={"asked": len(asked), "answered": answered, "recovered_s": seconds})
-
-
-async def _pids(actors: list[ray.actor.ActorHandle]) -> list[int]:
-    return list(await asyncio.gather(*(actor.ready.remote() for actor in actors)))
-
-
-def _learner_dies(drill: Drill, record: Record) -> None:
-    folder = drill.run_dir("faults-train")
+def _processes_die(drill: Drill, record: Record) -> None:
+    """A training whose learner is killed in the second step, and whose engine in the third."""
+    folder = drill.run_dir("faults")
     shutil.rmtree(folder, ignore_errors=True)
     write_oracle_prompts(folder, drill.seed)
-    config = training_config(drill, "faults-train", STEPS, checkpoint_every=1)
-    killed: list[float] = []
+    config = training_config(drill, "faults", STEPS, checkpoint_every=1)
+    killed: dict[str, float] = {}
     over = threading.Event()
 
     def kill() -> None:
-        while not over.wait(0.05):
-            if read_metrics(str(session.store.curve), KIND, JUDGE):
-                for process in own_processes(LEARNER):
-                    process.kill()
-                    killed.append(time.monotonic())
+        for done, title in enumerate((LEARNER, ENGINE), 1):
+            while len(_steps(session)) < done:
+                if over.wait(0.05):
                     return
+            for process in own_processes(title):
+                process.kill()
+                killed[title] = time.time()
 
     with Session(config) as session:
         session.start(["train"])
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
+        began = time.time()
         try:
             run_stage(session, "train")
         finally:
             over.set()
             thread.join()
-        rows = read_metrics(str(session.store.curve), KIND, JUDGE)
-    after = [row["time"] for row in rows[1:]]
-    record(
-        learner_death={
-            "killed": bool(killed),
-            "steps": len({row["step"] for row in rows}),
-            "of": STEPS,
-            "updates_of_each_step": sorted({row["updates"] for row in rows}),
-            "step_apart_s": max(
-                b - a for a, b in zip([rows[0]["time"], *after], after, strict=False)
-            ),
-        }
-    )
+        steps = _steps(session)
+    for name, title in (("learner_death", LEARNER), ("engine_death", ENGINE)):
+        next_step = min((at for at in steps.values() if at > killed.get(title, began)), default=0.0)
+        record(
+            **{
+                name: {
+                    "killed": title in killed,
+                    "next_step_after_s": next_step - killed.get(title, next_step),
+                }
+            }
+        )
+    record(steps=len(steps), of=STEPS, train_s=time.time() - began)
+
+
+def _steps(session: Session) -> dict[int, float]:
+    """Steps that are done, and when each was last."""
+    rows = read_metrics(str(session.store.curve), KIND, JUDGE)
+    return {row["step"]: row["time"] for row in rows}
 
 
 def own_processes(title: str) -> list[psutil.Process]:

@@ -40,25 +40,29 @@ CARD: dict[str, Callable[[Drill], RunConfig]] = {
     "weight_sync": weight_sync.config_of,
     "rl": lambda d: training.training_config(d, "rl", 10, 10),
     "serve": service.config_of,
-    "faults": faults.config_of,
+    "faults": lambda d: training.training_config(d, "faults", faults.STEPS, 1),
     "evaluation": lambda d: training.evaluation_config(d, d.model, 60),
 }
+
+
+SHARED = ("weight_sync", "rl", "faults")
+"""Parts whose engine shares the card with a learner."""
 
 
 @pytest.mark.parametrize("part", CARD)
 def test_on_a_card_every_part_has_a_configuration_that_fits(part: str, tmp_path: Path) -> None:
     config = CARD[part](drill(tmp_path))
-    learner = config.learner.gpus if part in ("weight_sync", "rl") else 0.0
+    learner = config.learner.gpus if part in SHARED else 0.0
     assert config.engine.dtype == config.learner.precision == "bfloat16"
     assert config.engine.multiprocess and not config.engine.enforce_eager
     engines = config.engine.count + (2 if part == "engine" else 0)
     assert engines * config.engine.gpus + learner <= 1.0
     share, cache = config.engine.gpu_memory_utilization, config.engine.kv_cache_mb
     assert share is not None and cache is not None
-    assert 0.85 <= engines * share + learner <= 0.95 or part == "rl"
+    assert 0.85 <= engines * share + learner <= 0.95 or part in ("rl", "faults")
     assert 1024 <= cache < share * 80 * 1024
     assert all(str(tmp_path) in place for place in (config.run_dir, config.data.source))
-    if part in ("weight_sync", "rl"):
+    if part in SHARED:
         assert config.train.colocated and weight_transfer(config) == "cuda_ipc"
         assert plan_stage(config, "train").total["GPU"] <= 1.0
 
