@@ -192,6 +192,7 @@ def _parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
+@torch.enable_grad()
 def difference(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> float:
     """Largest difference of outputs and gradients from plain attention, on a small packing."""
     generator = torch.Generator().manual_seed(0)

@@ -86,7 +86,7 @@ def blob(head: bytes, flat: Tensor) -> bytes:
 def begin_to_host(flat: Tensor) -> Callable[[], Tensor]:
     """`to_host` beside what the GPU does meanwhile; what is returned waits for the copy.
 
-    Until then the bytes must stay as they are: they are held as long.
+    Until then the bytes must stay as they are.
     """
     if not flat.is_cuda:
         return lambda: flat
@@ -95,9 +95,9 @@ def begin_to_host(flat: Tensor) -> Callable[[], Tensor]:
     stream.wait_stream(torch.cuda.current_stream(flat.device))
     with torch.cuda.stream(stream):
         copy.copy_(flat, non_blocking=True)
+    flat.record_stream(stream)  # its memory is nobody else's before that
 
     def finished() -> Tensor:
-        assert flat.is_cuda  # which also holds it
         stream.synchronize()
         return copy
 

@@ -133,9 +133,9 @@ def _memory_runs_out(drill: Drill, record: Record) -> None:
         answer="",
     )
     said, norm = "nothing: it has fitted", float("nan")
-    for groups in (TOO_LARGE, 1):
-        own = task_of(task, groups, groups * tokens)
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for groups in (TOO_LARGE, 1):
+            own = task_of(task, groups, groups * tokens)
             worker = our_worker(own, folder, True)
             if groups == TOO_LARGE:
                 share = 2 * torch.cuda.memory_allocated() / drill.card_bytes + TOO_SMALL
@@ -147,6 +147,7 @@ def _memory_runs_out(drill: Drill, record: Record) -> None:
             except torch.OutOfMemoryError as error:
                 group = WorkerGroup("judge", folder, max_tokens_per_microbatch=own.token_budget)
                 said = str(out_of_gpu_memory(group, error))
+            del loop
             worker.close()
-            torch.distributed.destroy_process_group()
+        torch.distributed.destroy_process_group()
     record(out_of_memory={"said": said, "then_trained_norm": norm})

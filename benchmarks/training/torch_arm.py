@@ -169,9 +169,11 @@ def our_worker(task: TorchTask, folder: str, gpu: bool = False) -> DeepSpeedWork
     from actors.learner.worker_group import engine_config
 
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    torch.distributed.init_process_group(
-        "nccl" if gpu else "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
-    )
+    if not torch.distributed.is_initialized():
+        meeting = f"file://{folder}/rendezvous"
+        torch.distributed.init_process_group(
+            "nccl" if gpu else "gloo", init_method=meeting, rank=0, world_size=1
+        )
     group = _worker_group(task, folder, 1.0 if gpu else 0.0)
     return DeepSpeedWorker(engine_config(group, task.model_dir, 1.0, 0.0))
 
