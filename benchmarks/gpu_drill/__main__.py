@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -59,23 +59,19 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     console = Console()
     adopt_orphans()
-    if not args.resume:
-        for name in ("parts", "logs", "runs", "data"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        (out / "drill.jsonl").unlink(missing_ok=True)
+    # Whoever limits the time of a command says so before the end: what there is is written then.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     out.mkdir(parents=True, exist_ok=True)
     settings = out / "drill.json"
-    drill.save(settings)
     if drill.dry:
         write_step_items(Path(drill.step_items), drill.size.items, drill.seed)
-    began = time.monotonic()
     outcomes = _run(drill, args.parts, args.budget, settings, console)
-    summary = summarize(outcomes, time.monotonic() - began)
+    summary = summarize(outcomes)
     console.print(results_table(outcomes))
     (out / "page.md").write_text(markdown(drill, machine(), outcomes, summary))
     console.print(f"page: {out / 'page.md'}", highlight=False, soft_wrap=True)
     print(json.dumps(summary))
-    if any(one.state == "failed" for one in outcomes):
+    if any(one.state in ("failed", "interrupted") for one in outcomes):
         sys.exit(1)
 
 
@@ -100,6 +96,10 @@ def _arguments() -> argparse.Namespace:
 
 def _drill(args: argparse.Namespace, out: Path) -> Drill:
     """Raises UserError for what cannot run here."""
+    if not args.resume and (out / "drill.jsonl").exists():
+        raise UserError(
+            f"--out {args.out} has the results of an earlier drill: add --resume, or name another"
+        )
     if args.dry_run:
         return Drill(str(out), "embedded", None, True, args.seed, 0.0)
     card = gpu_memory()
@@ -123,34 +123,38 @@ def _run(
     """The parts, in order of worth; those that are done already are kept."""
     out = Path(drill.out)
     file = out / "drill.jsonl"
-    kept = {one.part: one for one in _outcomes(file) if one.state == "done"}
-    outcomes, saved, began = [], 0.0, time.monotonic()
+    found = {one.part: one for one in _outcomes(file) if one.state == "done"}
+    todo = [name for name in PARTS if name in parts and name not in found]
+    saved, began = 0.0, time.monotonic()
     # Short, as Ray's sockets lie in it.
     with tempfile.TemporaryDirectory(prefix="sd-") as scratch:
         variables = environment(out, Path(scratch), drill.dry)
-        for name in (name for name in PARTS if name in parts):
-            if name in kept:
-                outcomes.append(kept[name])
-                continue
+        for name in todo:
             left = budget - (time.monotonic() - began)
             own = SECONDS[name] * (CPU_TIMES if drill.dry else 1)
             limit = min(own + saved, left)
             if limit < LEAST_S:
-                outcomes.append(Outcome(name, "not begun", 0.0, max(0.0, limit), {}))
+                found[name] = Outcome(name, "not begun", 0.0, max(0.0, limit), {})
                 continue
             console.print(f"{name}: up to {limit:.0f} s …", highlight=False)
-            started = time.monotonic()
             drill.with_seconds(limit).save(settings)
-            state = run_part(name, settings, out / "logs" / f"{name}.log", variables, limit)
+            log = out / "logs" / f"{name}.log"
+            started = time.monotonic()
+            state: str
+            try:
+                state = run_part(name, settings, log, variables, limit)
+            except KeyboardInterrupt:
+                state = "interrupted"
             seconds = time.monotonic() - started
             saved += own - seconds
-            outcome = Outcome(name, state, round(seconds, 1), limit, read_figures(out, name))
+            found[name] = Outcome(name, state, round(seconds, 1), limit, read_figures(out, name))
             with file.open("a") as opened:
-                opened.write(json.dumps(asdict(outcome)) + "\n")
+                opened.write(json.dumps(asdict(found[name])) + "\n")
             if state == "failed":
-                console.print(_last_words(out / "logs" / f"{name}.log"), markup=False)
-            outcomes.append(outcome)
-    return outcomes
+                console.print(_last_words(log), markup=False)
+            if state == "interrupted":
+                break
+    return [found[name] for name in PARTS if name in found]
 
 
 def _outcomes(file: Path) -> list[Outcome]:

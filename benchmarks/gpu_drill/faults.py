@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -45,9 +44,7 @@ def measure_faults(drill: Drill, record: Record) -> None:
 
 def _processes_die(drill: Drill, record: Record) -> None:
     """A training whose learner is killed in the second step, and whose engine in the third."""
-    folder = drill.run_dir("faults")
-    shutil.rmtree(folder, ignore_errors=True)
-    write_oracle_prompts(folder, drill.seed)
+    write_oracle_prompts(drill.run_dir("faults"), drill.seed)
     config = training_config(drill, "faults", STEPS, checkpoint_every=1)
     killed: dict[str, float] = {}
     over = threading.Event()

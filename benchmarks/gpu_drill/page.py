@@ -41,20 +41,20 @@ class Outcome:
 
     part: str
     state: str
-    """`done`, `failed`, `out of time` or `not begun`."""
+    """`done`, `failed`, `out of time`, `interrupted` or `not begun`."""
     seconds: float
     limit_s: float
     figures: Mapping[str, Any]
 
 
-def summarize(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-    """The last line; a figure that was not measured is null."""
+def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The last line; a figure that was not measured is null, the seconds are those of all parts."""
     by_part = {one.part: one.figures for one in outcomes}
     found: dict[str, Any] = {
         name: by_part.get(part, {}).get(figure) for name, (part, figure) in SUMMARY.items()
     }
     done = sum(one.state == "done" for one in outcomes)
-    return found | {"parts_done": done, "seconds": round(seconds, 1)}
+    return found | {"parts_done": done, "seconds": round(sum(o.seconds for o in outcomes), 1)}
 
 
 def flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

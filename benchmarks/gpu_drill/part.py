@@ -8,6 +8,7 @@ is kept.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,6 +74,7 @@ PARTS: Mapping[str, Callable[[Drill, Record], None]] = {
 def main() -> None:
     name, file = sys.argv[1:]
     drill = Drill.load(file)
+    shutil.rmtree(drill.run_dir(name), ignore_errors=True)  # of a start that was cut off
     PARTS[name](drill, recorder(Path(drill.out), name))
 
 

@@ -52,6 +52,9 @@ def environment(out: Path, scratch: Path, dry: bool) -> dict[str, str]:
         "VLLM_CONFIG_ROOT": str(cache / "config" / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
+        "TRITON_HOME": str(cache),
+        "FLASHINFER_WORKSPACE_BASE": str(cache),
+        "CUDA_CACHE_PATH": str(cache / "nv"),
         "HF_HOME": str(cache / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
@@ -74,6 +77,9 @@ def environment(out: Path, scratch: Path, dry: bool) -> dict[str, str]:
     if dry:
         own |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     else:
+        # Fractions of a GPU must be those of one and the same.
+        cards = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+        own |= {"CUDA_VISIBLE_DEVICES": cards.partition(",")[0]}
         own |= {"DS_ACCELERATOR": "cuda", "DS_BUILD_OPS": "0"}
     inherited = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
     # A library that the box has elsewhere is found by the user's own path.
@@ -107,10 +113,12 @@ def run_command(
         try:
             return "done" if process.wait(seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
             return "out of time"
         finally:
-            end_descendants(END_S if process.poll() is None else 0.0)
+            running = process.poll() is None
+            if running:
+                process.send_signal(signal.SIGTERM)
+            end_descendants(END_S if running else 0.0)
             process.wait()
 
 

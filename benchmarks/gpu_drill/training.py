@@ -68,7 +68,6 @@ def write_oracle_prompts(folder: Path, seed: int) -> None:
 def measure_training(drill: Drill, record: Record) -> None:
     """Seconds of a step by part, and verdict share and F1 before and after."""
     folder = drill.run_dir("rl")
-    shutil.rmtree(folder, ignore_errors=True)
     annotated = drill.run_dir("engine") / "one" / "1"
     for name in ANNOTATED:
         if (annotated / name).is_dir():
@@ -134,7 +133,6 @@ def measure_evaluation(drill: Drill, record: Record) -> None:
     if rate and not drill.dry:
         count = max(20, min(MOST_ITEMS, int(0.7 * rate * (drill.seconds - START_S))))
     config = evaluation_config(drill, judge, count)
-    shutil.rmtree(config.run_dir, ignore_errors=True)
     began = time.monotonic()
     with Session(config) as session:
         session.start(["evaluate"])

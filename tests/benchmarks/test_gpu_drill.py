@@ -89,10 +89,10 @@ def test_summary_and_page(tmp_path: Path) -> None:
         Outcome("learner", "out of time", 90.0, 90.0, {"4096 tokens": {"mfu": 0.2}}),
         Outcome("serve", "not begun", 0.0, 3.0, {}),
     ]
-    found = summarize(outcomes, 301.23)
+    found = summarize(outcomes)
     assert list(found) == KEYS
     assert (found["vs_raw"], found["vs_sequential"], found["mfu"]) == (0.97, 21.0, None)
-    assert (found["parts_done"], found["seconds"]) == (1, 301.2)
+    assert (found["parts_done"], found["seconds"]) == (1, 290.0)
     facts = {"card": "NVIDIA H100", "driver": "570", "vllm": "0.23.0"}
     page = markdown(drill(tmp_path), facts, outcomes, found)
     assert page.startswith("# GPU drill on NVIDIA H100\n") and "driver 570, vllm 0.23.0" in page
@@ -165,7 +165,7 @@ def test_what_is_done_is_kept_and_what_has_no_time_is_not_begun(tmp_path: Path) 
     summary, output = run_drill(tmp_path, *options)
     assert (summary["mfu"], summary["peak_gb_16k"], summary["parts_done"]) == (0.4, 12.0, 1)
     assert "not begun" in output and "serve: up to" not in output
-    assert not (tmp_path / "logs").exists()
+    assert summary["seconds"] == 9.0 and not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,14 @@ def test_what_is_done_is_kept_and_what_has_no_time_is_not_begun(tmp_path: Path) 
     [
         ([], "nvidia-smi names no GPU here: add --dry-run"),
         (["--dry-run", "--parts", "everything"], "invalid choice: 'everything'"),
+        (["--dry-run"], "has the results of an earlier drill: add --resume"),
     ],
 )
 def test_what_cannot_run_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
+    if arguments == ["--dry-run"]:
+        (tmp_path / "drill.jsonl").write_text("")
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_drill", "--out", str(tmp_path / "x"), *arguments],
+        [sys.executable, "-m", "benchmarks.gpu_drill", "--out", str(tmp_path), *arguments],
         cwd=ROOT,
         env={"PATH": "", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -185,7 +188,7 @@ def test_what_cannot_run_is_refused(arguments: list[str], words: str, tmp_path: 
         timeout=120,
     )
     assert finished.returncode != 0 and words in finished.stderr
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "page.md").exists()
 
 
 @pytest.mark.slow
