@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from actors.learner.packed_attention import choose
 from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.settings import Drill
 from benchmarks.training.torch_arm import (
@@ -61,9 +62,11 @@ def measure_learner(drill: Drill, record: Record) -> None:
             answer="",
         )
         worker = our_worker(task, folder, gpu)
-        for turn, groups in enumerate(size.micro_batches):
-            tokens = groups * (prompt + responses * response)
-            own = task_of(task, groups, tokens)
+        name, _ = choose(worker.device.type, getattr(torch, drill.precision))
+        record(attention=name)
+
+        def measured(groups: int) -> dict[str, Any]:
+            own = task_of(task, groups, groups * (prompt + responses * response))
             loop = our_loop(own, folder, worker)
             seconds, peak_bytes = [], 0
             for number in range(UPDATES):
@@ -77,10 +80,18 @@ def measure_learner(drill: Drill, record: Record) -> None:
                 used = torch.cuda.max_memory_allocated() if gpu else anonymous_bytes()
                 peak_bytes = max(peak_bytes, used)
             found = figures(shape, given, own, median(seconds), peak)
-            found |= {"peak_gb": peak_bytes / 1e9}
-            record(**{f"{tokens} tokens": found})
+            return found | {"peak_gb": peak_bytes / 1e9}
+
+        for turn, groups in enumerate(size.micro_batches):
+            found = measured(groups)
+            record(**{f"{groups * (prompt + responses * response)} tokens": found})
             if turn == 1:
                 record(mfu=found["mfu"], peak_gb_16k=found["peak_gb"])
+        if gpu:
+            # Last, as it takes long: whether compiled layers would pay.
+            for layer in worker.engine.module.model.get_decoder().layers:
+                layer.compile()
+            record(**{"16k tokens, layers compiled": measured(size.micro_batches[1])})
         torch.distributed.destroy_process_group()
 
 
