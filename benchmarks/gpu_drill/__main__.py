@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks.gpu_drill.figures import read_figures
 from benchmarks.gpu_drill.page import Outcome, machine, markdown, results_table, summarize
 from benchmarks.gpu_drill.part import PARTS
-from benchmarks.gpu_drill.processes import adopt_orphans, environment, run_part
+from benchmarks.gpu_drill.processes import adopt_orphans, end_descendants, environment, run_part
 from benchmarks.gpu_drill.rehearsal import write_step_items
 from benchmarks.gpu_drill.settings import Drill
 from stepwiser.errors import UserError
@@ -144,6 +144,7 @@ def _run(
                 state = run_part(name, settings, log, variables, limit)
             except KeyboardInterrupt:
                 state = "interrupted"
+                end_descendants(0.0)  # it may have come while a part was being ended
             seconds = time.monotonic() - started
             saved += own - seconds
             found[name] = Outcome(name, state, round(seconds, 1), limit, read_figures(out, name))
