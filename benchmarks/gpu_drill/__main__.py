@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks.gpu_drill.figures import read_figures
 from benchmarks.gpu_drill.page import Outcome, machine, markdown, results_table, summarize
 from benchmarks.gpu_drill.part import PARTS
-from benchmarks.gpu_drill.processes import adopt_orphans, environment, run_part
+from benchmarks.gpu_drill.processes import adopt_orphans, end_descendants, environment, run_part
 from benchmarks.gpu_drill.rehearsal import write_step_items
 from benchmarks.gpu_drill.settings import Drill
 from stepwiser.errors import UserError
@@ -44,8 +44,6 @@ SECONDS = {
     "evaluation": 60.0,
 }
 """Of each part on one card, loading included."""
-CPU_TIMES = 2
-"""As much time has each in a rehearsal, on whatever CPU that is."""
 LEAST_S = 20.0
 """A part that has less is not begun."""
 
@@ -131,7 +129,8 @@ def _run(
         variables = environment(out, Path(scratch), drill.dry)
         for name in todo:
             left = budget - (time.monotonic() - began)
-            own = SECONDS[name] * (CPU_TIMES if drill.dry else 1)
+            # A rehearsal has whatever is left: how long it takes says nothing.
+            own = left if drill.dry else SECONDS[name]
             limit = min(own + saved, left)
             if limit < LEAST_S:
                 found[name] = Outcome(name, "not begun", 0.0, max(0.0, limit), {})
@@ -145,6 +144,7 @@ def _run(
                 state = run_part(name, settings, log, variables, limit)
             except KeyboardInterrupt:
                 state = "interrupted"
+                end_descendants(0.0)  # it may have come while a part was being ended
             seconds = time.monotonic() - started
             saved += own - seconds
             found[name] = Outcome(name, state, round(seconds, 1), limit, read_figures(out, name))

@@ -195,8 +195,8 @@ def test_what_cannot_run_is_refused(arguments: list[str], words: str, tmp_path: 
 
 @pytest.mark.slow
 def test_a_rehearsal_measures_learner_and_weights(tmp_path: Path) -> None:
-    summary, output = run_drill(tmp_path, "--parts", "weight_sync", "learner")
-    assert list(summary) == KEYS and summary["parts_done"] == 2
+    summary, output = run_drill(tmp_path, "--parts", "weight_sync", "learner", "--budget", "450")
+    assert list(summary) == KEYS and summary["parts_done"] == 2, output
     assert summary["seconds"] < 300
     assert 0 < summary["mfu"] < 1 and summary["update_ms"] > 0
     assert summary["logprob_gap"] < 1e-5
@@ -214,4 +214,4 @@ def test_a_rehearsal_measures_learner_and_weights(tmp_path: Path) -> None:
         ("learner", "done"),
     ]
     assert set(PARTS) >= {row["part"] for row in rows}
-    assert "weight_sync: up to 200 s" in output
+    assert "weight_sync: up to 450 s" in output
