@@ -44,8 +44,8 @@ from serve.app import APP_NAME, JUDGE, ServeOptions, run
 from serve.judging.service import JudgeService
 from serve.schema import JudgeRequest, ModelInfo
 from stepwiser.config import RunConfig, load_config
-from stepwiser.generation import Sampling
 from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.generation import Sampling
 from stepwiser.prompting.hub.folders import resolve_model
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.verdicts import parse_verdict

@@ -6,6 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 constraints=requirements/cpu-constraints.txt
 overrides=requirements/cpu-overrides.txt
+s3_server=requirements/s3-server.txt
 
 fail() {
     printf '\nmake setup: %s\n' "$1" >&2
@@ -32,7 +33,7 @@ esac
 venv=$place/.venv
 stamp=$venv/.stepwiser-setup
 
-state=$(cat requirements/setup.sh "$constraints" "$overrides" pyproject.toml | cksum)
+state=$(cat requirements/setup.sh "$constraints" "$overrides" "$s3_server" pyproject.toml | cksum)
 # The console scripts hold the path of their interpreter: after a move or a copy they are of no use.
 in_place=$(grep -sF "$venv/bin/python" "$venv/bin/pip" || true)
 if [ -n "$in_place" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
@@ -91,6 +92,10 @@ done
 echo "make setup: installing the pinned packages ($*), about 2.7 GB the first time"
 "$venv/bin/python" -m uv pip install --python "$venv/bin/python" "$@" \
     --constraint "$constraints" --overrides "$overrides" --editable ".[cpu,dev]"
+
+# Tests start a real S3 server, as a program of its own.
+"$venv/bin/python" -m uv venv --quiet --allow-existing --python "$venv/bin/python" "$venv/s3"
+"$venv/bin/python" -m uv pip install --quiet --python "$venv/s3/bin/python" -r "$s3_server"
 
 # Proves the environment and, as importing these for the first time compiles them, saves the first
 # command its wait.

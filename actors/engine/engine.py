@@ -22,7 +22,7 @@ from actors.engine.vllm_core import MAX_TOP_LOGPROBS, EngineOptions, VllmCore, e
 from actors.engine.worker_extension import Payload
 from actors.weight_sync.transfer import TransferFailed
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 
 __all__ = ["Engine", "EngineFailure", "EngineOptions", "EngineStats", "engine_environment"]
 
@@ -79,7 +79,7 @@ class _Command:
 
 
 class Engine:
-    """A generator (`stepwiser.generation.Generator`) over one vLLM engine.
+    """A generator (`stepwiser.prompting.generation.Generator`) over one vLLM engine.
 
     Returns at once; the model is loaded in the background (`start` waits for it) and requests made
     meanwhile wait. After a failure inside vLLM every open and every later request raises

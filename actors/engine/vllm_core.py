@@ -18,7 +18,7 @@ from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.hub.folders import model_folder
 
 _CPU_BLOCK_SIZE = 32

@@ -22,7 +22,7 @@ from actors.pool.registry import Membership, Publication, StaleWeights
 from actors.pool.request import answer, call_engine, reason
 from actors.pool.routing import Load, Router
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 
 MAX_STALE = 8
 """Engines in a row that may lack weights this client knows of: somebody must publish again."""

@@ -19,7 +19,7 @@ from actors.pool.registry import Publication, StaleWeights
 from actors.pool.routing import Load
 from actors.weight_sync.transfer import TransferFailed
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 
 _SUMMED = (
     "generated_tokens",

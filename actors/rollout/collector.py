@@ -38,7 +38,7 @@ from stepwiser.config import PromptConfig
 from stepwiser.config.training import TrainConfig
 from stepwiser.data.records import JudgePrompt
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.verdicts import parse_verdict
 from stepwiser.training.experience import Experience, ExperienceBatch

@@ -23,8 +23,8 @@ from stepwiser.config import PromptConfig
 from stepwiser.data.records import JudgePrompt, StepItem
 from stepwiser.evaluation.processbench import first_negative, score_official
 from stepwiser.evaluation.scoring import judge_items
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.metrics_file import append_metrics, read_metrics
 from stepwiser.run.model_exports import (

@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from actors.engine.engine import EngineOptions, EngineStats
-from stepwiser.generation import Sample, Sampling
 from stepwiser.prompting.chunks import CLOSE, OPEN
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.tasks import ArithmeticProblem, parse_problem
 from stepwiser.tasks.arithmetic import Step
 from stepwiser.tasks.tokenizer import EOS, PIECES, vocabulary

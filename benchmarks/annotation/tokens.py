@@ -22,7 +22,7 @@ from stepwiser.annotation.stopping import Question, StoppingPlan, StoppingRule, 
 from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.records import Problem, group_by
 from stepwiser.data.verifiers import make_checker
-from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 
 PLANNED = 16
 """The paper's M."""

@@ -15,7 +15,7 @@ from pipelines.monitoring.formatting import interval, known, titled_table
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.evaluation.benchmarks import BenchmarkScore, benchmark_score, to_csv, to_latex
-from stepwiser.run.store import writing
+from stepwiser.storage.folder import writing
 
 OWN_LABELS = "held-out chunks"
 CSV, LATEX = "reports/benchmarks.csv", "reports/benchmarks.tex"

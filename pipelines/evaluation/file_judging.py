@@ -26,7 +26,7 @@ from stepwiser.data.files import FileRow, checked
 from stepwiser.data.records import content_id
 from stepwiser.data.solutions import FileSolution, read_solutions
 from stepwiser.errors import UserError
-from stepwiser.run.store import writing
+from stepwiser.storage.folder import writing
 
 REMOTE_AT_A_TIME = 64
 """Solutions that a server is asked about at once; what it has no room for comes back later."""

@@ -20,7 +20,8 @@ from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.metrics_file import Metrics, read_metrics
 from stepwiser.run.model_card import Training, model_card
 from stepwiser.run.model_exports import read_evaluation
-from stepwiser.run.store import environment, writing
+from stepwiser.run.store import environment
+from stepwiser.storage.folder import writing
 
 CARD = "README.md"
 

@@ -10,7 +10,7 @@ from pipelines.session.session import Session
 from stepwiser.data.records import JudgePrompt, StepItem, content_id
 from stepwiser.data.step_items import load_step_items, read_step_items, with_own_ids
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.units import finished_units, read_unit
 from stepwiser.search.policy import sample_solutions

@@ -13,11 +13,11 @@ from pipelines.session.engine_options import engine_threads
 from pipelines.session.session import Session
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, WARM, judge_start
 from stepwiser.config.judges import JudgeConfig
-from stepwiser.generation import Sampling
 from stepwiser.judging.endpoint import EndpointClient, EndpointCritic
 from stepwiser.judging.judges import DiscriminativeJudge, GenerativeJudge, Judge
 from stepwiser.judging.scoring_judge import ScoringJudge
 from stepwiser.judging.step_models import ScorerOptions
+from stepwiser.prompting.generation import Sampling
 from stepwiser.run.units import weights_id
 
 MakeJudge = Callable[[int], Judge]

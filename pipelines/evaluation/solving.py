@@ -15,7 +15,7 @@ from stepwiser.config.models import SolveMethod
 from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import voices
-from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.thinking import answer_of
 from stepwiser.search.beam_search import BeamResult, beam_search
 from stepwiser.search.chunk_reset import SearchResult, chunk_reset

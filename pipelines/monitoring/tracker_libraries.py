@@ -15,7 +15,8 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
 from stepwiser.config import RunConfig, flatten
-from stepwiser.run.store import RunStore, writing
+from stepwiser.run.store import RunStore
+from stepwiser.storage.folder import writing
 
 PROJECT = "stepwiser"
 """What all of them call the project, or the experiment."""

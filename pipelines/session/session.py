@@ -31,7 +31,7 @@ from stepwiser.data.records import Problem
 from stepwiser.data.sources import ProblemSet, load_problems
 from stepwiser.data.verifiers import AnswerChecker, make_checker
 from stepwiser.errors import UserError
-from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
 from stepwiser.run.store import RunStore

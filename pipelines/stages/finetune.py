@@ -11,7 +11,7 @@ from pipelines.stages.select import PICKS
 from pipelines.training.learner_options import response_example, run_sft_jobs, write_examples
 from stepwiser.annotation.statistics import known, mean_and_error
 from stepwiser.data.records import Problem
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from stepwiser.search.policy import Solutions, accuracy
 
 

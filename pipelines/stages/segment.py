@@ -10,8 +10,8 @@ from pipelines.monitoring.formatting import plus_minus, titled_table
 from pipelines.session.session import Session
 from pipelines.training.learner_options import response_example, run_sft_jobs, write_examples
 from stepwiser.errors import UserError
-from stepwiser.generation import Sampling
 from stepwiser.prompting.chunks import parse_chunks, split_paragraphs
+from stepwiser.prompting.generation import Sampling
 from stepwiser.prompting.segmentation import (
     PromptedSegmenter,
     RuleSegmenter,

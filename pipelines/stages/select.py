@@ -13,9 +13,9 @@ from pipelines.monitoring.formatting import titled_table
 from pipelines.session.session import Session
 from pipelines.training.baselines import JUDGE
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import Judge
 from stepwiser.prompting.chunks import parse_chunks
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.search.policy import Solutions
 from stepwiser.search.selection import Candidate, pick_candidates

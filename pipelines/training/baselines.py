@@ -13,7 +13,7 @@ from pipelines.training.learner_options import response_example, run_sft_jobs, w
 from stepwiser.annotation.judge_prompts import is_held_out
 from stepwiser.data.records import JudgePrompt, Trajectory, group_by
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.tables import load_judge_prompts
 from stepwiser.training.rejection_sampling import choose_prompts, round_figures, select_right

@@ -18,8 +18,8 @@ from serve.protocols.chat import ChatChoice, ChatRequest, ChatResult
 from serve.schema import JudgeCard, JudgeRequest, JudgeResponse, ModelInfo, Solution
 from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
-from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge, JudgeVerdict
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 
 T = TypeVar("T")

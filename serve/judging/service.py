@@ -19,8 +19,8 @@ from serve.schema import (
     steps_of,
 )
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge, JudgeVerdict
+from stepwiser.prompting.generation import Sample, Sampling
 
 ALTERNATIVES = 8
 """Tokens whose probabilities are asked for where one vote has to tell a belief: both verdicts are

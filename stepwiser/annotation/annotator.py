@@ -22,7 +22,7 @@ from stepwiser.config.annotation import AnnotateConfig
 from stepwiser.data.imported import ImportedProblem, imported_trajectories
 from stepwiser.data.records import Q0, ChunkValue, Problem, Trajectory, content_id
 from stepwiser.data.verifiers import AnswerChecker, boxed_answer, check_all
-from stepwiser.generation import Generator, Sample, Sampling
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.thinking import answer_of, is_unfinished
 

@@ -1,7 +1,8 @@
-"""Places of a configuration and of a command line: folders and files of this machine.
+"""Places of a configuration and of a command line: paths of this machine, and addresses of buckets.
 
-An address (`s3://bucket/run`) is no folder. Read as one it is a folder called `s3:` on whatever
-node the process runs on, which is lost with that node; so it is refused, and `file://` is a path.
+A run directory may be an address (`s3://bucket/run`); everything else is a folder or a file. An
+address read as a path is a folder called `s3:` on whatever node the process runs on, which is lost
+with that node; so it is refused there, and `file://` is a path.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pydantic import AfterValidator
 from stepwiser.errors import UserError
 
 # One slash is enough: a `Path` has dropped the second. A single letter is a drive, not a scheme.
+OBJECT_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+"""Addresses of object stores: S3 and its likenesses, Google Cloud Storage, Azure Blob Storage."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
@@ -43,6 +47,20 @@ def without_file_scheme(text: str) -> str:
         )
     # Not parts.path: '#' and '?' are characters of a file's name, not of an address's end.
     return unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", text))
+
+
+def object_address(text: str | Path) -> str | None:
+    """The address in a bucket that a text is; None where it is a path, a name, or another address.
+
+    Raises ValueError for one that names no bucket.
+    """
+    scheme = scheme_of(text)
+    if scheme not in OBJECT_SCHEMES:
+        return None
+    place = str(text).partition(":")[2].strip("/")
+    if not place:
+        raise ValueError(f"{text} names no bucket: {scheme}://bucket/folder")
+    return f"{scheme}://{place}"
 
 
 LocalPlace = Annotated[str, AfterValidator(without_file_scheme)]

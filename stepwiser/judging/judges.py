@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from math import exp, inf
 from typing import Protocol
 
-from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.votes import majority, verdict_score
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.thinking import is_unfinished
 from stepwiser.prompting.verdicts import parse_verdict, positive_probability

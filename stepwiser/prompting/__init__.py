@@ -4,6 +4,7 @@ In: problems, chunks, a model's tokenizer and chat template. Out: the ids a mode
 (`prompt_format`), the chunks in what it wrote (`chunks`), a response with chunk tags put in
 (`segmentation`), the verdict in a judge's answer (`verdicts`). Below these lie the one place that
 renders messages (`chat_template`), the one that turns ids of a response into text and back
-(`token_text`), and what of an answer is only thought (`thinking`). Prefixes are token-exact: the
-ids of a prefix are ids that the policy wrote. Nothing here samples or scores.
+(`token_text`), what of an answer is only thought (`thinking`), and what a generator is asked for
+and gives back (`generation`). Prefixes are token-exact: the ids of a prefix are ids that the policy
+wrote. Nothing here samples or scores.
 """

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from stepwiser.config.prompts import PromptConfig
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample
 from stepwiser.prompting.chat_template import ChatTemplate, closing_of
 from stepwiser.prompting.chunks import (
     CLOSE,
@@ -27,6 +26,7 @@ from stepwiser.prompting.chunks import (
     strip_tags,
     token_ends,
 )
+from stepwiser.prompting.generation import Sample
 from stepwiser.prompting.hub.files import own_code
 from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.prompting.thinking import (

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stepwiser.errors import UserError
-from stepwiser.generation import Generator, Sampling
 from stepwiser.prompting.chunks import is_exact_segmentation
+from stepwiser.prompting.generation import Generator, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.thinking import answer_of, answer_start
 

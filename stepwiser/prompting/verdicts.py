@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from stepwiser.generation import Sample
+from stepwiser.prompting.generation import Sample
 from stepwiser.prompting.thinking import answer_of, answer_start, thoughts_of
 
 POSITIVE = "Positive"

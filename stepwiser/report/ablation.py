@@ -15,7 +15,7 @@ from stepwiser.report.blocks import ABSENT, Note, Section, Table
 from stepwiser.report.build import Page
 from stepwiser.report.drawing.charts import marker, nice_ticks, reach, tick_texts
 from stepwiser.report.drawing.figures import Figure, Figures
-from stepwiser.run.store import writing
+from stepwiser.storage.folder import writing
 from stepwiser.training.ablation import START, Difference, Results, as_dict, difference, summarize
 
 MAIN = "f1"

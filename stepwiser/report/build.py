@@ -25,7 +25,8 @@ from stepwiser.report.stages import annotation, base_model, cost, segmentation
 from stepwiser.report.trust import trust
 from stepwiser.report.uses import headline, selecting
 from stepwiser.run.memory.kills import kill_notices
-from stepwiser.run.store import RunStore, writing
+from stepwiser.run.store import RunStore
+from stepwiser.storage.folder import writing
 
 SECTIONS = (
     segmentation,

@@ -30,8 +30,9 @@ from stepwiser.config.annotation import LabelConfig
 from stepwiser.data.labelled_solution import STEP_TAG
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError
-from stepwiser.run.store import RunStore, writing
+from stepwiser.run.store import RunStore
 from stepwiser.run.units import finished_units, read_unit
+from stepwiser.storage.folder import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa

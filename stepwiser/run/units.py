@@ -26,12 +26,12 @@ from stepwiser.prompting.hub.files import WEIGHTS
 from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.store import (
     RunStore,
-    is_temporary,
     json_lines,
     read_object,
     read_rows,
     unreadable,
 )
+from stepwiser.storage.folder import is_temporary
 
 DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
 """What becomes of a problem; only mixed ones are annotated."""

@@ -11,8 +11,8 @@ from stepwiser.annotation.statistics import known, mean_and_error
 from stepwiser.data.answers.boxes import boxed_answer
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, check_all, voices
-from stepwiser.generation import Generator, Sample, Sampling
 from stepwiser.judging.judges import Judge
+from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.thinking import (
     MARKERS,

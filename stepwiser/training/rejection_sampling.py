@@ -7,7 +7,7 @@ from random import Random
 
 from stepwiser.annotation.label_rules import balance
 from stepwiser.data.records import JudgePrompt
-from stepwiser.generation import Sample
+from stepwiser.prompting.generation import Sample
 from stepwiser.prompting.verdicts import parse_verdict
 
 

@@ -22,7 +22,7 @@ from benchmarks.command import CONFIG
 from benchmarks.process_monitor import DRIVER, Moment, role
 from stepwiser.config import load_config
 from stepwiser.data.verifiers import boxed_answer
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import first_error, load_base_model_dir, make_problems
 

@@ -21,7 +21,7 @@ from actors.rollout.labeler import MonteCarloLabeler
 from pipelines import cli
 from pipelines.stages import runner
 from stepwiser.data.records import Problem
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 
 ENDS_ENGINES = "has 41 "
 """What every problem says that no engine survives."""

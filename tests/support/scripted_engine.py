@@ -13,7 +13,7 @@ import ray
 
 from actors.engine.engine import EngineFailure, EngineOptions, EngineStats
 from actors.pool.client import PoolClient
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 
 SLOTS = 4
 """Sequences decoded at once by one scripted engine."""

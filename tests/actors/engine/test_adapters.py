@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from actors.engine.engine import Engine
 from stepwiser.errors import UserError
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from stepwiser.run.model_exports import ADAPTER_KEY
 from tests.support.engines import forward_logprobs, running_engine
 from tests.support.tiny import make_tiny_model

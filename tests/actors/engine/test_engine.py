@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 
 from actors.engine.engine import Engine, EngineFailure
 from stepwiser.errors import UserError
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from tests.support.engines import engine_options, running_engine
 from tests.support.paths import ROOT
 from tests.support.tiny import make_tiny_model
@@ -330,7 +330,7 @@ def test_a_failure_inside_vllm_reaches_every_caller(models, prompt, monkeypatch)
 _TWO_PROCESSES = """
 import sys, time
 from actors.engine.engine import Engine, EngineOptions
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 
 if __name__ == "__main__":
     engine = Engine(EngineOptions(

@@ -36,7 +36,7 @@ from stepwiser.config import load_config
 from stepwiser.data.records import JudgePrompt, StepItem
 from stepwiser.errors import UserError
 from stepwiser.evaluation.embedded_edits import RANGES, written
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.metrics_file import append_metrics, read_metrics
 from stepwiser.run.model_exports import read_evaluation

@@ -19,7 +19,7 @@ from actors.engine.engine import EngineFailure, EngineOptions
 from actors.pool.pool import EnginePool
 from cluster.local_nodes import LocalCluster, local_cluster
 from stepwiser.config import PromptConfig
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import load_base_model_dir, make_problems
 from tests.support.engines import engine_options

@@ -18,7 +18,7 @@ from actors.engine.engine import EngineOptions
 from actors.pool.client import EnginesEnded, PoolClient
 from actors.pool.pool import EnginePool
 from actors.pool.quarantine import ISOLATION, MAX_ISOLATED_LOSSES
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from tests.support.scripted_engine import FATAL, SLOTS, Elsewhere, MortalEngine, work
 
 pytestmark = pytest.mark.slow

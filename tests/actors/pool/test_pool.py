@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from actors.engine.engine import EngineOptions
 from actors.pool.pool import EnginePool, PoolClient
 from stepwiser.errors import UserError
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from tests.support.engines import engine_options, forward_logprobs, running_pool
 from tests.support.tiny import make_tiny_model
 

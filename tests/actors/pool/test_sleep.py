@@ -16,7 +16,7 @@ import pytest
 from actors.engine.engine import Engine, EngineOptions
 from actors.pool.pool import EnginePool
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from tests.support.engines import engine_options, running_pool
 from tests.support.scripted_engine import SleepyEngine
 from tests.support.tiny import make_tiny_model

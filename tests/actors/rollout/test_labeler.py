@@ -13,7 +13,7 @@ from actors.rollout.labeler import LabelerOptions, MonteCarloLabeler
 from stepwiser.annotation.stopping import Question, stopping_plan
 from stepwiser.config import load_config
 from stepwiser.data.records import Problem
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import read_summary
 from stepwiser.tasks import load_base_model_dir

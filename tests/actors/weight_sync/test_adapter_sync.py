@@ -15,7 +15,7 @@ from safetensors.torch import load
 from actors.learner.train import train_grpo
 from actors.pool.client import PoolClient
 from stepwiser.config.training import LoraConfig
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from stepwiser.run.model_exports import adapter_of
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.schedule import LearningRate

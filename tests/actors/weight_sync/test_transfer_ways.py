@@ -17,7 +17,7 @@ from actors.learner.train import GRPOTrainOptions, train_grpo
 from actors.pool.client import PoolClient
 from actors.pool.pool import EnginePool
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
-from stepwiser.generation import Sampling
+from stepwiser.prompting.generation import Sampling
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.schedule import LearningRate
 from tests.support.engines import engine_options, running_pool

@@ -14,8 +14,8 @@ from pipelines.session.session import Session
 from pipelines.stages.solve import metrics_of, print_metrics
 from stepwiser.config import load_config
 from stepwiser.data.records import Problem
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.search.policy import ChunkSampler, SearchJudge
 from stepwiser.tasks import load_base_model_dir

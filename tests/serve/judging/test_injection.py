@@ -13,8 +13,8 @@ from serve.judging.service import JudgeService
 from serve.schema import JudgeRequest, ModelInfo, Solution, steps_of
 from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from tests.support.tiny import make_tiny_model
 

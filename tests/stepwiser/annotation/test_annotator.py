@@ -17,7 +17,7 @@ from stepwiser.config import load_config
 from stepwiser.config.annotation import AnnotateConfig, LabelConfig
 from stepwiser.data.records import Q0, Problem, group_by
 from stepwiser.data.verifiers import ExactChecker
-from stepwiser.generation import Sample, Sampling
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks.tokenizer import build_tokenizer
 from tests.support.paths import ROOT

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from stepwiser.generation import Sample
 from stepwiser.judging.votes import majority, verdict_score
+from stepwiser.prompting.generation import Sample
 from stepwiser.prompting.verdicts import neutralize, parse_verdict, positive_probability
 from stepwiser.training.rewards import verdict_only_reward, verdict_reward
 

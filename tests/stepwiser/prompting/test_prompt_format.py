@@ -8,8 +8,8 @@ import pytest
 
 from stepwiser.config import PromptConfig, load_config
 from stepwiser.errors import UserError
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.hub.folders import resolve_model
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks.tokenizer import build_tokenizer

@@ -15,7 +15,6 @@ from stepwiser.config import PromptConfig
 from stepwiser.config.annotation import AnnotateConfig, LabelConfig
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import make_checker
-from stepwiser.generation import Sample, Sampling
 from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.chunks import (
     ChunkStream,
@@ -23,6 +22,7 @@ from stepwiser.prompting.chunks import (
     is_exact_segmentation,
     parse_chunks,
 )
+from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.segmentation import segment_all
 from stepwiser.prompting.thinking import answer_of, answer_start, open_at_end, thoughts_of

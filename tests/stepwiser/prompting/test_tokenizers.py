@@ -11,8 +11,8 @@ import pytest
 
 from actors.engine.text_decoder import TextDecoder
 from stepwiser.config import PromptConfig
-from stepwiser.generation import Sample
 from stepwiser.prompting.chunks import render_chunks
+from stepwiser.prompting.generation import Sample
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.prompting.token_text import TokenText
 from tests.stepwiser.prompting.tokenizer_families import EXACT, FAMILIES, family

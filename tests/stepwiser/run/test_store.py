@@ -9,7 +9,8 @@ import pytest
 from stepwiser.config import parse_config
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError
-from stepwiser.run.store import RunStore, writing
+from stepwiser.run.store import RunStore
+from stepwiser.storage.folder import writing
 
 
 def _value(index: int) -> ChunkValue:

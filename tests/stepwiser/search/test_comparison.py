@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stepwiser.config.models import ScoreReduction
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import ExactChecker
-from stepwiser.generation import Sample
+from stepwiser.prompting.generation import Sample
 from stepwiser.search.chunk_reset import chunk_reset
 from stepwiser.search.comparison import (
     Baseline,

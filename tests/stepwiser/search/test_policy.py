@@ -9,7 +9,7 @@ import pytest
 
 from stepwiser.data.records import Problem
 from stepwiser.data.verifiers import AnswerChecker, ExactChecker, MathVerifyChecker
-from stepwiser.generation import Sample
+from stepwiser.prompting.generation import Sample
 from stepwiser.search.policy import (
     Solutions,
     accuracy,

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from stepwiser.generation import Sample
+from stepwiser.prompting.generation import Sample
 from stepwiser.training.rejection_sampling import choose_prompts, round_figures, select_right
 from tests.stepwiser.training.test_prompt_buffer import prompt
 
