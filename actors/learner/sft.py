@@ -33,6 +33,8 @@ from actors.learner.worker_group import (
 from stepwiser.config.training import SFTConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, append_metrics
+from stepwiser.run.model_exports import folder_to_fill, publish_model, read_model_file
+from stepwiser.storage.places import file_here
 from stepwiser.training.experience import TokenExamples
 from stepwiser.training.packing import pack_micro_batches
 from stepwiser.training.schedule import LearningRate
@@ -136,9 +138,7 @@ def run_sft(
         (KIND,),
         on_metrics,
     )
-    return [
-        SFTResult(**json.loads((Path(job.output_dir) / RESULT_FILE).read_text())) for job in jobs
-    ]
+    return [SFTResult(**json.loads(read_model_file(job.output_dir, RESULT_FILE))) for job in jobs]
 
 
 def epoch_batches(count: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
@@ -208,7 +208,8 @@ class _Job:
         self._heldout = None if job.evaluation is None else _examples(job.evaluation)
         self._per_epoch = -(-len(self._examples) // job.batch_size)
         self._steps = job.steps or job.epochs * self._per_epoch
-        self._best_dir = Path(f"{job.output_dir}.best")
+        self._output = folder_to_fill(job.output_dir)
+        self._best_dir = self._output.with_name(f"{self._output.name}.best")
         self._worker = DeepSpeedWorker(
             engine_config(options.group, job.model_dir, options.gradient_clipping, job.weight_decay)
         )
@@ -310,7 +311,7 @@ class _Job:
         return replace(progress, best=loss)
 
     def _finish(self, progress: _Progress) -> None:
-        output, made = Path(self._job.output_dir), self._best_dir
+        output, made = self._output, self._best_dir
         if progress.best is None:
             self._worker.export(made)
         if self._worker.rank == 0:
@@ -330,6 +331,7 @@ class _Job:
             if not renamed:
                 shutil.rmtree(output, ignore_errors=True)
                 made.rename(output)
+            publish_model(output, self._job.output_dir)
 
     def _checkpoint(self, progress: _Progress, engine: bool) -> None:
         from ray.train import Checkpoint, report
@@ -347,7 +349,8 @@ def _examples(source: str | ray.ObjectRef) -> TokenExamples:
     if isinstance(source, ray.ObjectRef):
         examples = ray.get(source)
     else:
-        examples = TokenExamples.read_parquet(source)
+        with file_here(source) as path:
+            examples = TokenExamples.read_parquet(path)
     if not len(examples):
         raise UserError(f"{source} holds no examples; fine-tuning needs at least one")
     return examples

@@ -289,7 +289,7 @@ def _followed(
     if callback is None:
         yield
         return
-    tail = MetricsTail(path, kinds, Path(path).stat().st_size if Path(path).exists() else 0)
+    tail = MetricsTail(path, kinds, from_end=True)
 
     def follow() -> None:
         for line in tail.read():

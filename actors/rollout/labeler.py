@@ -1,4 +1,4 @@
-"""MonteCarloLabeler: a unit of problems in, its trajectories and values on disk.
+"""MonteCarloLabeler: a unit of problems in, its trajectories and values in the run.
 
 The engines are not its own: it holds a client of the long-lived pool. It writes a unit itself, and
 whole: its tables first, then the summary whose presence says that the unit is done. So rows never
@@ -30,7 +30,7 @@ from stepwiser.data.verifiers import make_checker
 from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
-from stepwiser.run.units import count_labels, is_finished, read_summary
+from stepwiser.run.units import REPEATS, count_labels, is_finished, read_summary, write_unit
 
 MAX_TRIES = 3
 """Tries of one problem before it is rejected with its reason."""
@@ -99,15 +99,28 @@ class MonteCarloLabeler:
         one that no engine is left for EnginesLost.
         """
         started = time.time()
-        outcomes: list[ProblemAnnotation | Exception] = []
-        if not is_finished(self._store, unit):
-            outcomes = await asyncio.gather(
-                *(self._try(problem, pool, refused.get(problem.problem_id)) for problem in problems)
-            )
+        # In threads: a store that is far away must not hold up what engines have answered.
+        if await asyncio.to_thread(is_finished, self._store, unit):
+            return await asyncio.to_thread(self._counts, unit)
+        outcomes = await asyncio.gather(
+            *(self._try(problem, pool, refused.get(problem.problem_id)) for problem in problems)
+        )
+        return await asyncio.to_thread(self._write, unit, problems, outcomes, started)
+
+    def _counts(self, unit: str) -> dict[str, int]:
+        return dict(read_summary(self._store, unit)["counts"])
+
+    def _write(
+        self,
+        unit: str,
+        problems: Sequence[Problem],
+        outcomes: Sequence[ProblemAnnotation | Exception],
+        started: float,
+    ) -> dict[str, int]:
         if is_finished(self._store, unit):
             # By the process before this one, which died before it could say so, or by what is left
             # of a driver that was killed: finished rows are never touched again.
-            return dict(read_summary(self._store, unit)["counts"])
+            return self._counts(unit)
         counts: Counter[str] = Counter()
         rejects = []
         trajectories: list[Trajectory] = []
@@ -123,13 +136,15 @@ class MonteCarloLabeler:
                 counts["rejected"] += 1
                 rejects.append({"problem_id": problem.problem_id, "reason": _reason(outcome)})
         counts += count_labels(self._options.label, trajectories, values)
-        self._store.write_table("trajectories", unit, Trajectory.to_table(trajectories))
-        self._store.write_table("values", unit, ChunkValue.to_table(values))
+        tables = {
+            "trajectories": Trajectory.to_table(trajectories),
+            "values": ChunkValue.to_table(values),
+        }
         if repeats:
-            self._store.write_table("repeats", unit, ChunkValue.to_table(repeats))
+            tables[REPEATS] = ChunkValue.to_table(repeats)
         summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}
-        self._store.write_json(f"units/{unit}.json", summary)
-        return dict(counts)
+        first = write_unit(self._store, unit, tables, summary)
+        return dict(counts) if first else self._counts(unit)
 
     async def try_out(self, problem: Problem, pool: PoolClient) -> None:
         """Annotate a problem for nothing but to see whether this process outlives it."""

@@ -113,7 +113,7 @@ class LiveAnnotation:
 
     async def _annotate(self) -> None:
         options = work.labeler_options(self._session.config, self._model)
-        root = str(self._session.store.root)
+        root = self._session.store.place
         self._log.start(self._gpus, len(self._todo))
         try:
             await self._forgotten()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from pipelines.cli.keys_command import keys
-from pipelines.cli.words import explained, place
+from pipelines.cli.words import explained, place, run_place
 
 if TYPE_CHECKING:
     from stepwiser.config import RunConfig
@@ -57,7 +57,9 @@ SkipOption = Annotated[
 ]
 SKIP = tuple(f"{name}.skip_bad_rows=true" for name in ("data", "evaluation_data", "evaluate"))
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print the resource plan and stop.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", parser=place, help="Run directory.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", parser=run_place, help="Run directory, or its address.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides.")]
 
 

@@ -19,7 +19,7 @@ from stepwiser.run.store import RunStore
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
-def export_run(run: Path, form: str, out: Path, rule: str | None) -> None:
+def export_run(run: str, form: str, out: Path, rule: str | None) -> None:
     """`stepwiser export`."""
     counts = export(
         RunStore(run),
@@ -51,7 +51,7 @@ def merge_runs(runs: Sequence[Path], out: Path) -> None:
         console.print(f"{merged.planned - merged.finished} units are still to be annotated")
 
 
-def show_status(run: Path, as_json: bool) -> None:
+def show_status(run: str, as_json: bool) -> None:
     """`stepwiser status`."""
     status = read_status(RunStore(run))
     if as_json:

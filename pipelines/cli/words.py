@@ -20,6 +20,16 @@ def place(text: str) -> Path:
         raise typer.BadParameter(str(error).removeprefix("value=")) from None
 
 
+def run_place(text: str) -> str:
+    """A run directory as it is typed: a path, or the address of one."""
+    from stepwiser.config.addresses import object_address
+
+    try:
+        return object_address(text) or str(place(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Turn what a user can cause into a message and an exit code."""

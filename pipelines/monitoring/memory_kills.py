@@ -37,7 +37,7 @@ class KillWatch:
     def __init__(
         self,
         console: Console,
-        curve: Path,
+        curve: str | Path,
         stage: str,
         end: Callable[[], None] | None = None,
     ) -> None:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Protocol, Self
 
 from stepwiser.config import RunConfig, flatten
 from stepwiser.run.store import RunStore
-from stepwiser.storage.folder import writing
 
 PROJECT = "stepwiser"
 """What all of them call the project, or the experiment."""
@@ -66,11 +65,12 @@ class Curve:
     @cached_property
     def run_id(self) -> str:
         """Of the curve in its tracker, the same after every start."""
-        file = self.store.root / f"{self.library}-{self.name}.id"
+        name = f"{self.library}-{self.name}.id"
+        file = self.store.file(name)
         if file.is_file() and (known := file.read_text().strip()):
             return known
         run_id = uuid.uuid4().hex[:8]
-        with writing(file) as temporary:
+        with self.store.writing(name) as temporary:
             temporary.write_text(run_id)
         return run_id
 

@@ -7,7 +7,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import ray
@@ -34,8 +33,9 @@ from stepwiser.errors import UserError
 from stepwiser.prompting.generation import Generator, Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.resource_plan import ResourcePlan, plan_run
-from stepwiser.run.store import RunStore
+from stepwiser.run.store import CURVE, RunStore
 from stepwiser.search.policy import Solutions, sample_solutions
+from stepwiser.storage.places import absolute
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Session:
         self._build = build
         self.console = console or make_console()
         # Absolute: Ray Train gives its workers a working directory of their own.
-        self.store = RunStore(Path(config.run_dir).resolve())
+        self.store = RunStore(absolute(config.run_dir))
         self._models = RunModels(config, self.store, self.console)
         self.usage = Usage("idle")
         self._pools: dict[str, tuple[str, EnginePool]] = {}
@@ -118,7 +118,7 @@ class Session:
             self._checker.close()
             self._checker = None
         self.config = config
-        self.store = RunStore(Path(config.run_dir).resolve())
+        self.store = RunStore(absolute(config.run_dir))
         self._models = RunModels(config, self.store, self.console, self._models.commits)
 
     def _wait_for_nodes(self, plans: Sequence[ResourcePlan]) -> list[str]:
@@ -165,7 +165,7 @@ class Session:
         self.usage = usage = Usage(name, cpus=plan.total["CPU"], gpus=plan.total["GPU"])
         others = sum(need.total["GPU"] for need in plan.needs if need.role != "engine")
         held = self.engine_gpu_seconds
-        kills = KillWatch(self.console, self.store.curve, name)
+        kills = KillWatch(self.console, self.store.called(CURVE), name)
         try:
             with metered(usage), named(kills), kills:
                 before = self._tokens()
@@ -304,8 +304,7 @@ class Session:
 
         Called as `resolve` calls models.
         """
-        tuned = self.store.model_dir("policy") / "config.json"
-        if self.config.prompts.steps == "paragraphs" and not tuned.is_file():
+        if self.config.prompts.steps == "paragraphs" and not self.store.has_model("policy"):
             return self.resolve(self.config.policy_model)
         return self.store.find_model("policy", "segment")
 

@@ -62,10 +62,10 @@ def run(session: Session) -> dict[str, Any]:
         raise UserError(
             f"{len(rejects)} problem{'s' if len(rejects) > 1 else ''} could not be annotated: "
             f"{path} has the reason and the unit of each. Everything else is kept. To try them "
-            f"again, remove {store.table_dir('units')}/<unit>.json and start the same command"
+            f"again, remove {store.called('units')}/<unit>.json and start the same command"
         )
     if not metrics["rejects"]:
-        (store.root / REJECTS).unlink(missing_ok=True)  # of an earlier start
+        store.remove(REJECTS)  # of an earlier start
     return metrics
 
 
@@ -77,7 +77,7 @@ def _annotate(
     fewest, most = engine_range(config)
     held = session.engine_gpu_seconds
     pool = session.pool(model, count=fewest, maximum=most)
-    options, root = labeler_options(config, model), str(session.store.root)
+    options, root = labeler_options(config, model), session.store.place
     try:
         with (
             session.progress("annotate", total, "units", done=total - len(todo)) as bar,

@@ -39,6 +39,8 @@ from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import finished_units, read_repeats, read_unit
 
+TABLE = "judge_prompts"
+
 
 def run(session: Session) -> dict[str, Any]:
     """Labels every valued chunk through Ray Data; writes judge_prompts/."""
@@ -46,7 +48,7 @@ def run(session: Session) -> dict[str, Any]:
     store = session.store
     units = sorted(finished_units(store))
     if not units:
-        raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
+        raise UserError(f"{store.place} has no annotated units yet: run `stepwiser annotate` first")
     with session.stage("label"):
         quiet_ray_data()
         rules, unsettled = _compare_rules(session, units)
@@ -57,7 +59,7 @@ def run(session: Session) -> dict[str, Any]:
             .map_batches(
                 _label_units,
                 fn_kwargs={
-                    "root": str(store.root),
+                    "root": store.place,
                     "model": model,
                     "prompts": session.config.prompts,
                     "config": config,
@@ -70,18 +72,28 @@ def run(session: Session) -> dict[str, Any]:
         ids = labelled.select_columns(["prompt_id", "problem_id", "label", "split"]).to_pandas()
         rows = list(ids.itertuples(index=False))
         splits, metrics = _split(rows, session.config)
-        table_dir = store.table_dir("judge_prompts")
-        for old in table_dir.glob("*.parquet"):
-            old.unlink()  # another rule may have been asked for; labels cost seconds to make again
-        table_dir.mkdir(parents=True, exist_ok=True)
-        labelled.map_batches(
-            _with_split, fn_kwargs={"splits": splits}, batch_format="pyarrow"
-        ).write_parquet(str(table_dir))
+        for old in store.files(TABLE, ".parquet"):
+            # Another rule may have been asked for; labels cost seconds to make again.
+            store.remove(f"{TABLE}/{old.name}")
+        _write(
+            store,
+            labelled.map_batches(_with_split, fn_kwargs={"splits": splits}, batch_format="pyarrow"),
+        )
         metrics["rules"] = rules
         metrics["repeats"] = [asdict(row) for row in _repeated(session, units)]
     store.write_metrics("label", metrics)
     _print(session, metrics)
     return metrics
+
+
+def _write(store: RunStore, rows: ray.data.Dataset) -> None:
+    if not store.remote:
+        folder = store.table_dir(TABLE)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.write_parquet(str(folder))
+        return
+    for number, batch in enumerate(rows.iter_batches(batch_size=None, batch_format="pyarrow")):
+        store.write_table(TABLE, f"{number:06d}", batch)
 
 
 def quiet_ray_data() -> None:

@@ -12,4 +12,4 @@ def run(session: Session) -> dict[str, Any]:
     """Writes reports/report.html; returns its path."""
     path = build_report(session.store)
     session.console.print(f"report: {path}")
-    return {"path": str(path)}
+    return {"path": path}

@@ -34,7 +34,7 @@ def run(session: Session) -> dict[str, Any]:
         session.console.print("segment: steps are paragraphs, which need no segmentation")
         return {}
     done = session.store.read_metrics("segment")
-    if done and (session.store.model_dir("policy") / "config.json").is_file():
+    if done and session.store.has_model("policy"):
         session.console.print("segment: already done, kept")
         return done
     with session.stage("segment", resumes=True) as usage:
@@ -55,11 +55,11 @@ def run(session: Session) -> dict[str, Any]:
             response = prompts.response_ids(text)
             examples.append(response_example(prompts.policy_ids(question), response))
         path = write_examples(session, "segment", examples)
-        output = session.store.model_dir("policy")
-        job = SFTJob.from_config("policy", base, str(output), path, config.sft, session.config.seed)
+        output = session.store.model("policy")
+        job = SFTJob.from_config("policy", base, output, path, config.sft, session.config.seed)
         (result,) = run_sft_jobs(session, [job])
         usage.trained_tokens += result.trained_tokens
-        after = _evaluate(session, str(output), tuned=True)
+        after = _evaluate(session, output, tuned=True)
         chunks = [len(parsed.texts) for _, s in pairs if (parsed := parse_chunks(s))]
         metrics = {
             "responses": before["responses"],

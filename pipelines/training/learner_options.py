@@ -14,6 +14,7 @@ from pipelines.session.engine_options import share_of_cores
 from pipelines.session.session import Session
 from stepwiser.config import RunConfig
 from stepwiser.run.resource_plan import weight_transfer
+from stepwiser.run.store import CURVE
 from stepwiser.training.experience import TokenExamples
 from stepwiser.training.grpo import GRPOLossConfig
 from stepwiser.training.schedule import LearningRate
@@ -24,7 +25,7 @@ def worker_group(session: Session, name: str) -> WorkerGroup:
     learner = session.config.learner
     return WorkerGroup(
         name=name,
-        storage_path=str(session.store.root / "checkpoints"),
+        storage_path=session.store.called("checkpoints"),
         num_workers=learner.workers,
         min_workers=learner.min_workers,
         gpus_per_worker=learner.gpus,
@@ -62,8 +63,8 @@ def grpo_options(
     return GRPOTrainOptions(
         group=worker_group(session, name),
         model_dir=start,
-        output_dir=str(session.store.model_dir(name)),
-        metrics_path=str(session.store.curve),
+        output_dir=session.store.model(name),
+        metrics_path=session.store.called(CURVE),
         steps=train.steps,
         minibatches=train.prompts_per_step // train.minibatch_prompts,
         learning_rate=LearningRate(
@@ -112,16 +113,18 @@ def write_examples(
     session: Session, name: str, examples: Iterable[tuple[list[int], list[bool]]]
 ) -> str:
     """Write sft/NAME.parquet of the run; returns its path."""
-    path = session.store.root / "sft" / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    TokenExamples.from_pairs(examples).write_parquet(path)
-    return str(path)
+    file = f"sft/{name}.parquet"
+    with session.store.writing(file) as temporary:
+        TokenExamples.from_pairs(examples).write_parquet(temporary)
+    return session.store.called(file)
 
 
 def run_sft_jobs(session: Session, jobs: Sequence[SFTJob]) -> list[SFTResult]:
     """Fine-tune one model after another in one worker group."""
     name = "sft-" + jobs[0].name
-    options = SFTOptions(group=worker_group(session, name), metrics_path=str(session.store.curve))
+    options = SFTOptions(
+        group=worker_group(session, name), metrics_path=session.store.called(CURVE)
+    )
     finished = 0
     title = f"sft, {jobs[0].name}" if len(jobs) == 1 else "sft"  # a note names each of several
     with session.progress(title, len(jobs), "models") as bar:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from stepwiser.config.addresses import address_problem
+from stepwiser.config.addresses import OBJECT_SCHEMES, address_problem, scheme_of
 from stepwiser.config.annotation import RuleConfig
 from stepwiser.config.models import RunConfig
 from stepwiser.config.training import MAX_ADAPTER_RANK
@@ -22,6 +22,7 @@ def refuse_impossible(config: RunConfig, where: str, stages: Sequence[str] = ())
     """
     found = [words for check in CHECKS for words in check(config)]
     found += [words for stage in stages for words in STAGE_CHECKS.get(stage, _nothing)(config)]
+    found += [words for stage in stages for words in _wants_a_folder(stage, config)]
     if found:
         raise UserError(f"{where}: " + "; ".join(dict.fromkeys(found)))
 
@@ -44,10 +45,25 @@ def _addresses(config: RunConfig) -> Iterator[str]:
         **{f"evaluate.more.{i}.source": one.source for i, one in enumerate(config.evaluate.more)},
     }
     for key, value in places.items():
+        if key == "run_dir" and scheme_of(config.run_dir) in OBJECT_SCHEMES:
+            continue
         if value is not None and (problem := address_problem(key, value)):
             yield problem
         if value is not None and not value.strip():
             yield f"{key} is empty: name a folder, a file or a known name"
+
+
+AT_ADDRESSES = frozenset({"segment", "annotate", "label", "report"})
+"""Stages whose run directory may lie in a bucket."""
+
+
+def _wants_a_folder(stage: str, config: RunConfig) -> Iterator[str]:
+    if scheme_of(config.run_dir) in OBJECT_SCHEMES and stage not in AT_ADDRESSES:
+        yield (
+            f"run_dir={config.run_dir} is an address, and {stage} works in a folder: give run_dir "
+            "a folder that all nodes have (a shared file system); at an address run "
+            + ", ".join(sorted(AT_ADDRESSES))
+        )
 
 
 def _groups(config: RunConfig) -> Iterator[str]:

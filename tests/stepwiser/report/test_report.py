@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 
 @pytest.fixture(scope="module")
 def page(run: RunStore) -> Page:
-    return Page(build_report(run))
+    return Page(Path(build_report(run)))
 
 
 def test_a_full_run_shows_every_section(page: Page) -> None:
@@ -118,8 +118,8 @@ def test_markup_in_chunks_is_text(page: Page) -> None:
 
 
 def test_the_same_run_gives_the_same_page(run: RunStore) -> None:
-    first = build_report(run).read_bytes()
-    assert build_report(run).read_bytes() == first
+    first = Path(build_report(run)).read_bytes()
+    assert Path(build_report(run)).read_bytes() == first
 
 
 def test_figures_are_those_of_the_metrics(run: RunStore, page: Page) -> None:
@@ -174,7 +174,7 @@ def test_a_run_that_knew_chunk_reset_alone_is_still_shown(run: RunStore, tmp_pat
         metrics["search"][name] = {key: row[key] for key in known}
     store = RunStore(tmp_path)
     store.write_metrics("solve", metrics)
-    page = Page(build_report(store))
+    page = Page(Path(build_report(store)))
     for text in (
         "Accuracy against tokens",
         "chunk-reset, StepWiser judge (after RL)",
@@ -249,7 +249,7 @@ def test_solutions_of_a_set_outside_the_run(run: RunStore, tmp_path: Path) -> No
     store.write_table("judgements", "judge", Judgement.to_table(rows))
     judged = {row.item_id for row in rows if row.item_id.startswith("embedded")}
     assert {item.id for item in RunData(store).items} == judged
-    assert Page(build_report(store)).tags["article"] == 4
+    assert Page(Path(build_report(store))).tags["article"] == 4
 
 
 def test_steps_done_again_after_a_crash_count_once(run: RunStore) -> None:
@@ -264,7 +264,7 @@ def test_a_run_of_two_stages_says_what_is_missing(tmp_path: Path) -> None:
     write_segment(store)
     write_annotation(store, random.Random(1))
     write_costs(store, "segment", "annotate")
-    page = Page(build_report(store))
+    page = Page(Path(build_report(store)))
     for stage in ("label", "train", "evaluate", "solve", "select"):
         assert f"not run yet: stepwiser {stage}" in page.words, stage
     assert "not run yet: stepwiser segment" not in page.words
@@ -273,7 +273,7 @@ def test_a_run_of_two_stages_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_directory_has_a_page_too(tmp_path: Path) -> None:
-    page = Page(build_report(RunStore(tmp_path / "nothing")))
+    page = Page(Path(build_report(RunStore(tmp_path / "nothing"))))
     assert page.words.count("not run yet") == 11
 
 
@@ -341,7 +341,7 @@ def test_a_page_of_nonsense_is_still_a_page(run: RunStore, tmp_path: Path) -> No
     store = RunStore(tmp_path)
     for file in (run.root / "metrics").glob("*.json"):
         store.write_json(f"metrics/{file.name}", spoil(json.loads(file.read_text())))
-    page = Page(build_report(store))
+    page = Page(Path(build_report(store)))
     assert page.tags["i"] < 200 and "nan" not in page.words.split()
 
 
@@ -351,7 +351,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{ no")
     store.curve.write_text('{"step": 0, "reward"\n')
-    page = Page(build_report(store))
+    page = Page(Path(build_report(store)))
     for name in ("metrics/solve.json", "values/u.parquet", "environment.json", "config.yaml"):
         assert f"{name} cannot be read" in page.words
     assert "metrics.jsonl: unreadable lines left out: 1" in page.words
@@ -393,6 +393,6 @@ def test_smoothing_is_centred_and_keeps_a_line() -> None:
 def test_long_curves_stay_small(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     write_training(store, random.Random(2), steps=2000)
-    path = build_report(store)
+    path = Path(build_report(store))
     assert path.stat().st_size < 1_500_000
     assert not re.search(r"\bnan\b", path.read_text("utf-8"))

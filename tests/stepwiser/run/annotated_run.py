@@ -8,6 +8,7 @@ from pathlib import Path
 from stepwiser.config import RunConfig
 from stepwiser.config.annotation import Shard
 from stepwiser.data.records import ChunkValue, Trajectory
+from stepwiser.run import units
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import UnitLog, write_plan
 
@@ -71,12 +72,14 @@ def write_unit(
     store: RunStore, unit: str, rows: Sequence[tuple[Trajectory, Sequence[ChunkValue]]]
 ) -> None:
     """Write one unit whole."""
-    store.write_table("trajectories", unit, Trajectory.to_table([t for t, _ in rows]))
-    store.write_table("values", unit, ChunkValue.to_table([v for _, part in rows for v in part]))
-    store.write_json(f"units/{unit}.json", {"counts": COUNTS, "rejects": [], "seconds": 1.0})
+    tables = {
+        "trajectories": Trajectory.to_table([t for t, _ in rows]),
+        "values": ChunkValue.to_table([v for _, part in rows for v in part]),
+    }
+    units.write_unit(store, unit, tables, {"counts": COUNTS, "rejects": [], "seconds": 1.0})
 
 
-def write_run(root: Path, config: RunConfig | None = None) -> RunStore:
+def write_run(root: Path | str, config: RunConfig | None = None) -> RunStore:
     """A finished run of two units: one trajectory valued to its end, and one that stopped early."""
     store = RunStore(root).open(config or RunConfig(run_dir=str(root)))
     first, second = trajectory("t1"), trajectory("t2", ("a\n", "b\n", "c"))

@@ -67,7 +67,9 @@ def check(run: Path, out: Path, what: str) -> set[int]:
         if result.exit_code:
             assert run.name in result.output.replace("\n", ""), where
         codes.add(result.exit_code)
-    assert build_report(RunStore(run)).is_file(), "the report says at its top what is not whole"
+    assert Path(build_report(RunStore(run))).is_file(), (
+        "the report says at its top what is not whole"
+    )
     shutil.rmtree(out, ignore_errors=True)
     return codes
 

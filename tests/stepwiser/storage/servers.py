@@ -88,6 +88,8 @@ class Fault:
     """Wait so long in the middle of the answer's body."""
     before: Callable[[], object] | None = None
     """Called before the request goes on."""
+    after: Callable[[], object] | None = None
+    """Called when the server has done what it was asked."""
     seen: int = 0
 
 
@@ -135,6 +137,8 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
             got = upstream.getresponse()
             data = got.read()
             upstream.close()
+            if fault is not None and fault.after is not None:
+                fault.after()
             if fault is not None and fault.lose_answer:
                 self.end()
                 return
