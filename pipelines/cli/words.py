@@ -23,10 +23,11 @@ def place(text: str) -> Path:
 def run_place(text: str) -> str:
     """A run directory as it is typed: a path, or the address of one."""
     from stepwiser.config.addresses import object_address
+    from stepwiser.errors import UserError
 
     try:
         return object_address(text) or str(place(text))
-    except ValueError as error:
+    except UserError as error:
         raise typer.BadParameter(str(error)) from None
 
 

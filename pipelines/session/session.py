@@ -82,6 +82,13 @@ class Session:
         placed; a run directory is made for models that can.
         """
         self.store.refuse_other(self.config)
+        if not self.store.storage.holds_conditions():
+            self.console.print(
+                f"{self.store.place}: this store has no conditional puts, by which several starts "
+                "at once would count each unit once: let one start write at a time",
+                style="yellow",
+                soft_wrap=True,
+            )
         self._models.check(stages)
         self.store.open(self.config)
         self._models.record()

@@ -52,14 +52,14 @@ def without_file_scheme(text: str) -> str:
 def object_address(text: str | Path) -> str | None:
     """The address in a bucket that a text is; None where it is a path, a name, or another address.
 
-    Raises ValueError for one that names no bucket.
+    Raises UserError for one that names no bucket.
     """
     scheme = scheme_of(text)
     if scheme not in OBJECT_SCHEMES:
         return None
     place = str(text).partition(":")[2].strip("/")
     if not place:
-        raise ValueError(f"{text} names no bucket: {scheme}://bucket/folder")
+        raise UserError(f"{text} names no bucket: write {scheme}://bucket/folder")
     return f"{scheme}://{place}"
 
 

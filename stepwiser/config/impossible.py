@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from stepwiser.config.addresses import OBJECT_SCHEMES, address_problem, scheme_of
+from stepwiser.config.addresses import address_problem, object_address
 from stepwiser.config.annotation import RuleConfig
 from stepwiser.config.models import RunConfig
 from stepwiser.config.training import MAX_ADAPTER_RANK
@@ -45,7 +45,7 @@ def _addresses(config: RunConfig) -> Iterator[str]:
         **{f"evaluate.more.{i}.source": one.source for i, one in enumerate(config.evaluate.more)},
     }
     for key, value in places.items():
-        if key == "run_dir" and scheme_of(config.run_dir) in OBJECT_SCHEMES:
+        if key == "run_dir" and object_address(config.run_dir):
             continue
         if value is not None and (problem := address_problem(key, value)):
             yield problem
@@ -58,7 +58,7 @@ AT_ADDRESSES = frozenset({"segment", "annotate", "label", "report"})
 
 
 def _wants_a_folder(stage: str, config: RunConfig) -> Iterator[str]:
-    if scheme_of(config.run_dir) in OBJECT_SCHEMES and stage not in AT_ADDRESSES:
+    if object_address(config.run_dir) and stage not in AT_ADDRESSES:
         yield (
             f"run_dir={config.run_dir} is an address, and {stage} works in a folder: give run_dir "
             "a folder that all nodes have (a shared file system); at an address run "

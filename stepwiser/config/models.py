@@ -222,7 +222,8 @@ class RunConfig(Section):
         examples=[7],
     )
     run_dir: LocalPlace = Field(
-        "runs/embedded", description="Folder of the run; on a cluster one that every node sees."
+        "runs/embedded",
+        description="Folder that every node of the run sees, or an address (`s3://bucket/run`).",
     )
     policy_model: LocalPlace = Field(
         "embedded",

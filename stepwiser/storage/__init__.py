@@ -2,7 +2,7 @@
 
 In: a name with slashes and the bytes of the whole file. Out: the bytes, whole, and lists of names.
 `interface` says what both kinds of place can do, `folder` and `objects` do it, `places` tells an
-address from a path, `failures` turns what a store answers into words, `lease` gives one of several
-writers a name for a while. No file grows and none is renamed: a file appears whole, at once or not
-at all, which object stores hold too. What a run consists of is not known here.
+address from a path, `failures` turns what a store answers into words. Of whole files are made logs
+that several processes add to (`lines`), folders that are replaced whole (`trees`), and work that
+one of several owners does at a time (`lease`). What a run consists of is not known here.
 """

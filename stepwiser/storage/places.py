@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import tempfile
@@ -23,8 +24,15 @@ def open_storage(name: str, place: str | Path) -> Storage:
     """
     address = object_address(place)
     if address is not None:
-        return Objects(address)
+        # A fork has none of its parent's threads; and where the environment changes, so may all.
+        return _objects(address, os.getpid(), os.environ.get("AWS_ENDPOINT_URL"))
     return Folder(local_path(name, place))
+
+
+@functools.lru_cache(maxsize=32)
+def _objects(address: str, process: int, endpoint: str | None) -> Objects:
+    """One for all who ask: each has connections of its own."""
+    return Objects(address)
 
 
 def absolute(place: str | Path) -> str:

@@ -119,5 +119,7 @@ def test_addresses_and_paths(tmp_path: Path) -> None:
     assert open_storage("run_dir", f"file://{tmp_path}").place == str(tmp_path)
     # What was a Path has lost a slash.
     assert open_storage("run_dir", Path("s3://bucket/run/")).place == "s3://bucket/run"
+    with pytest.raises(UserError, match="names no bucket: write s3://bucket/folder"):
+        open_storage("run_dir", "s3://")
     with pytest.raises(UserError, match="scheme hdfs"):
         open_storage("run_dir", "hdfs://host/run")

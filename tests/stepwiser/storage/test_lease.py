@@ -1,0 +1,77 @@
+"""Owners that take work from each other: one at a time, and none for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stepwiser.storage.interface import Storage
+from stepwiser.storage.lease import Leases
+from stepwiser.storage.places import open_storage
+from tests.stepwiser.storage.servers import BUCKET
+
+SILENT_S = 0.6
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    if request.param == "s3":
+        request.getfixturevalue("proxy")
+    place = tmp_path if request.param == "folder" else f"s3://{BUCKET}/{tmp_path.name}"
+    yield open_storage("run_dir", place)
+
+
+def owner(storage: Storage, name: str, silent_s: float = SILENT_S) -> Leases:
+    leases = Leases(storage, "leases", name, silent_s)
+    leases.renew()
+    return leases
+
+
+def test_work_has_one_owner(storage: Storage) -> None:
+    owners = [owner(storage, f"o{i}", 60.0) for i in range(5)]
+    work = [f"u{i}" for i in range(6)]
+    with ThreadPoolExecutor(5) as threads:
+        took = list(threads.map(lambda one: {w for w in work if one.take(w)}, owners))
+    assert sorted(w for taken in took for w in taken) == work
+    assert owners[0].owners() == {f"o{i}": sorted(taken) for i, taken in enumerate(took) if taken}
+
+
+def test_what_is_given_back_is_taken_at_once(storage: Storage) -> None:
+    first, second = owner(storage, "first", 60.0), owner(storage, "second", 60.0)
+    assert first.take("a") and not second.take("a")
+    first.give_back("a")
+    assert second.take("a") and not first.take("a")
+    first.give_back("a")
+    assert second.owners() == {"second": ["a"]}, "what another has taken is not given back"
+    second.end("a")
+    assert second.owners() == {}
+
+
+def test_a_dead_owner_loses_its_work_and_a_living_one_keeps_it(storage: Storage) -> None:
+    dead, alive, taker = (owner(storage, name) for name in ("dead", "alive", "taker"))
+    assert dead.take("a") and alive.take("b")
+    assert not taker.take("a") and not taker.take("b")
+    deadline = time.monotonic() + SILENT_S + 0.3
+    while time.monotonic() < deadline:
+        alive.renew()
+        assert not taker.take("b")
+        time.sleep(0.1)
+    assert taker.take("a") and not taker.take("b")
+    # It was only slow: it learns that the work is another's, and takes nothing from it.
+    dead.renew()
+    dead.give_back("a")
+    assert taker.owners() == {"taker": ["a"], "alive": ["b"]}
+
+
+def test_of_several_takers_of_a_dead_owners_work_one_has_it(storage: Storage) -> None:
+    dead = owner(storage, "dead")
+    assert dead.take("a")
+    takers = [owner(storage, f"t{i}") for i in range(4)]
+    assert not any(taker.take("a") for taker in takers)
+    time.sleep(SILENT_S)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda taker: taker.take("a"), takers)).count(True) == 1
