@@ -92,8 +92,8 @@ def _write(store: RunStore, rows: ray.data.Dataset) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         rows.write_parquet(str(folder))
         return
-    for number, batch in enumerate(rows.iter_batches(batch_size=None, batch_format="pyarrow")):
-        store.write_table(TABLE, f"{number:06d}", batch)
+    for part, batch in enumerate(rows.iter_batches(batch_size=None, batch_format="pyarrow")):
+        store.write_table(TABLE, f"{part:06d}", batch)
 
 
 def quiet_ray_data() -> None:
