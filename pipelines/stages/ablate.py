@@ -30,6 +30,7 @@ from pipelines.session.session import Session
 from pipelines.stages.runner import run_stage
 from pipelines.training.baselines import DISCRIMINATIVE, JUDGE, judge_start
 from stepwiser.config import RunConfig
+from stepwiser.config.impossible import refuse_impossible
 from stepwiser.data.records import Judgement, StepItem
 from stepwiser.errors import UserError
 from stepwiser.evaluation.scoring import judge_items, score_judge
@@ -65,6 +66,7 @@ def run_ablation(config: RunConfig, only: Sequence[str], out: Path | None) -> di
     Raises UserError when arms failed, after the others have run.
     """
     arms = arms_of(config, only)
+    refuse_impossible(config, "ablate", ("ablate",))
     store = RunStore(Path(config.run_dir).resolve())
     seeds = range(config.seed, config.seed + config.ablate.seeds)
     console = make_console()
