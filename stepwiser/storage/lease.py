@@ -13,6 +13,7 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class Leases:
     """Of this process alone: a name that is used again would keep the work of the one before."""
     silent_s: float = 60.0
     """An owner whose file does not change for so long is taken for dead."""
+    clock: Callable[[], float] = time.monotonic
     _beats: int = 0
     _held: dict[str, str] = field(default_factory=dict)
     """Versions of the leases that were taken, by the name of the work."""
@@ -98,7 +100,7 @@ class Leases:
             data: bytes | None = self.storage.read(self._owner_file(owner))
         except FileNotFoundError:
             data = None
-        now = time.monotonic()
+        now = self.clock()
         with self._lock:
             before, since = self._seen.get(owner, (b"", now))
             if before != data:

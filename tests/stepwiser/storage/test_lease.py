@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +13,6 @@ from stepwiser.storage.lease import Leases
 from stepwiser.storage.places import open_storage
 from tests.stepwiser.storage.servers import BUCKET
 
-SILENT_S = 0.6
-
 
 @pytest.fixture(params=["folder", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
@@ -25,14 +22,23 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
     yield open_storage("run_dir", place)
 
 
-def owner(storage: Storage, name: str, silent_s: float = SILENT_S) -> Leases:
-    leases = Leases(storage, "leases", name, silent_s)
+class Clock:
+    """Seconds, as a test says."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def owner(storage: Storage, name: str, clock: Clock) -> Leases:
+    leases = Leases(storage, "leases", name, 60.0, clock)
     leases.renew()
     return leases
 
 
 def test_work_has_one_owner(storage: Storage) -> None:
-    owners = [owner(storage, f"o{i}", 60.0) for i in range(5)]
+    owners = [owner(storage, f"o{i}", Clock()) for i in range(5)]
     work = [f"u{i}" for i in range(6)]
     with ThreadPoolExecutor(5) as threads:
         took = list(threads.map(lambda one: {w for w in work if one.take(w)}, owners))
@@ -41,7 +47,7 @@ def test_work_has_one_owner(storage: Storage) -> None:
 
 
 def test_what_is_given_back_is_taken_at_once(storage: Storage) -> None:
-    first, second = owner(storage, "first", 60.0), owner(storage, "second", 60.0)
+    first, second = owner(storage, "first", Clock()), owner(storage, "second", Clock())
     assert first.take("a") and not second.take("a")
     first.give_back("a")
     assert second.take("a") and not first.take("a")
@@ -52,26 +58,28 @@ def test_what_is_given_back_is_taken_at_once(storage: Storage) -> None:
 
 
 def test_a_dead_owner_loses_its_work_and_a_living_one_keeps_it(storage: Storage) -> None:
-    dead, alive, taker = (owner(storage, name) for name in ("dead", "alive", "taker"))
+    clock = Clock()
+    dead, alive, taker = (owner(storage, name, clock) for name in ("dead", "alive", "taker"))
     assert dead.take("a") and alive.take("b")
     assert not taker.take("a") and not taker.take("b")
-    deadline = time.monotonic() + SILENT_S + 0.3
-    while time.monotonic() < deadline:
+    for _ in range(3):
+        clock.now += 19.0
         alive.renew()
-        assert not taker.take("b")
-        time.sleep(0.1)
+        assert not taker.take("a") and not taker.take("b")
+    clock.now += 4.0
     assert taker.take("a") and not taker.take("b")
     # It was only slow: it learns that the work is another's, and takes nothing from it.
     dead.renew()
+    assert not dead.take("a")
     dead.give_back("a")
     assert taker.owners() == {"taker": ["a"], "alive": ["b"]}
 
 
 def test_of_several_takers_of_a_dead_owners_work_one_has_it(storage: Storage) -> None:
-    dead = owner(storage, "dead")
-    assert dead.take("a")
-    takers = [owner(storage, f"t{i}") for i in range(4)]
+    clock = Clock()
+    assert owner(storage, "dead", clock).take("a")
+    takers = [owner(storage, f"t{i}", clock) for i in range(4)]
     assert not any(taker.take("a") for taker in takers)
-    time.sleep(SILENT_S)
+    clock.now += 61.0
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lambda taker: taker.take("a"), takers)).count(True) == 1
