@@ -46,7 +46,9 @@ class Storage(Protocol):
     def swap(self, name: str, data: bytes, version: str) -> str | None:
         """Replace a file that still has this version; its new one, or None where it has not.
 
-        As for `create`, the bytes say who wrote them, and never come back.
+        As for `create`, the bytes say who wrote them, and never come back. None may be wrong where
+        the answer was lost and another has replaced these bytes since: what must count once is
+        created.
         """
         ...
 

@@ -118,6 +118,7 @@ class FaultyProxy:
 def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(target)
     host, port = target.removeprefix("http://").split(":")
+    one_put = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -133,9 +134,11 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
                 self.answer(fault.status, {"Content-Type": "application/xml"}, xml.encode(), None)
                 return
             upstream = http.client.HTTPConnection(host, int(port), timeout=60)
-            upstream.request(self.command, self.path, body, dict(self.headers))
-            got = upstream.getresponse()
-            data = got.read()
+            # moto looks at the condition and then writes, in threads; a store does both at once.
+            with one_put if self.command == "PUT" else contextlib.nullcontext():
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                got = upstream.getresponse()
+                data = got.read()
             upstream.close()
             if fault is not None and fault.after is not None:
                 fault.after()
