@@ -115,6 +115,12 @@ def _drill(args: argparse.Namespace, out: Path) -> Drill:
     return Drill(str(out), model, data, False, args.seed, card)
 
 
+def _short_folder() -> str:
+    """For temporary files; Ray's sockets lie 80 characters below, and paths may have 107."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= 107 - 80 else "/tmp"
+
+
 def _run(
     drill: Drill, parts: list[str], budget: float, settings: Path, console: Console
 ) -> list[Outcome]:
@@ -124,8 +130,7 @@ def _run(
     found = {one.part: one for one in _outcomes(file) if one.state == "done"}
     todo = [name for name in PARTS if name in parts and name not in found]
     saved, began = 0.0, time.monotonic()
-    # Short, as Ray's sockets lie in it.
-    with tempfile.TemporaryDirectory(prefix="sd-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="sd-", dir=_short_folder()) as scratch:
         variables = environment(out, Path(scratch), drill.dry)
         for name in todo:
             left = budget - (time.monotonic() - began)

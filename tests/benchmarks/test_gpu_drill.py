@@ -197,7 +197,6 @@ def test_what_cannot_run_is_refused(arguments: list[str], words: str, tmp_path: 
 def test_a_rehearsal_measures_learner_and_weights(tmp_path: Path) -> None:
     summary, output = run_drill(tmp_path, "--parts", "weight_sync", "learner", "--budget", "450")
     assert list(summary) == KEYS and summary["parts_done"] == 2, output
-    assert summary["seconds"] < 300
     assert 0 < summary["mfu"] < 1 and summary["update_ms"] > 0
     assert summary["logprob_gap"] < 1e-5
     gaps = read_figures(tmp_path, "weight_sync")["gaps"]
