@@ -167,7 +167,7 @@ def test_a_fine_tuned_model_appears_together_with_its_result(
     job._job = SFTJob(
         "sft", "base", str(output), "examples", LearningRate(1e-3), 4, 5, 1, 0.0, seed=0
     )
-    job._best_dir = best_dir
+    job._output, job._best_dir = output, best_dir
     job._worker = SimpleNamespace(rank=0, export=export)  # type: ignore[assignment]
     progress = _Progress("jobs", step=5, best=best, losses=(0.5, 0.7), trained_tokens=40)
     if best is not None:

@@ -71,18 +71,19 @@ def test_no_label_behind_a_low_value() -> None:
 
 def test_rules_that_were_not_asked_about_are_not_compared(tmp_path: Path) -> None:
     session = _session(tmp_path)
-    rows = {row["rule"]: row for row in _compare_rules(session, ["aaaa"])}
+    compared, unsettled = _compare_rules(session, ["aaaa"])
+    rows = {row["rule"]: row for row in compared}
     assert rows["rel_effective"]["positive_share"] == pytest.approx(1 / 3)
     assert rows["rel_effective"]["unsettled"] == 0
     # Nothing succeeded after chunk 2 so far, but 2 completions are missing.
     assert (rows["abs_q"]["positive_share"], rows["abs_q"]["unsettled"]) == (None, 1)
-    _refuse_unsettled(session, list(rows.values()))
+    _refuse_unsettled(session, unsettled)
 
 
 def test_a_rule_that_was_not_asked_about_is_refused(tmp_path: Path) -> None:
     session = _session(tmp_path, rule="abs_q")
     with pytest.raises(UserError) as error:
-        _refuse_unsettled(session, _compare_rules(session, ["aaaa"]))
+        _refuse_unsettled(session, _compare_rules(session, ["aaaa"])[1])
     for words in (
         "label.rule=abs_q is open for 1 chunks",
         "annotate.stopping=exact",
@@ -100,6 +101,12 @@ def test_values_that_are_complete_answer_any_rule(tmp_path: Path) -> None:
     row = trajectory("t1")
     whole = _stopped(row, (9, 16, 16), (3, 16, 16), (0, 1, 1))
     write_unit(session.store, "aaaa", [(row, whole)])
-    rules = _compare_rules(session, ["aaaa"])
+    rules, unsettled = _compare_rules(session, ["aaaa"])
     assert [r["positive_share"] for r in rules] == pytest.approx([2 / 3, 1 / 3, 1 / 3])
-    _refuse_unsettled(session, rules)
+    _refuse_unsettled(session, unsettled)
+
+
+def test_a_rule_that_has_to_agree_is_refused_where_it_is_open(tmp_path: Path) -> None:
+    session = _session(tmp_path, agree_with=[{"rule": "abs_q"}])
+    with pytest.raises(UserError, match="label.agree_with=abs_q is open for 1 chunks"):
+        _refuse_unsettled(session, _compare_rules(session, ["aaaa"])[1])
