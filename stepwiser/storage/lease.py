@@ -85,13 +85,13 @@ class Leases:
     def owners(self) -> dict[str, list[str]]:
         """Who holds what, by owner; those that are dead among them."""
         found: dict[str, list[str]] = {}
-        for name in self.storage.names(f"{self.folder}/work"):
+        for name in self.storage.names(f"{self.folder}/taken"):
             try:
                 owner = _owner_of(self.storage.read(name))
             except FileNotFoundError:
                 continue
             if owner:
-                work = name.removeprefix(f"{self.folder}/work/").removesuffix(".json")
+                work = name.removeprefix(f"{self.folder}/taken/").removesuffix(".json")
                 found.setdefault(owner, []).append(work)
         return found
 
@@ -112,7 +112,7 @@ class Leases:
         return f"{self.folder}/owners/{owner}.json"
 
     def _file(self, work: str) -> str:
-        return f"{self.folder}/work/{work}.json"
+        return f"{self.folder}/taken/{work}.json"
 
     def _text(self, owner: str) -> bytes:
         # Never the same twice, as a swap wants it.
