@@ -11,7 +11,7 @@ import yaml
 
 from tests.support.paths import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "configs/README.md"])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "configs/README.md"])
 CLUSTER = sorted((ROOT / "cluster").rglob("*.yaml"))
 COMMENTED = sorted([*(ROOT / "configs").glob("*.yaml"), *CLUSTER, ROOT / "Makefile"])
 """Files whose comments name commands; `cluster/Dockerfile` is read line by line besides."""
