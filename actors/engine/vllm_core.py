@@ -130,6 +130,9 @@ class VllmCore:
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
             tensor_parallel_size=options.tensor_parallel_size,
+            # Left to itself vLLM sees Ray's placement group and asks it for the GPUs that this
+            # process holds already; on a CPU it ends.
+            distributed_executor_backend="mp" if options.tensor_parallel_size > 1 else None,
             enforce_eager=options.enforce_eager,
             seed=options.seed,
             enable_sleep_mode=options.enable_sleep and not self.on_cpu,

@@ -76,6 +76,11 @@ class RolloutGenerator:
             await self._load_newest()
         return pid, self._serial or 0
 
+    async def close(self) -> None:
+        """End the engine and leave the process: its workers' shared memory would outlive a kill."""
+        self._watch.cancel()
+        await asyncio.to_thread(self._engine.shutdown)
+
     async def wait_for_death(self) -> None:
         """Answers only by dying with this process."""
         await asyncio.Event().wait()

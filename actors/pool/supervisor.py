@@ -38,6 +38,8 @@ MAX_FAILURES = 5
 """Engines that may fail in a row, other than with their node, before none is started any more."""
 GRACE_S = 2.0
 """After it left the list an engine may still get requests of clients that do not know yet."""
+CLOSE_S = 15.0
+"""For the ranks of engines that are no longer wanted to end by themselves."""
 _CONCURRENCY = 10_000
 
 logger = logging.getLogger(__name__)
@@ -216,8 +218,7 @@ class EngineSupervisor:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
-        for index in tuple(self._engines):
-            self._remove(index)
+        self._remove(*self._engines)
         self._take_stock()
 
     # --- one engine -----------------------------------------------------------------------------
@@ -250,10 +251,17 @@ class EngineSupervisor:
                 logger.warning("engine %d is lost: %s", engine.index, self._last)
             self._remove(engine.index)
 
-    def _remove(self, index: int) -> None:
-        engine = self._engines.pop(index)
-        ray.kill(engine.actor)
-        remove_placement_group(engine.group)
+    def _remove(self, *indexes: int) -> None:
+        engines = [self._engines.pop(index) for index in indexes]
+        if self._template.options.tensor_parallel_size > 1:
+            ray.wait(
+                [engine.actor.close.remote() for engine in engines],
+                num_returns=len(engines),
+                timeout=CLOSE_S,
+            )
+        for engine in engines:
+            ray.kill(engine.actor)
+            remove_placement_group(engine.group)
 
     # --- the cluster ----------------------------------------------------------------------------
 
