@@ -159,6 +159,8 @@ class VllmCore:
         self._shapes = loaded_shapes(folder)
         self._params: dict[tuple[Sampling, bool], Any] = {}
         self._adapters = AdapterVersions(self._llm) if options.adapter_rank else None
+        if self._adapters is not None:
+            self._llm.collective_rpc("stepwiser_prepare")
 
     # --- requests -------------------------------------------------------------------------------
 

@@ -33,6 +33,10 @@ class Internal:
     """A parameter that is given by name, when it is called."""
 
 
+def _several(module: str, names: Iterable[str], used_in: str, why: str) -> list[Internal]:
+    return [Internal(f"{module}:{name}", used_in, why) for name in names]
+
+
 INTERNALS = (
     # --- in the process that holds the engine ---------------------------------------------------
     Internal(
@@ -111,13 +115,9 @@ INTERNALS = (
         "SchedulerFigures._listen",
         "LLMEngine.step tells of finished requests alone",
     ),
-    Internal(
-        "vllm.v1.engine:EngineCoreOutputs.outputs",
-        "SchedulerFigures._listen",
-        "LLMEngine.step tells of finished requests alone",
-    ),
-    Internal(
-        "vllm.v1.engine:EngineCoreOutput.new_token_ids",
+    *_several(
+        "vllm.v1.engine",
+        ("EngineCoreOutputs.outputs", "EngineCoreOutput.new_token_ids"),
         "SchedulerFigures._listen",
         "LLMEngine.step tells of finished requests alone",
     ),
@@ -156,13 +156,9 @@ INTERNALS = (
         "_unblock_when_dead",
         "calls such as sleep have no time limit: only their futures end the wait",
     ),
-    Internal(
-        "vllm.v1.engine.core_client:InprocClient.shutdown",
-        "shut_down",
-        "LLMEngine has no call that ends it before it is collected as garbage",
-    ),
-    Internal(
-        "vllm.v1.engine.core_client:SyncMPClient.shutdown",
+    *_several(
+        "vllm.v1.engine.core_client",
+        ("InprocClient.shutdown", "SyncMPClient.shutdown"),
         "shut_down",
         "LLMEngine has no call that ends it before it is collected as garbage",
     ),
@@ -215,20 +211,17 @@ INTERNALS = (
         "load_weights",
         "LLMEngine has no call for new weights, and LLM's takes only vLLM's own transfers",
     ),
-    Internal(
-        "vllm.model_executor.models.llama:LlamaForCausalLM.model",
+    *_several(
+        "vllm.model_executor.models.llama",
+        ("LlamaForCausalLM.model", "LlamaForCausalLM.lm_head", "LlamaModel.embed_tokens"),
         "_retie",
         "reload_weights leaves a tied output layer with the old weights",
     ),
-    Internal(
-        "vllm.model_executor.models.llama:LlamaForCausalLM.lm_head",
-        "_retie",
-        "reload_weights leaves a tied output layer with the old weights",
-    ),
-    Internal(
-        "vllm.model_executor.models.llama:LlamaModel.embed_tokens",
-        "_retie",
-        "reload_weights leaves a tied output layer with the old weights",
+    *_several(
+        "vllm.lora.ops.torch_ops.lora_ops",
+        ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"),
+        "take_adapter_kernels",
+        "a CPU has no other kernels, and these copy an adapter for every token",
     ),
     Internal(
         "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
@@ -366,6 +359,16 @@ def foreign_nccl() -> contextlib.AbstractContextManager[None]:
     except ImportError:
         return contextlib.nullcontext()
     return unpinned_nccl_env()
+
+
+def take_adapter_kernels() -> None:
+    """Have this process multiply with adapters on a CPU as `adapter_kernels` does."""
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    from actors.engine import adapter_kernels
+
+    for kernel in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
+        setattr(lora_ops, kernel, getattr(adapter_kernels, kernel))
 
 
 def load_weights(worker: Any, tensors: Iterable[tuple[str, Any]]) -> None:

@@ -94,6 +94,12 @@ class WeightUpdater:
 
     _stepwiser_received: Any = None
 
+    def stepwiser_prepare(self) -> None:
+        """What an engine asks of its workers before the first request."""
+        _, device = vllm_internals.rank_and_device(self)
+        if device.type == "cpu":
+            vllm_internals.take_adapter_kernels()
+
     def stepwiser_receive(self, transfer: bytes) -> str | None:
         """Take what a learner sends (a pickled TransferSpec); says why it failed."""
         from actors.weight_sync.receiver import receive

@@ -26,6 +26,17 @@ def expected_resources(config: RunConfig) -> dict[str, float]:
     return {"CPU": max(local_cpus(config), 12.0 * gpus), "GPU": gpus}
 
 
+def more_room(owns_ray: bool) -> str:
+    """What to do where there is too little, by whether Ray is of this process or a cluster's."""
+    lower = "lower engine.count / learner.workers"
+    if owns_ray:
+        return f"{lower}, or raise cluster.cpus so that processes share this machine's cores"
+    return (
+        f"{lower}; where an autoscaler adds nodes, give it time (cluster.wait_for_nodes_s=900), or "
+        "begin with the engines that fit and let others join as nodes come (annotate.max_engines)"
+    )
+
+
 def plan_table(plans: Sequence[ResourcePlan]) -> Table:
     table = titled_table("Resource plan", "stage", "holds", "CPU", "GPU", left=("stage", "holds"))
     for plan in plans:

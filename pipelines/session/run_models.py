@@ -32,7 +32,7 @@ from stepwiser.prompting.hub.folders import (
 from stepwiser.prompting.hub.reference import EMBEDDED, HubModel, hub_model
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.models_used import JUDGES, ModelUse, judge_key, models_used
-from stepwiser.run.resource_plan import STAGES_WITH_ENGINES
+from stepwiser.run.resource_plan import has_engines
 from stepwiser.run.store import RunStore
 
 
@@ -95,7 +95,7 @@ class RunModels:
                 self._console.print(
                     f"{use.key}: {hub.name} at {hub.revision}", highlight=False, soft_wrap=True
                 )
-            if set(stages).intersection(STAGES_WITH_ENGINES):
+            if any(has_engines(self._config, stage) for stage in stages):
                 self._check(use, model)
 
     def _check(self, use: ModelUse, model: str) -> None:

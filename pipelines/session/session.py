@@ -21,7 +21,7 @@ from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options, engine_threads
 from pipelines.session.memory_table import memory_plan, print_memory, running_nodes
-from pipelines.session.plan_table import plan_table, shortfalls, staying_resources
+from pipelines.session.plan_table import more_room, plan_table, shortfalls, staying_resources
 from pipelines.session.ray_start import start_ray
 from pipelines.session.run_data import pinned, tell_of_conditions
 from pipelines.session.run_models import RunModels
@@ -96,10 +96,7 @@ class Session:
             signal.signal(signal.SIGTERM, _interrupt)  # which Ray has taken for itself
         missing = self._wait_for_nodes(plans)
         if missing:
-            raise UserError(
-                "; ".join(missing) + "; lower engine.count / learner.workers, or on one machine "
-                "raise cluster.cpus so that processes share its cores"
-            )
+            raise UserError("; ".join([*missing, more_room(self._owns_ray)]))
         staying = staying_resources()
         found = (plan.engine_labels(staying) for plan in plans)
         self._engine_labels = next((labels for labels in found if labels), None)

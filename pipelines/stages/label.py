@@ -14,9 +14,11 @@ import pyarrow as pa
 import ray
 from rich.table import Table
 
+from pipelines.annotation.criticism import criticise
 from pipelines.monitoring.formatting import interval, number, titled_table
 from pipelines.session.session import Session
 from stepwiser.annotation.judge_prompts import (
+    CONTRADICTED,
     DISPUTED,
     TOO_LONG,
     UNSPLIT,
@@ -69,9 +71,17 @@ def run(session: Session) -> dict[str, Any]:
             )
             .materialize()
         )
-        ids = labelled.select_columns(["prompt_id", "problem_id", "label", "split"]).to_pandas()
-        rows = list(ids.itertuples(index=False))
+        table = labelled.to_pandas()
+        denied: frozenset[str] = frozenset()
+        critic = None
+        if config.critic.model is not None:
+            denied, critic = criticise(session, table[table.split == UNSPLIT])
+        ids = table[["prompt_id", "problem_id", "label", "split"]]
+        rows = [row for row in ids.itertuples(index=False) if row.prompt_id not in denied]
         splits, metrics = _split(rows, session.config)
+        metrics["chunks"] = len(table)
+        metrics["critic"] = critic
+        splits |= dict.fromkeys(denied, CONTRADICTED)
         for old in store.files(TABLE, ".parquet"):
             # Another rule may have been asked for; labels cost seconds to make again.
             store.remove(f"{TABLE}/{old.name}")
@@ -286,12 +296,37 @@ def _print(session: Session, metrics: dict[str, Any]) -> None:
             f"  {metrics['disputed']} of {metrics['chunks']} chunks are left out: the rules of "
             "label.agree_with differ on them"
         )
+    if metrics["critic"]:
+        session.console.print(_critic_table(metrics["critic"]), _critic_note(metrics["critic"]))
     if metrics["repeats"]:
         session.console.print(_repeats_table(metrics["repeats"]))
     if open_rules:
         session.console.print(
             f"  not known for {', '.join(open_rules)}: rollouts stopped before (annotate.rules)"
         )
+
+
+def _critic_table(row: Mapping[str, Any]) -> Table:
+    columns = ("critic", "chunks", "verdicts", "same as label", "kappa", "passes +", "finds -")
+    table = titled_table("A critic of the labels, 95% interval", *columns)
+    table.add_row(
+        row["critic"],
+        str(row["chunks"]),
+        str(row["verdicts"]),
+        interval(row["agreement"], row["low"], row["high"]),
+        number(row["kappa"]),
+        number(row["passed_positive"]),
+        number(row["found_negative"]),
+    )
+    return table
+
+
+def _critic_note(row: Mapping[str, Any]) -> str:
+    failed = f"; {row['failed']} answers could not be had" if row["failed"] else ""
+    return (
+        f"  {row['left_out']} chunks are left out: the critic contradicts their label; where it "
+        f"gave no verdict the label stays{failed}"
+    )
 
 
 def _repeats_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -16,9 +16,11 @@ from stepwiser.prompting.prompt_format import PromptFormat
 
 TOO_LONG = "long"
 DISPUTED = "disputed"
+CONTRADICTED = "contradicted"
 UNSPLIT = "all"
 """Splits of prompts before they are divided into training and held-out ones: too long, with a label
-that not all rules give (`label.agree_with`), and all others."""
+that not all rules give (`label.agree_with`) or that a critic contradicts (`label.critic`), and all
+others."""
 
 
 def label_trajectory(

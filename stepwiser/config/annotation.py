@@ -24,6 +24,7 @@ from stepwiser.config.base import (
     require_at_least,
     require_at_most,
 )
+from stepwiser.config.judges import CriticConfig
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class LabelConfig(RuleConfig):
         "out. Where labels end, `minimum_previous_value` of this section says for all.",
         examples=["label.agree_with='[{rule: abs_q}, {rule: rel_ratio}]'"],
     )
+    critic: CriticConfig = Field(default_factory=CriticConfig)
     chunks_per_step: Chunks = Field(
         1,
         description="Chunks judged as one step; more than 1 for steps that ignore the chunks.",

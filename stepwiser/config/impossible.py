@@ -58,6 +58,12 @@ AT_ADDRESSES = frozenset({"segment", "annotate", "label", "report"})
 
 
 def _wants_a_folder(stage: str, config: RunConfig) -> Iterator[str]:
+    if object_address(config.run_dir) and stage == "label" and config.label.critic.model:
+        yield (
+            f"run_dir={config.run_dir} is an address, and what label.critic.model="
+            f"{config.label.critic.model} says is kept in a folder: give run_dir a folder that all "
+            "nodes have, or leave the critic out"
+        )
     if object_address(config.run_dir) and stage not in AT_ADDRESSES:
         yield (
             f"run_dir={config.run_dir} is an address, and {stage} works in a folder: give run_dir "
@@ -186,6 +192,11 @@ def _rejection(config: RunConfig) -> Iterator[str]:
         yield (
             "train.warm_start=true reads the labels that stage label has made, and train.live=true "
             "makes them while GRPO trains: leave one of the two out"
+        )
+    if config.label.critic.model is not None and train.live:
+        yield (
+            f"label.critic.model={config.label.critic.model} reads labels that are there, and "
+            "train.live=true makes them while GRPO trains: leave one of the two out"
         )
     if train.warm_start and train.adapter is not None:
         yield (

@@ -111,3 +111,62 @@ class JudgeConfig(Section):
         if self.mark is not None and self.kind == "rlhflow":
             raise ValueError(f"{self.name}: kind=rlhflow answers with +: leave mark out")
         return self
+
+
+class CriticConfig(Section):
+    """A model that reads labelled chunks: those whose label it contradicts are left out, and where
+    it gives no verdict the label stays."""
+
+    model: LocalPlace | None = Field(
+        None,
+        description="Named like policy_model, or as an endpoint's server knows it; null for none.",
+        examples=["Qwen/Qwen2.5-7B-Instruct"],
+    )
+    kind: Literal["generative", "endpoint"] = Field(
+        "generative",
+        description="Asked by the run's own judge prompt on its engines, or behind an "
+        "OpenAI-compatible URL.",
+    )
+    votes: Annotated[int, Field(gt=0), Unit("answers")] = Field(
+        1, description="Answers on a chunk, whose majority is the verdict.", examples=[3]
+    )
+    url: str | None = Field(
+        None,
+        description="Base URL of an `endpoint`.",
+        examples=["https://host/v1"],
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        description="Environment variable with the key of an `endpoint`.",
+        examples=["MY_KEY"],
+    )
+    concurrency: Annotated[int, Field(gt=0), Unit("requests")] = Field(
+        16, description="Requests at once to an `endpoint`.", examples=[4]
+    )
+
+    @property
+    def on_engines(self) -> bool:
+        """Whether the run's own engines hold it."""
+        return self.model is not None and self.kind == "generative"
+
+    @property
+    def judge(self) -> JudgeConfig:
+        """The same as a judge from elsewhere; there must be a model."""
+        assert self.model is not None
+        return JudgeConfig(
+            name="critic",
+            kind=self.kind,
+            model=self.model,
+            url=self.url,
+            key_variable=self.key_variable,
+            concurrency=self.concurrency,
+        )
+
+    @model_validator(mode="after")
+    def _endpoint_has_an_address(self) -> CriticConfig:
+        if self.model is not None and (self.kind == "endpoint") != (self.url is not None):
+            raise ValueError(
+                f"label.critic.kind={self.kind} and label.critic.url={self.url}: an endpoint needs "
+                "a URL (label.critic.url=https://host/v1), and nothing else takes one"
+            )
+        return self

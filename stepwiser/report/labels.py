@@ -64,6 +64,9 @@ def labels(data: RunData) -> Section:
         ),
     )
     disputed = number(metrics, "disputed")
+    critic = mapping(metrics, "critic")
+    if critic:
+        section.add(_critic(critic))
     if repeats := rows_of(metrics, "repeats"):
         section.add(_repeats(repeats))
     section.add(
@@ -72,12 +75,40 @@ def labels(data: RunData) -> Section:
                 ("labelled chunks", whole(number(metrics, "chunks"))),
                 ("too long for a prompt", whole(number(metrics, "too_long"))),
                 *([("left out, as rules differ", whole(disputed))] if disputed else []),
+                *(
+                    [("left out, as the critic contradicts", whole(number(critic, "left_out")))]
+                    if critic
+                    else []
+                ),
                 ("problems", whole(number(metrics, "problems"))),
                 ("problems held out", whole(number(metrics, "heldout_problems"))),
             ]
         ),
     )
     return section
+
+
+def _critic(row: Mapping[str, Any]) -> Table:
+    """Whether a reader of the steps gives the labels that rollouts do."""
+    share, low, high = (number(row, key) for key in ("agreement", "low", "high"))
+    bounds = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    cells = (
+        str(row.get("critic", ABSENT)),
+        f"{whole(number(row, 'verdicts'))} of {whole(number(row, 'chunks'))}",
+        Bar(share, decimal(share)),
+        bounds,
+        decimal(number(row, "kappa")),
+        percent(number(row, "passed_positive")),
+        percent(number(row, "found_negative")),
+    )
+    heads = ("critic", "verdicts", "same as label", "95% interval", "kappa")
+    return Table(
+        (*heads, "Positive called so", "Negative called so"),
+        [cells],
+        title="A critic of the labels",
+        note="It reads the chunk and knows nothing of rollouts. Chunks whose label it contradicts "
+        "are left out; where it gives no verdict the label stays.",
+    )
 
 
 def _repeats(rows: Sequence[Mapping[str, Any]]) -> Table:

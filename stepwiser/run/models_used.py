@@ -46,6 +46,9 @@ def models_used(config: RunConfig, stages: Sequence[str]) -> list[ModelUse]:
     segment = config.segment
     if "segment" in asked and chunks and segment.segmenter == "engine" and segment.segmenter_model:
         used.append(ModelUse("segment.segmenter_model", segment.segmenter_model, True))
+    critic = config.label.critic
+    if "label" in asked and critic.model is not None and critic.on_engines:
+        used.append(ModelUse("label.critic.model", critic.model, True))
     if "evaluate" in asked:
         used += [
             ModelUse(judge_key(judge.name), judge.model, True, writes=not judge.scores_steps)

@@ -19,6 +19,11 @@ STAYING = {MARKET_LABEL: f"!{SPOT}"}
 """Ray's selector of all other nodes, those without the label among them."""
 
 
+def has_engines(config: RunConfig, stage: str) -> bool:
+    """Whether a stage asks engines; labels are made without, unless a model is their critic."""
+    return stage in STAGES_WITH_ENGINES or (stage == "label" and config.label.critic.on_engines)
+
+
 @dataclass(frozen=True)
 class Need:
     """`count` equal bundles for one role; `share` says whom it takes turns with, if anyone."""
@@ -134,7 +139,7 @@ def plan_stage(config: RunConfig, stage: str) -> ResourcePlan:
     if stage == "segment" and config.prompts.steps == "paragraphs":
         return ResourcePlan(stage, ())  # nothing to segment, nothing to start
     engine, learner = config.engine, config.learner
-    if stage in STAGES_WITH_ENGINES:
+    if has_engines(config, stage):
         count = max(2, engine.count) if stage == "solve" else engine.count
         if stage == "annotate":
             count, _ = engine_range(config)

@@ -158,6 +158,8 @@ def _models(config: RunConfig, stage: str) -> list[str]:
     names = {policy, judge} if stage == "solve" else {judge if stage in JUDGED else policy}
     if stage == "serve":
         names = {config.serve.model or judge, config.serve.policy or config.serve.model or judge}
+    if stage == "label" and config.label.critic.model is not None:
+        names = {config.label.critic.model}
     if stage == "evaluate":
         names |= {one.model for one in config.evaluate.judges if one.kind == "generative"}
     if stage == "train" and config.train.live:

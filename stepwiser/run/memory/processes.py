@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 from stepwiser.config import RunConfig
 from stepwiser.run.memory.model_size import WIDTHS, ModelSize
-from stepwiser.run.resource_plan import STAGES_WITH_ENGINES as ENGINE_STAGES
 from stepwiser.run.resource_plan import STAGES_WITH_LEARNERS as LEARNER_STAGES
+from stepwiser.run.resource_plan import has_engines
 
 MIB = 2**20
 
@@ -292,7 +292,7 @@ def other_processes(
     words = TOKEN * vocabulary
     engines = max(1, config.engine.count)
     found = [("driver", 1, DRIVER + words), ("Ray", 1, float(RAY))]
-    if stage in ENGINE_STAGES:
+    if has_engines(config, stage):
         found.append(("engine registry", 1, float(REGISTRY)))
     if stage == "annotate" or (stage == "train" and config.train.live):
         found.append(("labeler", min(16, engines), LABELER + words))
