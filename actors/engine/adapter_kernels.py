@@ -8,12 +8,12 @@ whose place these are put (`vllm_internals.take_adapter_kernels`). Tokens of ind
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Rows = Tensor | slice
+    Rows: TypeAlias = Tensor | slice
 
 
 def bgmv_shrink(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from rich.table import Table
 
-from pipelines.annotation.criticism import criticise
+from pipelines.evaluation.criticism import criticise
 from pipelines.monitoring.formatting import interval, number, titled_table
 from pipelines.session.session import Session
 from stepwiser.annotation.judge_prompts import (
@@ -75,7 +75,7 @@ def run(session: Session) -> dict[str, Any]:
         denied: frozenset[str] = frozenset()
         critic = None
         if config.critic.model is not None:
-            denied, critic = criticise(session, table[table.split == UNSPLIT])
+            denied, critic = criticise(session, table[table.split == UNSPLIT].to_dict("records"))
         ids = table[["prompt_id", "problem_id", "label", "split"]]
         rows = [row for row in ids.itertuples(index=False) if row.prompt_id not in denied]
         splits, metrics = _split(rows, session.config)

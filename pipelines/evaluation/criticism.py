@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
-
-import pandas as pd
 
 from pipelines.evaluation.judge_specs import JudgeSpec, asking
 from pipelines.evaluation.judgements import JudgementCache
@@ -17,7 +15,9 @@ from stepwiser.evaluation.faithfulness import Question
 TABLE = "judgements/labels"
 
 
-def criticise(session: Session, prompts: pd.DataFrame) -> tuple[frozenset[str], dict[str, Any]]:
+def criticise(
+    session: Session, prompts: Sequence[Mapping[str, Any]]
+) -> tuple[frozenset[str], dict[str, Any]]:
     """Ids of the prompts whose label the critic of section `label` contradicts, and figures.
 
     Args:
@@ -28,7 +28,7 @@ def criticise(session: Session, prompts: pd.DataFrame) -> tuple[frozenset[str], 
     settings = session.config.label.critic.judge
     model = settings.model if settings.kind == "endpoint" else session.resolve(settings.model)
     spec = JudgeSpec(settings.name, model, settings.kind, settings=settings)
-    rows = prompts.sort_values("prompt_id").to_dict("records")
+    rows = sorted(prompts, key=lambda row: str(row["prompt_id"]))
     questions = [_question(row) for row in rows]
     with asking(session, spec) as judge:
         cache = JudgementCache(session, spec.name, spec.weights, spec.asked, judge)
@@ -48,6 +48,5 @@ def criticise(session: Session, prompts: pd.DataFrame) -> tuple[frozenset[str], 
     return left_out, figures | {"failed": sum(judgement.failed for judgement in said)}
 
 
-def _question(row: dict[str, Any]) -> Question:
-    history: Sequence[str] = row["history"]
-    return Question(row["prompt_id"], row["question"], tuple(history), row["chunk"])
+def _question(row: Mapping[str, Any]) -> Question:
+    return Question(row["prompt_id"], row["question"], tuple(row["history"]), row["chunk"])
