@@ -10,6 +10,8 @@ mkdir -p /run/sshd
 name="host-${2##*.}"
 hostname "$name"
 printf '127.0.0.1 localhost\n%s %s\n' "$2" "$name" > /mnt/hosts
+sed 's#^\(root:[^:]*:[^:]*:[^:]*:[^:]*:\)[^:]*#\1/mnt#' /etc/passwd > /mnt/passwd
+mount --bind /mnt/passwd /etc/passwd # where ssh looks for `~`, whatever HOME says
 mount --bind /mnt/hosts /etc/hosts # gloo binds to what the machine's own name resolves to
 ip link set lo up
 until ip link show eth0 > /dev/null 2>&1; do sleep 0.05; done # its end of the cable

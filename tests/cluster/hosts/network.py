@@ -32,7 +32,7 @@ StrictModes no
 UsePAM no
 PidFile none
 LogLevel QUIET
-SetEnv HOME=/mnt TMPDIR=/mnt RAY_TMPDIR=/mnt OMP_NUM_THREADS=1 PATH={path}
+SetEnv HOME=/mnt TMPDIR=/mnt RAY_TMPDIR=/mnt OMP_NUM_THREADS=1 RAY_worker_niceness=0 PATH={path}
 """
 
 

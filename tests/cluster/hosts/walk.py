@@ -124,6 +124,8 @@ def main() -> None:
     os.environ.update(kept, HOME=str(laptop), TMPDIR=str(laptop), RAY_TMPDIR=str(laptop))
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     os.environ["RAY_AUTH_MODE"] = "token"
+    # Ray's second autoscaler does not learn what a machine of one's own has: no demand fits it.
+    os.environ["RAY_UP_enable_autoscaler_v2"] = "0"
     os.chdir(ROOT)
     for address in (HEAD, *WORKERS):
         network.start(address)
