@@ -26,7 +26,12 @@ def run(session: Session) -> dict[str, Any]:
     """Serve models/judge of the run, or serve.model; blocks."""
     config, judge = session.config, served_judge(session)
     policy = None if config.serve.policy is None else session.resolve(config.serve.policy)
-    run_app(serve_options(config, judge, policy), blocking=True)
+
+    def renewed() -> ServeOptions:
+        # A training that went on, or a link that points elsewhere by now.
+        return serve_options(config, served_judge(session), policy)
+
+    run_app(serve_options(config, judge, policy), blocking=True, renewed=renewed)
     return {}
 
 
@@ -62,6 +67,7 @@ def serve_options(config: RunConfig, judge: str, policy: str | None = None) -> S
         max_tokens=asked.max_tokens,
         temperature=asked.temperature,
         label_rule=asked.label_rule,
+        weight_version=asked.weight_version,
         revision=asked.revision,
         serve=config.serve,
         cpus=config.engine.ray_cpus,
@@ -82,9 +88,9 @@ def served_judge(session: Session) -> str:
 
 def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
     """How a judge is asked: the run's as the run says, serve.model as its card does if it can."""
-    settings = revision = None
+    settings = read_judge_settings(model_folder(judge, weights=False))
+    version, revision = 0 if settings is None else settings.version, None
     if config.serve.model:
-        settings = read_judge_settings(model_folder(judge, weights=False))
         hub = hub_model(judge)
         revision = None if hub is None else hub.commit
     asked: dict[str, Any] = {
@@ -92,7 +98,7 @@ def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
         "max_tokens": config.judge_max_tokens,
         "label_rule": None if config.serve.model else rule_in_words(config.label),
     }
-    if settings is not None:
+    if config.serve.model and settings is not None:
         asked = {
             "prompts": settings.prompts,
             "max_tokens": settings.max_tokens,
@@ -100,5 +106,9 @@ def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
             "temperature": settings.temperature,
         }
     return ReplicaOptions(
-        engine=engine_options(config, judge), votes=config.serve.votes, revision=revision, **asked
+        engine=engine_options(config, judge),
+        votes=config.serve.votes,
+        weight_version=version,
+        revision=revision,
+        **asked,
     )

@@ -42,12 +42,12 @@ class ReplicaOptions:
     votes: int = 1
     temperature: float = 1.0
     label_rule: str | None = None
+    weight_version: int = 0
+    """Steps that the judge was trained."""
     revision: str | None = None
 
 
-def judge_service(
-    options: ReplicaOptions, generator: Generator, weight_version: int
-) -> JudgeService:
+def judge_service(options: ReplicaOptions, generator: Generator) -> JudgeService:
     """The judge of these options over whatever generates with its weights."""
     model = options.engine.model
     return JudgeService(
@@ -59,7 +59,7 @@ def judge_service(
             sampling=Sampling(options.max_tokens, n=options.votes, temperature=options.temperature),
         ),
         max_model_len=options.engine.max_model_len,
-        model=ModelInfo(name=served_name(model), weight_version=weight_version),
+        model=ModelInfo(name=served_name(model), weight_version=options.weight_version),
     )
 
 
@@ -70,7 +70,7 @@ class JudgeReplica:
         self._options = options
         self._engine = Engine(options.engine)
         self._engine.wait_ready()
-        self._service = judge_service(options, self._engine, self._engine.weight_version)
+        self._service = judge_service(options, self._engine)
         self._prompts = self._service.judge.prompts
         self._answered = -PROVEN_S
 
