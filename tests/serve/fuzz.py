@@ -219,14 +219,22 @@ def fuzz(url: str, key: str, count: int, seed: int = 0) -> Counter[str]:
                 if {"problem", "steps"} <= set(solution):
                     solution |= {"max_tokens": 8, "votes": 1}
         found: Counter[str] = Counter()
+        faults: list[str] = []
+
+        def tried(case: _Case) -> str:
+            try:
+                return _tried(client, url, key, case, seed)
+            except AssertionError as fault:
+                faults.append(str(fault))
+                return "fault"
+
         with ThreadPoolExecutor(CLIENTS) as threads:
-            for kind in threads.map(
-                lambda case: _tried(client, url, key, case, seed), _cases(bodies, count, seed)
-            ):
+            for kind in threads.map(tried, _cases(bodies, count, seed)):
                 found[kind] += 1
         right = bodies["/v1/judge"]
         reply = client.post("/v1/judge", json=right)
         assert reply.status_code == 200, f"after all of it: {reply.status_code} {reply.text}"
+    assert not faults, f"{len(faults)} faults, such as\n" + "\n".join(faults[:5])
     return found
 
 
