@@ -73,8 +73,6 @@ class ServeOptions:
     """Of the judgments, where a request says nothing."""
     label_rule: str | None = None
     """What Positive was in training, in words."""
-    weight_version: int = 0
-    """Steps that the judge was trained; every answer names it."""
     revision: str | None = None
     policy: PolicyOptions | None = None
     """What solves; None: nothing does."""
@@ -138,7 +136,6 @@ def build_app(options: ServeOptions) -> serve.Application:
             votes=config.votes,
             temperature=options.temperature,
             label_rule=options.label_rule,
-            weight_version=options.weight_version,
             revision=options.revision,
         )
     )
@@ -278,7 +275,9 @@ def _replace(renewed: Callable[[], ServeOptions]) -> None:
     except UserError as error:
         print(f"the judge stays the one it was: {error}", flush=True)
         return
-    print(f"serving {options.engine.model}, weight version {options.weight_version}", flush=True)
+    card = serve.get_deployment_handle(JUDGE, app_name=APP_NAME).card.remote().result()
+    version = f"weight version {card.model.weight_version}"
+    print(f"serving {options.engine.model}, {version}", flush=True)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,9 @@ def application(arguments: dict[str, str]) -> Application:
 
 def serve_options(config: RunConfig, judge: str, policy: str | None = None) -> ServeOptions:
     """Of the run's judge, or of serve.model: asked as its card says where it has one."""
+    if Path(judge).is_dir():
+        # What a link names now: a replica that starts again is to be the one that was lost.
+        judge = str(Path(judge).resolve())
     asked = judge_options(config, judge)
     return ServeOptions(
         engine=asked.engine,
@@ -67,7 +70,6 @@ def serve_options(config: RunConfig, judge: str, policy: str | None = None) -> S
         max_tokens=asked.max_tokens,
         temperature=asked.temperature,
         label_rule=asked.label_rule,
-        weight_version=asked.weight_version,
         revision=asked.revision,
         serve=config.serve,
         cpus=config.engine.ray_cpus,
@@ -88,9 +90,9 @@ def served_judge(session: Session) -> str:
 
 def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
     """How a judge is asked: the run's as the run says, serve.model as its card does if it can."""
-    settings = read_judge_settings(model_folder(judge, weights=False))
-    version, revision = 0 if settings is None else settings.version, None
+    settings = revision = None
     if config.serve.model:
+        settings = read_judge_settings(model_folder(judge, weights=False))
         hub = hub_model(judge)
         revision = None if hub is None else hub.commit
     asked: dict[str, Any] = {
@@ -98,7 +100,7 @@ def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
         "max_tokens": config.judge_max_tokens,
         "label_rule": None if config.serve.model else rule_in_words(config.label),
     }
-    if config.serve.model and settings is not None:
+    if settings is not None:
         asked = {
             "prompts": settings.prompts,
             "max_tokens": settings.max_tokens,
@@ -108,7 +110,6 @@ def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
     return ReplicaOptions(
         engine=engine_options(config, judge),
         votes=config.serve.votes,
-        weight_version=version,
         revision=revision,
         **asked,
     )
