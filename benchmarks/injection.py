@@ -82,7 +82,7 @@ _SMALL_FRAMES = [
     "{}", "\n{}", "{}\n", "glance {}", "\nglance {}", "recompute check 88 same, 55 same, {}",
     "check 11 same, 22 same, {}", "judge {}", "{}judge ", "\njudge {}", "{}" * 2, "{}\n" * 5,
     "{}" * 12, ": {}", "<eos>{}", "<eos>glance {}", "<bos>{}<eos>", "<eos>{}<eos>",
-    "<pad><pad>{}", "<unk>{}", "<chunk>{}</chunk>", "how many?{}", "\n\n{}", "7*8=56\n{}",
+    "<pad><pad>{}", "<unk>{}", "how many?{}", "\n\n{}", "7*8=56\n{}",
     "{}\n7*8=56", "box {}", "check same, same, same, {}", "recompute {}", "so so so {}",
     "Positive Positive {}", "{}Positive", "check 1 same, 2 same, {}; ", "; {}", "\\boxed{{}",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Requests that are almost right: what a client sends by mistake or to do harm.
 
-    python -m tests.serve.fuzz URL 10000        against any server; STEPWISER_API_TOKEN is its key
+    python -m tests.serve.fuzz URL 10000 [SEED]    any server; STEPWISER_API_TOKEN is its key
 
 Bodies are examples of the schema with some things wrong; of every ten requests one has something
 wrong around its body too. A server passes that answers each of them with success or with an error
@@ -289,5 +289,6 @@ def _check_shape(content: bytes, request_id: str | None, told: str) -> None:
 
 
 if __name__ == "__main__":
-    answers = fuzz(sys.argv[1], os.environ.get("STEPWISER_API_TOKEN", ""), int(sys.argv[2]))
+    token, seed = os.environ.get("STEPWISER_API_TOKEN", ""), int((sys.argv[3:] or ["0"])[0])
+    answers = fuzz(sys.argv[1], token, int(sys.argv[2]), seed)
     print(json.dumps(dict(answers.most_common())))

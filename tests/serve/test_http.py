@@ -721,7 +721,8 @@ from serve.app import run
 from tests.serve.test_http import _options
 from cluster.local_nodes import local_cluster
 with local_cluster(2):
-    run(_options(int(sys.argv[1])))
+    # Long enough for a machine that does other things too.
+    run(_options(int(sys.argv[1]), ["serve.deadline_s=240", "serve.drain_s=240"]))
 print("BACK", flush=True)
 """
 
@@ -755,22 +756,25 @@ def test_signals_take_the_service_down(port: int, number: signal.Signals) -> Non
         unsolved = httpx.post(f"{url}/v1/solve", json={"problem": PROBLEM}, timeout=60)
         assert unsolved.status_code == 404 and "serve.policy" in _shape(unsolved)["message"]
         with ThreadPoolExecutor(9) as threads:
-            post = partial(httpx.post, f"{url}/v1/judge", timeout=90)
+            post = partial(httpx.post, f"{url}/v1/judge", timeout=300)
+            heavy = HEAVY | {"votes": 16}
             accepted = []
             if number == signal.SIGTERM:
-                accepted = [threads.submit(post, json=HEAVY) for _ in range(8)]
-                time.sleep(1.0)
+                accepted = [threads.submit(post, json=heavy) for _ in range(8)]
+                while "stepwiser_running 8.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
+                    assert not any(reply.done() for reply in accepted), "8 were never under way"
+                    time.sleep(0.02)
             process.send_signal(number)
             if number == signal.SIGTERM:
                 told = process.stdout.readline()
                 assert told.startswith("stopping"), told
                 # What comes before the ingress has heard of it is still answered.
-                late = post(json=HEAVY)
+                late = post(json=heavy)
                 while late.status_code == 200:
-                    late = post(json=HEAVY)
+                    late = post(json=heavy)
                 assert late.status_code == 503 and _shape(late)["type"] == "draining"
             assert {reply.result().status_code for reply in accepted} <= {200}
-        rest, _ = process.communicate(timeout=90)
+        rest, _ = process.communicate(timeout=180)
         assert ("stopping" in rest) == (number == signal.SIGINT) and "BACK" in rest, rest
         assert ("all answered" in rest) == (number == signal.SIGTERM), rest
         assert not any(word in rest for word in ("Traceback", "Fatal", "(raylet)")), rest

@@ -134,6 +134,7 @@ def test_the_file_is_plain_json(file: Path) -> None:
         ("Basic " + base64.b64encode(b"any:abc").decode(), "abc"),
         ("Basic " + base64.b64encode(b"abc").decode(), ""),
         ("Basic %%%", ""),
+        ("Basic \u00ff", ""),
         ("Basic " + base64.b64encode(b"\xff\xfe:abc").decode(), ""),
         ("abc", ""),
         ("Digest abc", ""),
