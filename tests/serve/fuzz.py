@@ -270,7 +270,12 @@ def _tried_frame(url: str, key: str, case: _Case, rng: random.Random) -> str:
     told = f"{what} {request[:600]!r}: {reply.status} {body[:600]!r}"
     late = reply.status == 504 and b"deadline_s" in case.body
     assert reply.status < 500 or late, told
-    plain = what in BROKEN and reply.status == 400 and not body.startswith(b"{")
+    is_path = request.partition(b" ")[2].startswith(b"/")
+    plain = (
+        what in BROKEN
+        and reply.status in ((400,) if is_path else (400, 404))
+        and not body.startswith(b"{")
+    )
     if reply.status >= 400 and body and not plain:
         _check_shape(body, reply.headers.get("x-request-id"), told)
     return "not HTTP" if plain else str(reply.status)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.injection import ATTEMPTS, SMALL_ATTEMPTS
+from benchmarks.injection import INJECTIONS, SMALL_INJECTIONS
 from serve.judging.service import JudgeService
 from serve.schema import JudgeRequest, ModelInfo, Solution, steps_of
 from stepwiser.config import PromptConfig
@@ -24,7 +24,7 @@ CHATML = (
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
-CORPUS = [*ATTEMPTS, *SMALL_ATTEMPTS]
+CORPUS = [*INJECTIONS, *SMALL_INJECTIONS]
 
 
 @pytest.fixture(scope="module")
