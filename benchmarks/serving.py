@@ -1,7 +1,7 @@
 """What the judge costs and holds as a service, against the bare engine on the same prompts.
 
     python -m benchmarks.serving            about half an hour on two cores
-    python -m benchmarks.serving --quick    about four minutes
+    python -m benchmarks.serving --quick    about six minutes
 
 One judge (the packaged base model), one replica. The bare engine is asked in the same process that
 then asks over HTTP, so both pay for their client; on a machine of few cores the client, the proxy,
@@ -12,8 +12,9 @@ p99_added_ms: latency over HTTP less that of the bare engine, one in flight; par
 time of a solution's steps asked one after the other, as scripts do, by that of one request;
 equal_verdicts: share of steps with the same verdict in both, at temperature 0; overload_goodput:
 solutions/s with 512 clients (and 1,000 in full) by those with 64; errors_5xx: answers of that kind,
-and broken connections, in all of it; aborted_time_share: time for which requests whose clients left
-were still in the engine, by the time they take in full.
+and broken connections, in all of it; aborted_tokens_share: tokens sampled for clients that had
+left, by those of their whole answers; fault_…: two replicas, one of which is killed every 20
+seconds (benchmarks/serving_faults.py). `--only` measures some of the parts.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from rich.console import Console
 
 from actors.engine.engine import Engine
 from benchmarks.command import CONFIG, arguments
+from benchmarks.serving_faults import measure_disconnects, measure_faults
 from cluster.local_nodes import local_cluster
 from cluster.ports import reserved_ports
 from pipelines.monitoring.formatting import titled_table
 from pipelines.session.engine_options import engine_options
-from serve.app import APP_NAME, JUDGE, ServeOptions, run
+from serve.app import ServeOptions, run
 from serve.judging.service import JudgeService
 from serve.schema import JudgeRequest, ModelInfo
 from stepwiser.config import RunConfig, load_config
@@ -52,6 +54,9 @@ from stepwiser.prompting.verdicts import parse_verdict
 
 IN_FLIGHT = 64
 STEPS = 3
+PARTS = ("load", "parallel", "disconnects", "faults")
+PATIENCE_S = 130.0
+"""Of a client; the server's own ends before."""
 LONG = 10
 """Steps of a solution that is judged at once and one step after the other."""
 
@@ -80,13 +85,25 @@ class Load:
 
 
 def main() -> None:
-    args = arguments(__doc__, "a part of the seconds, no 1,000 clients", None).parse_args()
-    console = Console()
-    seconds = 20.0 if args.quick else 60.0
+    parser = arguments(__doc__, "a part of the seconds, no 1,000 clients", None)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    args = parser.parse_args()
+    wanted, quick, console = set(args.only), args.quick, Console()
+    seconds = 20.0 if quick else 60.0
     config = load_config(CONFIG, ["engine.kv_cache_mb=256", "serve.max_queued_requests=128"])
-    raw = asyncio.run(measure_raw(config, seconds))
-    with serving(config) as url:
-        figures = asyncio.run(measure_service(url, config, raw, seconds, args.quick, console))
+    figures: dict[str, Any] = {}
+    raw: dict[int, Load] = {}
+    if "load" in wanted:
+        raw = asyncio.run(measure_raw(config, seconds))
+    if wanted - {"faults"}:
+        with serving(config) as url:
+            if raw:
+                figures |= asyncio.run(measure_load(url, raw, seconds, quick, console))
+            figures |= asyncio.run(measure_others(url, config, wanted, quick))
+    if "faults" in wanted:
+        two = config.model_copy(update={"serve": config.serve.model_copy(update={"replicas": 2})})
+        with serving(two) as url:
+            figures |= asyncio.run(measure_killed(url, 60.0 if quick else 600.0))
     print(json.dumps(figures))
 
 
@@ -180,7 +197,7 @@ def serving(config: RunConfig) -> Iterator[str]:
 async def measure_loads(url: str, counts: Sequence[int], seconds: float) -> dict[int, Load]:
     """Solutions over HTTP, by number of clients."""
     # Not httpx, whose pool takes longer for each request the more connections there are.
-    connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(130)
+    connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(PATIENCE_S)
     async with aiohttp.ClientSession(url, connector=connector, timeout=patience) as session:
 
         async def ask(body: dict[str, Any]) -> int | str:
@@ -197,30 +214,42 @@ async def measure_loads(url: str, counts: Sequence[int], seconds: float) -> dict
         return {clients: await drive(ask, clients, seconds) for clients in counts}
 
 
-async def measure_service(
-    url: str,
-    config: RunConfig,
-    raw: dict[int, Load],
-    seconds: float,
-    quick: bool,
-    console: Console,
+async def measure_load(
+    url: str, raw: dict[int, Load], seconds: float, quick: bool, console: Console
 ) -> dict[str, Any]:
     counts = (1, 8, IN_FLIGHT, 512) if quick else (1, 8, IN_FLIGHT, 512, 1000)
     loads = await measure_loads(url, counts, seconds)
-    async with httpx.AsyncClient(base_url=url, timeout=130) as client:
-        together = await measure_parallel(client, config, 5 if quick else 30)
-        aborted = await measure_disconnects(client, 4 if quick else 20)
     print_loads(console, raw, loads)
     plateau = loads[IN_FLIGHT].goodput
     return {
         "vs_raw": plateau / raw[IN_FLIGHT].goodput,
         "p50_added_ms": 1000 * (median(loads[1].latencies) - median(raw[1].latencies)),
         "p99_added_ms": 1000 * (p99(loads[1].latencies) - p99(raw[1].latencies)),
-        **together,
         "overload_goodput": min(loads[n].goodput for n in counts if n >= 512) / plateau,
         "errors_5xx": sum(load.broken for load in loads.values()),
-        "aborted_time_share": aborted,
     }
+
+
+async def measure_others(
+    url: str, config: RunConfig, wanted: set[str], quick: bool
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
+        if "parallel" in wanted:
+            figures |= await measure_parallel(client, config, 5 if quick else 30)
+        if "disconnects" in wanted:
+            long = solution(random.Random(1), LONG) | {"votes": 64}
+            figures |= await measure_disconnects(client, _short, long, 2 if quick else 10)
+    return figures
+
+
+async def measure_killed(url: str, seconds: float) -> dict[str, float]:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
+        return await measure_faults(client, _short, seconds)
+
+
+def _short(rng: random.Random) -> dict[str, Any]:
+    return solution(rng, STEPS)
 
 
 async def measure_parallel(
@@ -255,27 +284,6 @@ async def measure_parallel(
         "parallel_vs_sequential": one_by_one / at_once,
         "equal_verdicts": same / (solutions * LONG),
     }
-
-
-async def measure_disconnects(client: httpx.AsyncClient, repetitions: int) -> float:
-    """How long the engine works on for clients that have left, by how long it would have."""
-    handle = serve.get_deployment_handle(JUDGE, app_name=APP_NAME)
-    body = solution(random.Random(1), LONG) | {"votes": 64}
-    began = time.monotonic()
-    (await client.post("/v1/judge", json=body)).raise_for_status()
-    whole = time.monotonic() - began
-    after = []
-    for _ in range(repetitions):
-        with contextlib.suppress(httpx.ReadTimeout):
-            await client.post("/v1/judge", json=body, timeout=whole / 3)
-        left = time.monotonic()
-        while True:
-            stats = await asyncio.to_thread(lambda: handle.stats.remote().result())
-            if stats.sequences_running + stats.sequences_waiting == 0:
-                break
-            await asyncio.sleep(0.005)
-        after.append(time.monotonic() - left)
-    return sum(after) / len(after) / whole
 
 
 def p99(values: list[float]) -> float:

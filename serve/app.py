@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import ipaddress
 import logging
 import os
@@ -10,7 +11,8 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ray.serve.schema import LoggingConfig
 from actors.engine.engine import EngineOptions
 from actors.ray_messages import hush
 from serve.access.keys import read_keys
+from serve.access.owed import GIVE_UP_S
 from serve.dispatch import Replicas
 from serve.ingress import IngressOptions, make_api
 from serve.judging.replica import JudgeReplica, ReplicaOptions, served_name
@@ -39,8 +42,10 @@ JUDGE = "judge"
 POLICY = "policy"
 INGRESS = "ingress"
 TOKEN_VARIABLE = "STEPWISER_API_TOKEN"
-STOP_S = 5.0
-"""For a drained replica to end."""
+STOP_S = 10.0
+"""For the proxies to send what the ingress has answered, and for a busy machine to tell of it."""
+HAND_OVER_S = 1.0
+"""How long an ingress that is replaced still answers: until the proxies know the new one."""
 _TRACEBACK_END = re.compile(r"[\w.]*(Error|Exception|Failure)\b.*: ")
 """The last line of a traceback."""
 _MOST_CONNECTIONS = 10_000
@@ -117,8 +122,9 @@ def build_app(options: ServeOptions) -> serve.Application:
         "health_check_period_s": 2,
         # Serve's own default of 5 would starve the engine's batches.
         "max_ongoing_requests": config.max_ongoing_requests,
-        "graceful_shutdown_timeout_s": config.drain_s,
+        "graceful_shutdown_timeout_s": _longest(config),
         "graceful_shutdown_wait_loop_s": 0.2,
+        **_surge(options.cpus, options.gpus),
         "ray_actor_options": {"num_cpus": options.cpus, "num_gpus": options.gpus},
         "logging_config": quiet,
     }
@@ -178,44 +184,67 @@ def build_app(options: ServeOptions) -> serve.Application:
         # One, so that a key's limits and the turns of the queue are of the whole service.
         num_replicas=1,
         max_ongoing_requests=_MOST_CONNECTIONS,
-        graceful_shutdown_timeout_s=config.drain_s,
-        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=_longest(config),
+        graceful_shutdown_wait_loop_s=HAND_OVER_S,
         ray_actor_options={"num_cpus": 0},
         logging_config=quiet,
+        **_surge(0, 0),
     )
     return ingress(Ingress).bind(*others)
 
 
-def run(options: ServeOptions, blocking: bool = True) -> str:
+def _longest(config: ServeConfig) -> float:
+    """What a replica that is replaced has to end in: whatever it has accepted is done by then."""
+    return max(config.drain_s, config.deadline_s)
+
+
+def _surge(cpus: float, gpus: float) -> dict[str, int]:
+    """Have a new version start before the old one ends, where the cluster has room for both.
+
+    Where it has none, Serve would wait for room for ever: there the old replicas go first, one
+    after the other, and requests wait meanwhile.
+    """
+    # Of Ray 2.60; older ones always end an old replica first.
+    if "max_surge_percent" not in inspect.signature(serve.deployment).parameters:
+        return {}
+    free = ray.available_resources() if ray.is_initialized() else {}
+    room = free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
+    # The least there is: one replica at a time.
+    return {"max_surge_percent": 1} if room else {}
+
+
+def run(
+    options: ServeOptions,
+    blocking: bool = True,
+    renewed: Callable[[], ServeOptions] | None = None,
+) -> str:
     """Serve on the Ray cluster of this process (started here if there is none); return the URL.
 
-    When blocking, Ctrl-C takes the service down and returns, and SIGTERM does so once the requests
-    that were accepted are answered. Raises UserError for a port that is taken and for a cluster
-    whose Serve already listens somewhere else.
+    When blocking, Ctrl-C takes the service down and returns, SIGTERM does so once the requests
+    that were accepted are answered, and SIGUSR1 replaces the judge by that of ``renewed`` without
+    losing a request. Raises UserError for a port that is taken and for a cluster whose Serve
+    already listens somewhere else.
     """
-    app = build_app(options)
     host, port = options.serve.host, options.serve.port
     if not ray.is_initialized():
         ray.init()
     # What it says of itself there a person has no use for.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _told_to_end() as told:
+    with _signals() as (ended, renew):
         _start_http(host, port)
         try:
-            serve.run(app, name=APP_NAME, route_prefix="/")
-        except RuntimeError as error:
-            reason = _why_not_started() or str(error)
-            serve.shutdown()
-            raise UserError(f"the judge {options.engine.model} did not start: {reason}") from error
-        except KeyboardInterrupt:
+            deploy(options)
+        except (UserError, KeyboardInterrupt):
             serve.shutdown()
             raise
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
         print(f"serving {options.engine.model} at {url} (Ctrl-C stops it)", flush=True)
         if blocking:
             try:
-                while not told.wait(1.0):
-                    pass
+                while not ended.wait(1.0):
+                    if renew.is_set() and renewed is not None:
+                        renew.clear()
+                        _replace(renewed)
                 _drain(options.serve.drain_s)
             except KeyboardInterrupt:
                 print("stopping", flush=True)
@@ -225,25 +254,74 @@ def run(options: ServeOptions, blocking: bool = True) -> str:
     return url
 
 
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Set by SIGTERM, which is what systemd, Docker and Kubernetes send."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+def deploy(options: ServeOptions) -> None:
+    """Have this cluster's Serve run the application, in the place of the one that it runs.
+
+    Requests go to the old replicas until the new ones are there, and those that an old one has
+    accepted it answers. Raises UserError where the judge does not start.
+    """
     try:
-        yield told
+        serve.run(build_app(options), name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:
+        reason = _why_not_started() or str(error)
+        raise UserError(f"the judge {options.engine.model} did not start: {reason}") from error
+
+
+def _replace(renewed: Callable[[], ServeOptions]) -> None:
+    print("replacing the judge", flush=True)
+    try:
+        options = renewed()
+        deploy(options)
+    except UserError as error:
+        print(f"the judge stays the one it was: {error}", flush=True)
+        return
+    card = serve.get_deployment_handle(JUDGE, app_name=APP_NAME).card.remote().result()
+    version = f"weight version {card.model.weight_version}"
+    print(f"serving {options.engine.model}, {version}", flush=True)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Set by SIGTERM, which is what systemd, Docker and Kubernetes send; by SIGUSR1."""
+    ended, renew = threading.Event(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended, renew
+        return
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: ended.set()),
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda *_: renew.set()),
+    }
+    try:
+        yield ended, renew
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _drain(patience_s: float) -> None:
     print(f"stopping: answering what was accepted, for at most {patience_s:g} s", flush=True)
     handle = serve.get_app_handle(APP_NAME)
-    left = handle.drain.remote(patience_s).result(timeout_s=patience_s + STOP_S)
+    left = handle.drain.remote(patience_s).result(timeout_s=patience_s + GIVE_UP_S + STOP_S)
+    _wait_for_proxies()
     print(f"{left} requests were given up" if left else "all answered", flush=True)
+
+
+def _wait_for_proxies() -> None:
+    """Until they have sent on what the ingress has answered: Serve ends them without a look."""
+    client = _get_global_client()
+    assert client is not None
+    proxies = ray.get(client._controller.get_proxies.remote()).values()
+    end = time.monotonic() + STOP_S
+    while time.monotonic() < end and any(
+        ray.get([proxy.__ray_call__.remote(_ongoing) for proxy in proxies])
+    ):
+        time.sleep(0.05)
+
+
+def _ongoing(proxy: Any) -> int:
+    """Requests that one proxy, in whose process this is called, has not yet answered."""
+    count: int = proxy.http_proxy._ongoing_requests
+    return count
 
 
 def _is_loopback(host: str) -> bool:

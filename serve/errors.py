@@ -84,9 +84,17 @@ def raise_failure(result: Any) -> Any:
 def error_body(failure: Failure, request_id: str | None) -> ErrorBody:
     """A failure as it is sent."""
     detail = ErrorDetail(
-        type=failure.type, message=failure.message, param=failure.param, request_id=request_id
+        type=failure.type,
+        message=_encodable(failure.message),
+        param=None if failure.param is None else _encodable(failure.param),
+        request_id=request_id,
     )
     return ErrorBody(error=detail)
+
+
+def _encodable(text: str) -> str:
+    """Half of a character, which JSON can write and an answer cannot, as it is written."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_response(failure: Failure, request_id: str | None) -> JSONResponse:

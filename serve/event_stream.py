@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.access.owed import OwedAnswers
 from serve.errors import ApiError, error_body, error_response
 
 
@@ -23,10 +23,17 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], deadline_s: float, named: bool = True) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        owed: OwedAnswers,
+        deadline_s: float,
+        named: bool = True,
+    ) -> None:
         """``named``: give an error the event name `error`; clients of OpenAI's API know none."""
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._events: Any = events
+        self._owed = owed
         self._deadline_s = deadline_s
         self._named = named
         del self.headers["content-length"]
@@ -34,15 +41,12 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
         try:
-            try:
-                async with asyncio.timeout(self._deadline_s), aclosing(self._events) as events:
-                    async for data in events:
-                        if not begun:
-                            begun = True
-                            await self._begin(send)
-                        await send(_body(data, more=True))
-            except TimeoutError:
-                raise deadline_exceeded(self._deadline_s) from None
+            async with self._owed.within(self._deadline_s), aclosing(self._events) as events:
+                async for data in events:
+                    if not begun:
+                        begun = True
+                        await self._begin(send)
+                    await send(_body(data, more=True))
         except ApiError as error:
             request_id = scope["state"]["request_id"]
             if not begun:
@@ -59,14 +63,6 @@ class EventStream(Response):
     async def _begin(self, send: Send) -> None:
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-
-
-def deadline_exceeded(seconds: float) -> ApiError:
-    """The error of a request that was not done in time."""
-    return ApiError(
-        "deadline_exceeded",
-        f"not done within {seconds:g} s, and given up; send fewer or shorter steps, or try later",
-    )
 
 
 def _body(data: bytes, *, more: bool) -> dict[str, Any]:

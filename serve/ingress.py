@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from serve.access.gate import Gate
 from serve.access.keys import Key, KeyRing
+from serve.access.owed import OwedAnswers
 from serve.access.queue import FairQueue
 from serve.dispatch import Replicas
 from serve.errors import ApiError, ErrorBody, error_response, failure_of_status
@@ -105,7 +106,7 @@ KeyOf = Annotated[Key | None, Depends(_key)]
 async def judge(body: JudgeRequest, work: WorkOf, key: KeyOf) -> Any:
     """Judge every step of a solution; with `stream` as server-sent events."""
     if body.stream:
-        return EventStream(work.judge_events(body, key), work.seconds_of(body))
+        return EventStream(work.judge_events(body, key), work.owed, work.seconds_of(body))
     return await work.judge(body, key)
 
 
@@ -128,7 +129,7 @@ async def score(body: ScoreRequest, work: WorkOf, key: KeyOf) -> ScoreResponse:
 async def solve(body: SolveRequest, work: WorkOf, key: KeyOf) -> Any:
     """Solve a problem by chunk-reset; with `stream` as server-sent events."""
     if body.stream:
-        return EventStream(work.solve_events(body, key), work.seconds_of(body))
+        return EventStream(work.solve_events(body, key), work.owed, work.seconds_of(body))
     return await work.solve(body, key)
 
 
@@ -136,7 +137,7 @@ async def solve(body: SolveRequest, work: WorkOf, key: KeyOf) -> Any:
 async def chat(body: ChatRequest, work: WorkOf, key: KeyOf) -> Any:
     """OpenAI's chat completions over the judge's model."""
     if body.stream:
-        return EventStream(work.chat_events(body, key), work.deadline_s, named=False)
+        return EventStream(work.chat_events(body, key), work.owed, work.deadline_s, named=False)
     return completion_body(await work.chat(body, key))
 
 
@@ -284,6 +285,7 @@ def make_api(
     """The ASGI application of one ingress. Raises UserError for a key file that cannot be read."""
     keys = KeyRing(Path(options.keys_file) if options.keys_file else None, options.api_token)
     queue = FairQueue(options.places, options.max_waiting)
+    owed = OwedAnswers()
     metrics = Metrics(queue)
     api = FastAPI(
         title="StepWiser judge",
@@ -301,12 +303,13 @@ def make_api(
     api.state.keys = keys
     api.state.policy = options.policy
     api.state.run = None if options.run_dir is None else LabelledRun(Path(options.run_dir))
-    api.state.work = Work(replicas, queue, metrics, options.deadline_s, policies)
+    api.state.work = Work(replicas, queue, owed, metrics, options.deadline_s, policies)
     api.include_router(router)
     api.mount("/page", PageFiles())
     api.add_middleware(
         Gate,
         keys=keys,
+        owed=owed,
         max_body_bytes=options.max_body_bytes,
         observer=metrics,
         new_id=new_id,

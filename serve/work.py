@@ -12,11 +12,12 @@ from typing import Any
 
 from serve.access.gate import ANONYMOUS
 from serve.access.keys import Key
+from serve.access.owed import OwedAnswers
 from serve.access.queue import FairQueue
 from serve.access.rate import RateLimit
 from serve.dispatch import Replicas
 from serve.errors import ApiError, error_body
-from serve.event_stream import deadline_exceeded, event
+from serve.event_stream import event
 from serve.judging.scores import reduce_scores, step_scores
 from serve.judging.service import TRIES, AnalysisEvent
 from serve.metrics import Metrics
@@ -47,12 +48,14 @@ class Work:
         self,
         replicas: Replicas,
         queue: FairQueue,
+        owed: OwedAnswers,
         metrics: Metrics,
         deadline_s: float,
         policies: Replicas | None = None,
     ) -> None:
         """``policies``: those that solve; None: nobody does."""
         self.queue = queue
+        self.owed = owed
         self.metrics = metrics
         self.deadline_s = deadline_s
         self._replicas = replicas
@@ -127,17 +130,16 @@ class Work:
 
     async def solve(self, request: SolveRequest, key: Key | None) -> SolveResponse:
         """Solve one problem; raises ApiError."""
-        seconds = self.seconds_of(request)
         tried: list[TriedChunk] = []
-        try:
-            async with asyncio.timeout(seconds), aclosing(self._search(request, key)) as events:
-                async for item in events:
-                    if isinstance(item, TriedChunk):
-                        tried.append(item)
-                    elif isinstance(item, SolveResponse):
-                        return item.model_copy(update={"tried": tried})
-        except TimeoutError:
-            raise deadline_exceeded(seconds) from None
+        async with (
+            self.owed.within(self.seconds_of(request)),
+            aclosing(self._search(request, key)) as events,
+        ):
+            async for item in events:
+                if isinstance(item, TriedChunk):
+                    tried.append(item)
+                elif isinstance(item, SolveResponse):
+                    return item.model_copy(update={"tried": tried})
         raise AssertionError("a search ends with its solution or an error")
 
     # --- as it comes about ------------------------------------------------------------------------
@@ -226,12 +228,10 @@ class Work:
         return found
 
     async def drain(self, patience_s: float) -> int:
-        """Take nothing new and wait for what was taken; the number that is not done by then."""
+        """Take nothing new and answer what was taken; what is not done by then is answered with
+        503, and counted."""
         self.queue.close()
-        deadline = time.monotonic() + patience_s
-        while (left := self.queue.running + self.queue.waiting) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        return left
+        return await self.owed.finish(patience_s)
 
     # --- limits -----------------------------------------------------------------------------------
 
@@ -283,11 +283,8 @@ class Work:
     async def _within(
         self, seconds: float, method: str, body: Solution | ChatRequest, key: Key | None
     ) -> Any:
-        try:
-            async with asyncio.timeout(seconds), self.queue.place(*_client(key)):
-                return await self._replicas.call(method, body)
-        except TimeoutError:
-            raise deadline_exceeded(seconds) from None
+        async with self.owed.within(seconds), self.queue.place(*_client(key)):
+            return await self._replicas.call(method, body)
 
 
 def _client(key: Key | None) -> tuple[str, int | None]:

@@ -30,7 +30,7 @@ def judge_by_engines(config: RunConfig, work: FileJudging) -> int:
                 options.temperature,
             )
             if left:
-                service = judge_service(options, session.pool(judge), weight_version=0)
+                service = judge_service(options, session.pool(judge))
 
                 async def ask(request: JudgeRequest) -> JudgeResponse | str:
                     try:

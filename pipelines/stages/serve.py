@@ -26,7 +26,12 @@ def run(session: Session) -> dict[str, Any]:
     """Serve models/judge of the run, or serve.model; blocks."""
     config, judge = session.config, served_judge(session)
     policy = None if config.serve.policy is None else session.resolve(config.serve.policy)
-    run_app(serve_options(config, judge, policy), blocking=True)
+
+    def renewed() -> ServeOptions:
+        # A training that went on, or a link that points elsewhere by now.
+        return serve_options(config, served_judge(session), policy)
+
+    run_app(serve_options(config, judge, policy), blocking=True, renewed=renewed)
     return {}
 
 
@@ -55,6 +60,9 @@ def application(arguments: dict[str, str]) -> Application:
 
 def serve_options(config: RunConfig, judge: str, policy: str | None = None) -> ServeOptions:
     """Of the run's judge, or of serve.model: asked as its card says where it has one."""
+    if Path(judge).is_dir():
+        # What a link names now: a replica that starts again is to be the one that was lost.
+        judge = str(Path(judge).resolve())
     asked = judge_options(config, judge)
     return ServeOptions(
         engine=asked.engine,
@@ -100,5 +108,8 @@ def judge_options(config: RunConfig, judge: str) -> ReplicaOptions:
             "temperature": settings.temperature,
         }
     return ReplicaOptions(
-        engine=engine_options(config, judge), votes=config.serve.votes, revision=revision, **asked
+        engine=engine_options(config, judge),
+        votes=config.serve.votes,
+        revision=revision,
+        **asked,
     )

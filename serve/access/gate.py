@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from serve.access.keys import KeyRing, secret_of
+from serve.access.owed import OwedAnswers
 from serve.errors import ApiError, Failure, error_response
 from stepwiser.errors import UserError
 
@@ -52,6 +53,7 @@ class Gate:
         app: App,
         *,
         keys: KeyRing,
+        owed: OwedAnswers,
         max_body_bytes: int,
         observer: Observer,
         new_id: Callable[[], str],
@@ -59,6 +61,7 @@ class Gate:
         """``new_id``: of the request that is being answered, as whoever is in front tells it."""
         self._app = app
         self._keys = keys
+        self._owed = owed
         self._max_body_bytes = max_body_bytes
         self._observer = observer
         self._new_id = new_id
@@ -67,6 +70,10 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with self._owed.request():
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, status = time.monotonic(), UNANSWERED
         request_id = self._new_id()
         scope.setdefault("state", {})["request_id"] = request_id

@@ -7,7 +7,6 @@ hash, which guards passwords that people choose, would only cost every request i
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -171,7 +170,7 @@ def secret_of(authorization: str) -> str:
     if scheme.lower() == "basic":
         try:
             decoded = base64.b64decode(value.strip(), validate=True).decode("utf-8")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, or not of ASCII, or not of UTF-8
             return ""
         return decoded.partition(":")[2]
     return ""

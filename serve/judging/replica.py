@@ -20,7 +20,9 @@ from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
 from stepwiser.judging.judges import GenerativeJudge, JudgeVerdict
 from stepwiser.prompting.generation import Generator, Sample, Sampling
+from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.run.model_card import read_judge_settings
 
 T = TypeVar("T")
 
@@ -45,11 +47,14 @@ class ReplicaOptions:
     revision: str | None = None
 
 
-def judge_service(
-    options: ReplicaOptions, generator: Generator, weight_version: int
-) -> JudgeService:
-    """The judge of these options over whatever generates with its weights."""
+def judge_service(options: ReplicaOptions, generator: Generator) -> JudgeService:
+    """The judge of these options over whatever generates with its weights.
+
+    Its version is read here, where the weights are: whoever deploys may have seen others.
+    """
     model = options.engine.model
+    settings = read_judge_settings(model_folder(model, weights=False))
+    version = 0 if settings is None else settings.version
     return JudgeService(
         judge=GenerativeJudge(
             generator=generator,
@@ -59,7 +64,7 @@ def judge_service(
             sampling=Sampling(options.max_tokens, n=options.votes, temperature=options.temperature),
         ),
         max_model_len=options.engine.max_model_len,
-        model=ModelInfo(name=served_name(model), weight_version=weight_version),
+        model=ModelInfo(name=served_name(model), weight_version=version),
     )
 
 
@@ -70,7 +75,7 @@ class JudgeReplica:
         self._options = options
         self._engine = Engine(options.engine)
         self._engine.wait_ready()
-        self._service = judge_service(options, self._engine, self._engine.weight_version)
+        self._service = judge_service(options, self._engine)
         self._prompts = self._service.judge.prompts
         self._answered = -PROVEN_S
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,29 @@ def test_every_hash_is_compared_whichever_fits(file: Path, monkeypatch: pytest.M
         assert len(compared) == 5
 
 
+def test_no_answer_takes_longer_than_another(file: Path) -> None:
+    """Whether a key is the first of two thousand, the last, revoked, unknown or none at all."""
+    secrets = [f"sw-{number:040}" for number in range(2000)]
+    keys = [
+        {"name": f"k{number}", "sha256": digest(secret), "created": "2026-01-01T00:00:00+00:00"}
+        for number, secret in enumerate(secrets)
+    ]
+    keys[1000]["revoked"] = keys[1000]["created"]
+    file.parent.mkdir()
+    file.write_text(json.dumps({"keys": keys}))
+    ring = KeyRing(file)
+    asked = [secrets[0], secrets[-1], secrets[1000], secrets[0][:-1] + "x", ""]
+    assert [ring.find(secret) is not None for secret in asked] == [True, True, False, False, False]
+    fastest = dict.fromkeys(asked, float("inf"))
+    for _ in range(60):  # in turn, so that all see the same load of the machine
+        for secret in asked:
+            began = time.thread_time_ns()
+            ring.find(secret)
+            fastest[secret] = min(fastest[secret], time.thread_time_ns() - began)
+    times = sorted(fastest.values())
+    assert times[-1] < 1.3 * times[0], fastest
+
+
 def test_a_file_that_is_gone_or_damaged_lets_nobody_in(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +134,7 @@ def test_the_file_is_plain_json(file: Path) -> None:
         ("Basic " + base64.b64encode(b"any:abc").decode(), "abc"),
         ("Basic " + base64.b64encode(b"abc").decode(), ""),
         ("Basic %%%", ""),
+        ("Basic \u00ff", ""),
         ("Basic " + base64.b64encode(b"\xff\xfe:abc").decode(), ""),
         ("abc", ""),
         ("Digest abc", ""),
