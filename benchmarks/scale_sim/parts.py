@@ -19,7 +19,7 @@ from stepwiser.annotation.outlook import WorkSeen
 from stepwiser.annotation.stopping import StoppingPlan, StoppingRule
 from stepwiser.annotation.throughput import EarlierWork, EngineCounters, ThroughputMonitor
 from stepwiser.data.records import ChunkValue, Trajectory
-from stepwiser.data.verifiers import boxed_answer, make_checker
+from stepwiser.data.verifiers import boxed_answer
 from stepwiser.prompting.generation import Sample
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import write_unit
@@ -140,7 +140,7 @@ def tick_s(engines: int, metrics: PrometheusMetrics | None) -> float:
         counted = {i: EngineCounters(now, 2500 * now, 900 * now, 800 * now) for i in range(engines)}
         figures = monitor.look(float(now), counted, 0.0, WorkSeen())
         if metrics is not None:
-            metrics.update(figures)
+            metrics.update(figures, {i: (500, 100) for i in range(engines)})
 
     return cpu(tick)
 
@@ -164,17 +164,30 @@ def long_sample_s() -> tuple[float, float]:
     return max(0.0, long - short), size
 
 
-def check_s(answers: int = 60) -> float:
-    """Math-Verify's time for an answer it has not seen, by the wall clock: it has a process."""
-    checker = make_checker("math_verify", 10.0)
-    try:
-        checker.check("\\frac{1}{2} + 0", "0.5")  # starts the process
-        asked = [f"\\frac{{{2 * i + 1}}}{{{i + 5}}} + \\sqrt{{{i}}}" for i in range(answers)]
-        began = time.monotonic()
-        checker.check_many(asked, "\\frac{7}{3} + \\sqrt{2}")
-        return (time.monotonic() - began) / answers
-    finally:
-        checker.close()
+ANSWERS = (
+    ("\\frac{3\\sqrt{2}}{4}", "\\frac{\\sqrt{18}}{5}"),
+    ("(2, -3)", "(2, 3)"),
+    ("x^2 - 5x + 6", "(x - 2)(x - 4)"),
+    ("[0, 4)", "(0, 4]"),
+    ("\\frac{\\pi}{6}", "30^\\circ"),
+    ("4 + 3i", "3 + 4i"),
+    ("2^{10} - 1", "1024"),
+    ("\\sqrt{5} - 1", "\\frac{4}{\\sqrt{5} + 1}"),
+    ("y = 3x - 7", "y = 3x + 7"),
+    ("1, 3, 7", "1, 2, 7"),
+)
+"""Such as neither texts nor numbers settle."""
+
+
+def check_s() -> float:
+    """What a checker's process takes for a pair of `ANSWERS`, the mean."""
+    from stepwiser.data.answers.symbolic import same_mathematics
+
+    # Each once: what was parsed before is remembered.
+    began = time.thread_time()
+    for pair in ANSWERS:
+        same_mathematics(*pair)
+    return (time.thread_time() - began) / len(ANSWERS)
 
 
 def write_s(folder: Path, problems: int = 8, trajectories: int = 16, chunks: int = 7) -> float:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scale_sim.events import advance, costs, hand_out, start
+from benchmarks.scale_sim.events import State, advance, costs, hand_out, start
 from benchmarks.scale_sim.services import EngineRate, Services, at
 from benchmarks.scale_sim.work import Work
-from pipelines.annotation.dispatch import MAX_LABELERS
 from stepwiser.annotation.admission import COLD_START, Admission, Reading
 
 PERIOD_S = 1.0
@@ -42,84 +41,102 @@ def responses(work: Work) -> int:
     return int(work.samples[work.requests[0] + 1] - work.samples[work.requests[0]])
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """Counts at one look."""
+
+    seconds: float
+    tokens: int
+    busy: np.ndarray
+    units: int
+    sent: int
+
+
 def simulate(work: Work, rate: EngineRate, services: Services, engines: int) -> Outcome:
     labelers = min(services.labelers, engines)
     state, cost = start(work, rate, engines, labelers), costs(rate, services, engines, work.unit)
     admission = Admission(responses(work))
-    registry, tick = at(services.registry_s, engines), at(services.tick_s, engines)
+    load = steady_load(services, engines)
     news = at(services.news_s, engines)
-    nodes = -(-engines // services.node_engines)
-    gcs = services.gcs_node_s * nodes
-    registry += engines * services.called_s
-    driver = tick + labelers * services.call_s
     seen: deque[dict[int, Reading]] = deque()
-    late = unit = 0
-    backlog = now = 0.0
-    whole = work.tokens
-    marks: list[tuple[float, float, np.ndarray, int, int, int]] = []
-    busy = 0.0
-    ended = False
+    marks: list[_Mark] = []
+    backlog, unit, ended = 0.0, 0, False
     while not ended:
-        # --- what the driver sees and does
-        share = int(state.held_back.sum()) / engines
+        waiting = round(int(state.held_back.sum()) / engines)
         seen.append(
             {
-                i: Reading(running, waiting + round(share), rate.slots)
-                for i, (running, waiting) in enumerate(
+                index: Reading(running, own + waiting, rate.slots)
+                for index, (running, own) in enumerate(
                     zip(state.running.tolist(), state.waiting.tolist(), strict=True)
                 )
             }
         )
         # A registry that is behind tells what was so some seconds ago.
-        backlog = max(0.0, backlog + registry * PERIOD_S - PERIOD_S)
-        late = int(backlog)
-        while len(seen) > late + 1:
+        backlog = max(0.0, backlog + load["registry"] - 1.0)
+        while len(seen) > int(backlog) + 1:
             seen.popleft()
         allowed = admission.observe(seen[0], int(state.inside.sum())) or COLD_START
         state.allowed[:] = [max(1, (allowed + i) // labelers) for i in range(labelers)]
         unit = hand_out(state, cost, unit)
-        marks.append(
-            (now, float(state.counts[3]), state.busy.copy(), int(state.counts[1]),
-             int(state.counts[4]), 0)
-        )  # fmt: skip
-        # --- what happens until it looks again
-        units_before, sent_before = int(state.counts[1]), int(state.counts[4])
+        marks.append(_mark(state))
         state.busy[:labelers] += news
-        state.free_at[:labelers] = np.maximum(state.free_at[:labelers], now) + news * state.clock[1]
-        period = max(PERIOD_S, driver * state.clock[1])
-        ended = advance(state, cost, now + period)
-        now = float(state.clock[0])
-        spent = float(state.busy.sum())
-        units, sent = int(state.counts[1]) - units_before, int(state.counts[4]) - sent_before
-        head = spent - busy + units * services.unit_s + sent * services.daemons_s
-        head += (driver + registry + gcs) * period
-        busy = spent
-        state.clock[1] = max(1.0, head / (services.head_cpus * period))
-    marks.append(
-        (now, float(state.counts[3]), state.busy.copy(), int(state.counts[1]),
-         int(state.counts[4]), 0)
-    )  # fmt: skip
-    low = next(m for m in marks if m[1] >= 0.2 * whole)
-    high = next((m for m in marks if m[1] >= 0.6 * whole and m[0] > low[0]), marks[-1])
-    span = max(high[0] - low[0], 1e-9)
-    spent_by = (high[2] - low[2]) / span
-    units, sent = (high[3] - low[3]) / span, (high[4] - low[4]) / span
-    per_request = (len(work.lengths) / (len(work.samples) - 1)) * services.sample_bytes
-    loops = driver + units * (services.unit_s + labelers * services.call_s)
-    use = {
-        "labelers": float(spent_by[:labelers].max()),
-        "checkers": float(spent_by[labelers:].max()),
-        "driver": loops,
-        "registry": registry,
-        "GCS": gcs,
-        "cores of the head": (
-            float(spent_by.sum()) + loops + registry + gcs + sent * services.daemons_s
-        )
-        / services.head_cpus,
-        "network of the head": sent * per_request * 8 / (services.head_gbits * 1e9),
-        "storage": units * services.puts / services.puts_per_s,
+        state.free_at[:] = np.maximum(state.free_at, state.clock[0]) + news * state.clock[1]
+        period = max(PERIOD_S, load["driver"] * state.clock[1])
+        ended = bool(advance(state, cost, state.clock[0] + period))
+        used = use(marks[-1], _mark(state), services, load)
+        state.clock[1] = max(1.0, used["cores of the head"])
+    marks.append(_mark(state))
+    tokens, end = work.tokens, marks[-1]
+    low = next(mark for mark in marks if mark.tokens >= 0.2 * tokens)
+    high = next((m for m in marks if m.tokens >= 0.6 * tokens and m.seconds > low.seconds), end)
+    middle = (high.tokens - low.tokens) / (high.seconds - low.seconds)
+    # The network carries samples, of which a request has as many as there are a request.
+    load["samples"] = len(work.lengths) / (len(work.samples) - 1)
+    shares = use(low, high, services, load)
+    return Outcome(engines, end.seconds, tokens / end.seconds, middle, shares)
+
+
+def _mark(state: State) -> _Mark:
+    _, units, _, tokens, sent = (int(count) for count in state.counts[:5])
+    return _Mark(float(state.clock[0]), tokens, state.busy.copy(), units, sent)
+
+
+def steady_load(services: Services, engines: int) -> dict[str, float]:
+    """Seconds a second of the parts that have as much to do whatever is annotated."""
+    labelers = min(services.labelers, engines)
+    nodes = -(-engines // services.node_engines)
+    # A call from every engine, every labeler, and three of the driver.
+    calls = (engines + labelers + 3) * services.called_s
+    return {
+        "driver": at(services.tick_s, engines) + labelers * services.call_s,
+        "registry": at(services.registry_s, engines) + calls,
+        "GCS": services.gcs_node_s * nodes,
     }
-    return Outcome(engines, now, whole / now, (high[1] - low[1]) / span, use)
+
+
+def use(
+    earlier: _Mark, later: _Mark, services: Services, load: Mapping[str, float]
+) -> dict[str, float]:
+    """Share that each part was busy between two looks; of the storage and the network, of what they
+    can do."""
+    span = max(later.seconds - earlier.seconds, 1e-9)
+    busy = (later.busy - earlier.busy) / span
+    labelers = len(busy) // 2
+    units, sent = (later.units - earlier.units) / span, (later.sent - earlier.sent) / span
+    # Whenever a unit ends, the driver asks all labelers what they have.
+    driver = load["driver"] + units * (services.unit_s + labelers * services.call_s)
+    cores = busy.sum() + driver + load["registry"] + load["GCS"] + sent * services.daemons_s
+    bits = 8 * sent * load.get("samples", 0.0) * services.sample_bytes
+    return {
+        "labelers": float(busy[:labelers].max()),
+        "checkers": float(busy[labelers:].max()),
+        "driver": float(driver),
+        "registry": load["registry"],
+        "GCS": load["GCS"],
+        "cores of the head": float(cores / services.head_cpus),
+        "network of the head": float(bits / (services.head_gbits * 1e9)),
+        "storage": float(units * services.puts / services.puts_per_s),
+    }
 
 
 def efficiency(one: Outcome, many: Outcome) -> float:
@@ -132,5 +149,3 @@ def bottleneck(one: Outcome, many: Outcome) -> str:
     ends = 1 - many.tokens_per_s / many.middle_tokens_per_s
     return max(many.use, key=lambda part: many.use[part]) if central > ends else TAIL
 
-
-assert MAX_LABELERS  # the default of `Services.labelers` follows it, see tests
