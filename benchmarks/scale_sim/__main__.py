@@ -10,8 +10,6 @@ to 1,024 engines. The last line is one JSON object.
 
 from __future__ import annotations
 
-import json
-
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +58,7 @@ def _simulation(console: Console, out: Path, quick: bool, services: str | None) 
     one, *others = runs["paper"]
     figures = {f"efficiency_{o.engines}": round(efficiency(one, o), 4) for o in others}
     figures["bottleneck"] = bottleneck(one, others[-1])
-    (out / "scale.md").write_text(page(measured, checks, runs, figures, json.dumps(figures)))
+    (out / "scale.md").write_text(page(measured, checks, runs, figures, PER_ENGINE))
     (out / "scale.svg").write_text(picture(runs))
     console.print(f"wrote {out / 'scale.md'} and scale.svg", soft_wrap=True)
     return figures
@@ -80,7 +78,9 @@ def print_outcome(console: Console, name: str, runs: list[Any]) -> None:
 
 
 PARTS = {"simulation": _simulation}
-OPTIONS = {"simulation": {"services": "services.json of an earlier run, which are not measured anew"}}
+OPTIONS = {
+    "simulation": {"services": "services.json of an earlier run, which are not measured anew"}
+}
 
 if __name__ == "__main__":
     measure_parts(__doc__, PARTS, "runs/scale", OPTIONS)

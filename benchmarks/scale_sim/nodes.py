@@ -110,9 +110,7 @@ def measure_services(cluster: LocalCluster, folder: Path, problems: int) -> Serv
     """Of every central part; ``problems``: annotated with an engine that answers at once."""
     call_s, called_s = call_costs()
     metrics = PrometheusMetrics("scale", "0/1")
-    counts, _, moments = annotated(
-        config_of(cluster, folder / "costs", 1, problems), StubEngine
-    )
+    counts, _, moments = annotated(config_of(cluster, folder / "costs", 1, problems), StubEngine)
     spent = _spent(moments)
     requests = counts["problems"] + counts["prefixes"]
     units = -(-problems // UNIT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.scale_sim.services import A100_7B, Services
@@ -96,13 +96,92 @@ def _ms(seconds: float) -> str:
 
 
 def check_table(checks: Sequence[Mapping[str, float]]) -> list[str]:
-    lines = ["| nodes | tokens/s, run | tokens/s, simulated | run / simulated |", "|---|---|---|---|"]
+    lines = [
+        "| nodes | tokens/s, run | tokens/s, simulated | run / simulated |",
+        "|---|---|---|---|",
+    ]
     for row in checks:
-        ratio = row["measured"] / row["predicted"]
-        lines.append(
-            f"| {row['engines']:g} | {row['measured']:,.0f} | {row['predicted']:,.0f} | {ratio:.3f} |"
-        )
+        run, told = row["measured"], row["predicted"]
+        lines.append(f"| {row['engines']:g} | {run:,.0f} | {told:,.0f} | {run / told:.3f} |")
     return lines
+
+
+TEXT = """# How far annotation scales
+
+A simulation, with service times that were measured: no cluster of this size was at hand.
+`python -m benchmarks.scale_sim --only simulation` made all that stands here.
+
+![efficiency over engines](results/scale.svg)
+
+Engines of a 7B on an A100 ({full:,.0f} tokens/s when full, which is what the paper's fourteen days
+come to, [cost.md](cost.md)); one head of {s.head_cpus} cores with {s.labelers} labelers; the 60,000
+problems of the paper's annotation, or {per_engine} an engine where that is less.
+
+{paper}
+
+*Efficiency*: tokens/s of the whole run over N times those of one engine. *Before the end*: the
+same of the middle of the run, where all have work. What is missing of 1 there was waited for at a
+central part; what the whole run has less is its end, when the longest answers are left.
+
+**The bottleneck at 1,024 engines: {bottleneck}.** Shares of what each part can do, in the middle of
+the run:
+
+{paper_use}
+
+Engines {faster:.1f} times as fast (a smaller model, a newer card) ask as much more of everything
+central:
+
+{fast}
+
+{fast_use}
+
+## Against real runs
+
+One Ray of several nodes on one machine, an engine a node; the program's own stage, labelers, pool
+and registry. The engines are stubs that answer at a pace of their own whatever else the machine
+does (`benchmarks/scale_sim/paced_engine.py`); the simulation got the lengths of those very answers.
+
+{checks}
+
+## What was measured
+
+On one slow core that others shared, hence in CPU time. The classes are the program's own: `Router`,
+`EngineRegistry`, `Admission`, `ThroughputMonitor`, `PrometheusMetrics`, `write_unit`, and the
+annotate stage with an engine that answers at once.
+
+{services}
+
+Stated, not measured: a request to S3 takes {put:.0f} ms, of which a unit has {s.puts}, and S3 takes
+{s.puts_per_s:,.0f} puts/s of a prefix; a message takes {hop:.0f} ms; the head's network has
+{s.head_gbits:g} Gbit/s, a sample has {s.sample_bytes:,.0f} bytes. Math-Verify is asked about
+{s.new_answers:.1%} of the samples: 18.8 % of MATH-500's answers are such as it has to compare
+(counted), and 6 % of a problem's samples are taken to have an answer that none before had.
+
+## How it is simulated
+
+- **Engines** take `step + c × sequence` seconds for a token of each of their c sequences, 512 at
+  most: {step:.1f} ms to read the weights, and what makes a full engine that fast. Requests wait in
+  the labelers and are bound to the engine with least work that has room, by news that is up to a
+  second old, as in `actors/pool/routing.py`.
+- **Problems** have the paper's means. Lengths spread as the solutions of ProcessBench's MATH part
+  do (σ of the logarithm 0.61, half of the variance a problem's own), and so do numbers of steps.
+  {runaway:.0%} of the samples never end and are cut at {limit:,} tokens: assumed, and what the end
+  waits for.
+- **Admission** is the program's own, asked once a simulated second. Driver, labelers and their
+  checkers do one thing at a time; what exceeds the head's cores makes all of it take longer; a
+  registry that is behind tells old news.
+- Every sample's end is an event, sixty million in the largest runs, compiled by Numba.
+
+## What is not modelled
+
+Loading models and pulling images; nodes that come, go or are slow; prefix caches, which engines
+lose a little of with every further client; the size of the KV cache (512 sequences always fit);
+losses on the network; other clusters that join; the stages after annotation.
+
+```json
+{line}
+```
+"""
 
 
 def page(
@@ -110,93 +189,26 @@ def page(
     checks: Sequence[Mapping[str, float]],
     runs: Mapping[str, Sequence[Outcome]],
     figures: Mapping[str, Any],
-    line: str,
+    per_engine: int,
 ) -> str:
+    """The whole page; ``figures``: the line that the benchmark ends with."""
     paper, fast = runs["paper"], runs["fast"]
-    faster = fast[0].middle_tokens_per_s / paper[0].middle_tokens_per_s
-    problems = "60,000 problems of the paper's annotation, or 500 an engine where that is less"
-    return "\n".join(
-        [
-            "# How far annotation scales",
-            "",
-            "A simulation, with service times that were measured: no cluster of this size was at",
-            "hand. `python -m benchmarks.scale_sim --only simulation` made all that stands here.",
-            "",
-            "![efficiency over engines](results/scale.svg)",
-            "",
-            f"Engines of a 7B on an A100 ({A100_7B.full:,.0f} tokens/s when full, which is what the",
-            "paper's fourteen days come to; [cost.md](cost.md)), one head of "
-            f"{services.head_cpus} cores with {services.labelers} labelers;",
-            f"{problems}.",
-            "",
-            *table(paper, BARS),
-            "",
-            "*Efficiency*: tokens/s of the whole run over N times those of one engine. *Before the",
-            "end*: the same of the middle of the run, where all have work; what is missing of 1 there",
-            "was waited for at a central part, the rest is the end, when the longest answers are left.",
-            "",
-            f"**The bottleneck at 1,024 engines: {figures['bottleneck']}.** Shares of what each part",
-            "can do, in the middle of the run:",
-            "",
-            *use_table(paper),
-            "",
-            f"Engines {faster:.1f} times as fast (a smaller model, a newer card, more rollouts from",
-            "the cache) ask as much more of everything central:",
-            "",
-            *table(fast, {}),
-            "",
-            *use_table(fast),
-            "",
-            "## Against real runs",
-            "",
-            "One Ray of several nodes on one machine, an engine a node; the program's own stage,",
-            "labelers, pool and registry. The engines are stubs that answer at a pace of their own",
-            "whatever else the machine does (`paced_engine`); the simulation got the lengths of those",
-            "very answers.",
-            "",
-            *check_table(checks),
-            "",
-            "## What was measured",
-            "",
-            "On one slow core that others shared, so in CPU time. The classes are the program's own:",
-            "`Router`, `EngineRegistry`, `Admission`, `ThroughputMonitor`, `PrometheusMetrics`,",
-            "`write_unit`, and the annotate stage with an engine that answers at once.",
-            "",
-            *service_table(services),
-            "",
-            "Stated, not measured: a put to S3 "
-            f"{1000 * services.put_s:.0f} ms, {services.puts} a unit; a message {1000 * services.hop_s:.0f} ms;",
-            f"{services.puts_per_s:,.0f} puts/s of a prefix; the head's network, "
-            f"{services.head_gbits:g} Gbit/s. A sample takes {services.sample_bytes:,.0f} bytes.",
-            f"Math-Verify is asked about {services.new_answers:.1%} of the samples: 18.8 % of",
-            "MATH-500's answers are such as it has to compare (counted), and 6 % of a problem's",
-            "samples are taken to have an answer that none before had.",
-            "",
-            "## How it is simulated",
-            "",
-            "- **Engines** take `step + c × sequence` seconds for a token of each of their c sequences",
-            f"  (512 at most): {1000 * A100_7B.step_s:.1f} ms to read the weights, and what makes a full",
-            "  engine that fast. Requests wait in the labelers and are bound to the engine with least",
-            "  work that has room, by news that is up to a second old, as in `actors/pool/routing.py`.",
-            "- **Problems** have the paper's means; lengths spread as the solutions of ProcessBench's",
-            "  MATH part do (σ of the logarithm 0.61, half of the variance a problem's own), steps",
-            f"  too. {RUNAWAY:.0%} of all samples never end and are cut at {LIMIT:,} tokens: assumed,",
-            "  and what the end waits for.",
-            "- **Admission** is the program's own, asked once a second of the simulated time. The",
-            "  driver, labelers and their checkers do one thing at a time; what exceeds the head's",
-            "  cores makes all of it take longer; a registry that is behind tells old news.",
-            "- Events are simulated one by one (sixty million at 1,024 engines), compiled by Numba.",
-            "",
-            "## What is not modelled",
-            "",
-            "Loading models and pulling images; nodes that come, go or are slow; prefix caches, which",
-            "change with the number of clients; the KV cache's size (512 sequences always fit); losses",
-            "on the network; other clusters that join; the stages after annotation. A labeler with more",
-            "engines has more queues: the simulation has one a labeler, which steals no worse.",
-            "",
-            "```json",
-            line,
-            "```",
-            "",
-        ]
+    return TEXT.format(
+        full=A100_7B.full,
+        s=services,
+        per_engine=per_engine,
+        paper="\n".join(table(paper, BARS)),
+        bottleneck=figures["bottleneck"],
+        paper_use="\n".join(use_table(paper)),
+        faster=fast[0].middle_tokens_per_s / paper[0].middle_tokens_per_s,
+        fast="\n".join(table(fast, {})),
+        fast_use="\n".join(use_table(fast)),
+        checks="\n".join(check_table(checks)),
+        services="\n".join(service_table(services)),
+        put=1000 * services.put_s,
+        hop=1000 * services.hop_s,
+        step=1000 * A100_7B.step_s,
+        runaway=RUNAWAY,
+        limit=LIMIT,
+        line=json.dumps(figures),
     )

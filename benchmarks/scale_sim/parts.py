@@ -1,4 +1,4 @@
-"""CPU time of parts that run here without Ray: the very classes, with as many engines as asked for."""
+"""CPU time of parts that run here without Ray: the very classes, for any number of engines."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def news_s(engines: int) -> float:
 
 
 def registry_s(engines: int) -> float:
-    """A second of the registry: every engine's report, every client's question, the driver's two."""
+    """A second of the registry: each engine's report, each client's question, the driver's two."""
     registry = EngineRegistry.__ray_metadata__.modified_class()
     clients = [f"{i:032x}" for i in range(min(CLIENTS, engines))]
     loads = {client: Load(300_000, 40) for client in clients}
@@ -140,7 +140,7 @@ def tick_s(engines: int, metrics: PrometheusMetrics | None) -> float:
         counted = {i: EngineCounters(now, 2500 * now, 900 * now, 800 * now) for i in range(engines)}
         figures = monitor.look(float(now), counted, 0.0, WorkSeen())
         if metrics is not None:
-            metrics.update(figures, {i: (500, 100) for i in range(engines)})
+            metrics.update(figures, dict.fromkeys(range(engines), (500, 100)))
 
     return cpu(tick)
 

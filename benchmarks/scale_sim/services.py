@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -98,9 +99,6 @@ class Services:
                 known[name] = {int(engines): seconds for engines, seconds in value.items()}
         return cls(**known)
 
-    def with_labelers(self, labelers: int) -> Self:
-        return replace(self, labelers=labelers)
-
 
 def at(table: Mapping[int, float], engines: int) -> float:
     """Between two measured numbers of engines in proportion; beyond them as between the last."""
@@ -109,7 +107,5 @@ def at(table: Mapping[int, float], engines: int) -> float:
         return table[engines]
     if len(known) == 1 or engines < known[0]:
         return table[known[0]]
-    low, high = next(
-        ((a, b) for a, b in zip(known, known[1:], strict=False) if engines <= b), known[-2:]
-    )
+    low, high = next(((a, b) for a, b in pairwise(known) if engines <= b), known[-2:])
     return table[low] + (table[high] - table[low]) * (engines - low) / (high - low)

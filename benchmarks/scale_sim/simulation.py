@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scale_sim.events import State, advance, costs, hand_out, start
+from benchmarks.scale_sim.events import advance, hand_out
 from benchmarks.scale_sim.services import EngineRate, Services, at
+from benchmarks.scale_sim.state import State, costs, start
 from benchmarks.scale_sim.work import Work
 from stepwiser.annotation.admission import COLD_START, Admission, Reading
 
@@ -89,6 +90,8 @@ def simulate(work: Work, rate: EngineRate, services: Services, engines: int) -> 
     tokens, end = work.tokens, marks[-1]
     low = next(mark for mark in marks if mark.tokens >= 0.2 * tokens)
     high = next((m for m in marks if m.tokens >= 0.6 * tokens and m.seconds > low.seconds), end)
+    if high.seconds == low.seconds:  # too short to have a middle
+        low = marks[0]
     middle = (high.tokens - low.tokens) / (high.seconds - low.seconds)
     # The network carries samples, of which a request has as many as there are a request.
     load["samples"] = len(work.lengths) / (len(work.samples) - 1)
@@ -148,4 +151,3 @@ def bottleneck(one: Outcome, many: Outcome) -> str:
     central = 1 - many.middle_tokens_per_s / (many.engines * one.middle_tokens_per_s)
     ends = 1 - many.tokens_per_s / many.middle_tokens_per_s
     return max(many.use, key=lambda part: many.use[part]) if central > ends else TAIL
-

@@ -132,7 +132,10 @@ LEARNER = {
     "seconds_step": ("stepwiser_train_step_seconds", "Of the last step."),
     "engine_idle": ("stepwiser_train_engine_idle_ratio", "Of the last step."),
     "learner_idle": ("stepwiser_train_learner_idle_ratio", "Of the last step."),
-    "staleness_mean": ("stepwiser_train_staleness_versions", "Mean age of the last step's samples."),
+    "staleness_mean": (
+        "stepwiser_train_staleness_versions",
+        "Mean age of the last step's samples.",
+    ),
 }
 """By field of a line of `metrics.jsonl`; one that a line lacks keeps its value."""
 

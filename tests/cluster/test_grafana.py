@@ -164,7 +164,9 @@ def test_the_page_has_them_all(exposed: dict[str, set[str]]) -> None:
         for head, many, tail in re.findall(r"(stepwiser_\w*){([\w,]+)}(\w*)", text)
         for one in many.split(",")
     )
-    missing = {n for n in exposed if n.startswith("ray_step") and n.removeprefix("ray_") not in text}
+    missing = {
+        n for n in exposed if n.startswith("ray_step") and n.removeprefix("ray_") not in text
+    }
     assert not missing, missing
 
 
@@ -174,9 +176,7 @@ def test_dashboards_are_whole(path: Path) -> None:
     assert board["uid"].startswith("stepwiser-") and board["title"]
     variables = {variable["name"] for variable in board["templating"]["list"]}
     text = json.dumps([panel["targets"] for panel in board["panels"]])
-    assert {f"${name}" for name in variables} - {"$source"} == set(
-        re.findall(r"\$(?!__)\w+", text)
-    )
+    assert {f"${name}" for name in variables} - {"$source"} == set(re.findall(r"\$(?!__)\w+", text))
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
     taken: set[tuple[int, int]] = set()
