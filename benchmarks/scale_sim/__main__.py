@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.command import measure_parts
-from benchmarks.scale_sim.services import A100_7B, EngineRate, Services
+from benchmarks.scale_sim.services import A100_7B, EngineRate
 from benchmarks.scale_sim.work import Work, drawn
 from pipelines.monitoring.formatting import titled_table
 
@@ -33,32 +33,29 @@ def work_for(engines: int, quick: bool) -> Work:
     return drawn(min(PROBLEMS, PER_ENGINE * engines) // (25 if quick else 1))
 
 
-def _simulation(console: Console, out: Path, quick: bool, services: str | None) -> dict[str, Any]:
-    from benchmarks.scale_sim.nodes import measure_nodes
+def _simulation(console: Console, out: Path, quick: bool, measured: str | None) -> dict[str, Any]:
+    from benchmarks.scale_sim.nodes import Measured, measure_nodes
     from benchmarks.scale_sim.page import page, picture
     from benchmarks.scale_sim.simulation import Outcome, bottleneck, efficiency, simulate
 
-    known = Services.read(Path(services)) if services else None
-    measured, checks = measure_nodes(out / "nodes", quick, known)
+    known = Measured.read(Path(measured)) if measured else measure_nodes(out / "nodes", quick)
     out.mkdir(parents=True, exist_ok=True)
-    measured.write(out / "services.json")
+    known.write(out / "scale.json")
     table = titled_table("Real runs", "nodes", "tokens/s", "simulated", left=())
-    for row in checks:
+    for row in known.checks:
         cells = (f"{row['measured']:,.0f}", f"{row['predicted']:,.0f}")
         table.add_row(f"{row['engines']:g}", *cells)
     console.print(table)
-    arms = {"paper": (A100_7B, measured), "fast": (FAST, measured)}
     runs: dict[str, list[Outcome]] = {}
-    for name, (rate, given) in arms.items():
-        sizes = ENGINES if name == "paper" else (1, 256, 1024)
+    for name, rate, sizes in (("paper", A100_7B, ENGINES), ("fast", FAST, (1, 256, 1024))):
         runs[name] = []
         for engines in sizes:
-            runs[name].append(simulate(work_for(engines, quick), rate, given, engines))
+            runs[name].append(simulate(work_for(engines, quick), rate, known.services, engines))
             print_outcome(console, name, runs[name])
     one, *others = runs["paper"]
     figures = {f"efficiency_{o.engines}": round(efficiency(one, o), 4) for o in others}
     figures["bottleneck"] = bottleneck(one, others[-1])
-    (out / "scale.md").write_text(page(measured, checks, runs, figures, PER_ENGINE))
+    (out / "scale.md").write_text(page(known, runs, figures, PER_ENGINE))
     (out / "scale.svg").write_text(picture(runs))
     console.print(f"wrote {out / 'scale.md'} and scale.svg", soft_wrap=True)
     return figures
@@ -78,9 +75,7 @@ def print_outcome(console: Console, name: str, runs: list[Any]) -> None:
 
 
 PARTS = {"simulation": _simulation}
-OPTIONS = {
-    "simulation": {"services": "services.json of an earlier run, which are not measured anew"}
-}
+OPTIONS = {"simulation": {"measured": "scale.json of an earlier run: nothing is measured anew"}}
 
 if __name__ == "__main__":
     measure_parts(__doc__, PARTS, "runs/scale", OPTIONS)

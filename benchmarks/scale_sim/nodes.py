@@ -7,11 +7,12 @@ the registry are the program's; engines are stubs, at once (for costs) or paced 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,24 @@ def check(
     return rows
 
 
-def measure_nodes(
-    out: Path, quick: bool, services: Services | None
-) -> tuple[Services, list[dict[str, float]]]:
-    """Service times, unless they are ``services``, and the check of real runs."""
+@dataclass(frozen=True)
+class Measured:
+    """All that needs Ray."""
+
+    services: Services
+    checks: list[dict[str, float]]
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Measured:
+        known = json.loads(path.read_text())
+        return cls(Services.of(known["services"]), known["checks"])
+
+
+def measure_nodes(out: Path, quick: bool) -> Measured:
+    """Service times, and the check of real runs."""
     shutil.rmtree(out, ignore_errors=True)
     with (
         # Ray puts its sockets 64 characters below this folder, and their paths may have 107.
@@ -221,5 +236,5 @@ def measure_nodes(
         local_cluster(head={"temp_dir": temporary}) as cluster,
     ):
         cluster.add_node(1)
-        services = services or measure_services(cluster, out, 8 if quick else 256)
-        return services, check(cluster, out, services, 8 if quick else PROBLEMS)
+        services = measure_services(cluster, out, 8 if quick else 256)
+        return Measured(services, check(cluster, out, services, 8 if quick else PROBLEMS))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.scale_sim.nodes import Measured
 from benchmarks.scale_sim.services import A100_7B, Services
 from benchmarks.scale_sim.simulation import Outcome, efficiency
 from benchmarks.scale_sim.work import LIMIT, RUNAWAY
@@ -185,14 +186,13 @@ losses on the network; other clusters that join; the stages after annotation.
 
 
 def page(
-    services: Services,
-    checks: Sequence[Mapping[str, float]],
+    measured: Measured,
     runs: Mapping[str, Sequence[Outcome]],
     figures: Mapping[str, Any],
     per_engine: int,
 ) -> str:
     """The whole page; ``figures``: the line that the benchmark ends with."""
-    paper, fast = runs["paper"], runs["fast"]
+    paper, fast, services = runs["paper"], runs["fast"], measured.services
     return TEXT.format(
         full=A100_7B.full,
         s=services,
@@ -203,7 +203,7 @@ def page(
         faster=fast[0].middle_tokens_per_s / paper[0].middle_tokens_per_s,
         fast="\n".join(table(fast, {})),
         fast_use="\n".join(use_table(fast)),
-        checks="\n".join(check_table(checks)),
+        checks="\n".join(check_table(measured.checks)),
         services="\n".join(service_table(services)),
         put=1000 * services.put_s,
         hop=1000 * services.hop_s,

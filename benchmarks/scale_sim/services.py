@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -88,16 +86,14 @@ class Services:
     puts_per_s: float = 3500.0
     """That S3 promises of one prefix."""
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
     @classmethod
-    def read(cls, path: Path) -> Self:
-        known = json.loads(path.read_text())
+    def of(cls, known: Mapping[str, Any]) -> Self:
+        """From JSON, whose keys are all strings."""
+        fields = dict(known)
         for name, value in known.items():
-            if isinstance(value, dict):
-                known[name] = {int(engines): seconds for engines, seconds in value.items()}
-        return cls(**known)
+            if isinstance(value, Mapping):
+                fields[name] = {int(engines): seconds for engines, seconds in value.items()}
+        return cls(**fields)
 
 
 def at(table: Mapping[int, float], engines: int) -> float:
