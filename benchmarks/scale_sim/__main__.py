@@ -53,7 +53,9 @@ def _simulation(console: Console, out: Path, quick: bool, measured: str | None) 
             runs[name].append(simulate(work_for(engines, quick), rate, known.services, engines))
             print_outcome(console, name, runs[name])
     one, *others = runs["paper"]
-    figures = {f"efficiency_{o.engines}": round(efficiency(one, o), 4) for o in others}
+    figures: dict[str, Any] = {
+        f"efficiency_{o.engines}": round(efficiency(one, o), 4) for o in others
+    }
     figures["bottleneck"] = bottleneck(one, others[-1])
     (out / "scale.md").write_text(page(known, runs, figures, PER_ENGINE))
     (out / "scale.svg").write_text(picture(runs))
