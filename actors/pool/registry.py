@@ -84,6 +84,7 @@ class EngineRegistry:
         self._in_use = 0
         self._stats: dict[int, EngineStats] = {}
         self._loads: dict[int, Mapping[str, Load]] = {}
+        self._totals: dict[int, Load] = {}
         self._members: dict[int, Any] = {}
         self._membership = 0
         self._closed: str | None = None
@@ -184,10 +185,13 @@ class EngineRegistry:
             # Without a change, the loads are news enough.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._bell.wait(), WATCH_S)
-        elsewhere = {}
-        for index in self._members:
-            others = (load for name, load in self._loads.get(index, {}).items() if name != client)
-            elsewhere[index] = sum(others, Load())
+        none = Load()
+        elsewhere = {
+            # Not a sum for each client: it would take this process most of its time at a thousand
+            # engines.
+            index: self._totals.get(index, none) - self._loads.get(index, {}).get(client, none)
+            for index in self._members
+        }
         engines = self._members if self._membership > seen else None
         return Membership(self._membership, engines, elsewhere, self._closed)
 
@@ -198,6 +202,7 @@ class EngineRegistry:
         self._in_use = max(self._in_use, serial)
         self._stats[index] = stats
         self._loads[index] = loads
+        self._totals[index] = sum(loads.values(), Load())
 
     async def last_stats(self, index: int) -> EngineStats | None:
         """The counters an engine last sent."""

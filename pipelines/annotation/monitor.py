@@ -78,6 +78,7 @@ class AnnotationMonitor:
         self._metrics = PrometheusMetrics(config.name, str(log.shard))
         self._logged: CounterSnapshot = {}
         self._counters: CounterSnapshot = {}
+        self._queues: dict[int, tuple[int, int]] = {}
         self._seen = WorkSeen()
         self._due_curve = self._due_log = time.monotonic()
         self._warned = False
@@ -126,12 +127,16 @@ class AnnotationMonitor:
     def _poll(self, last: bool) -> None:
         # While the registry restarts, what it last said stands.
         with suppress(RayError):
-            self._counters = {i: counters(one) for i, one in self._pool.counters().items()}
+            told = self._pool.counters()
+            self._counters = {i: counters(one) for i, one in told.items()}
+            self._queues = {
+                i: (one.sequences_running, one.sequences_waiting) for i, one in told.items()
+            }
         held = self._session.engine_gpu_seconds - self._held
         now = time.monotonic()
         with self._lock:
             figures = self._throughput.look(now, self._counters, held, self._seen)
-        self._metrics.update(figures)
+        self._metrics.update(figures, self._queues)
         if self._bar.is_live:
             self._bar.show(under=table(figures))
         else:

@@ -26,6 +26,7 @@ from pipelines.evaluation.inline_evaluation import (
     write_card,
 )
 from pipelines.monitoring.formatting import facts_table, known
+from pipelines.monitoring.prometheus import LearnerMetrics
 from pipelines.monitoring.trackers import Trackers
 from pipelines.session.session import Session
 from pipelines.stages import label
@@ -168,12 +169,14 @@ def _run_grpo(
     with (
         session.progress("train judge", session.config.train.steps, "steps") as bar,
         Trackers(session.config, session.store, JUDGE, session.console) as logger,
+        LearnerMetrics(session.config.name, session.config.train.steps) as gauges,
     ):
 
         def on_metrics(row: dict[str, Any]) -> None:
             if is_evaluation(row):
                 log_evaluation(logger, row)
                 return
+            gauges.update(row)
             note = "its figures are lost with a process that ended"
             if "reward" in row:
                 note = (

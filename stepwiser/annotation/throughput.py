@@ -137,6 +137,11 @@ class Figures:
     eta_s: float | None
     """None before the first responses."""
 
+    @property
+    def units_left(self) -> int:
+        """Units of this shard that are not finished."""
+        return self.planned_units - self.units
+
     def row(self) -> dict[str, float]:
         """All that is known, flat, by name."""
         row = {

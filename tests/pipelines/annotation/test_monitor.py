@@ -142,7 +142,7 @@ def test_a_look_that_fails_does_not_end_the_work(
     monkeypatch.setattr(
         monitor,
         "PrometheusMetrics",
-        lambda *_: SimpleNamespace(address="", update=lambda _: None, close=lambda: None),
+        lambda *_: SimpleNamespace(address="", update=lambda *_: None, close=lambda: None),
     )
     log = UnitLog(session.store, Shard())
     write_plan(session.store, ["a", "b"], 4)
@@ -232,6 +232,8 @@ def test_prometheus_log_and_curve_say_the_same(
                     "stepwiser_planned_problems watched,1/3": 6,
                     "stepwiser_positive_label_ratio rel_effective,watched,1/3": 0.8,
                     "stepwiser_engines watched,1/3": 2,
+                    "stepwiser_units_left watched,1/3": 1,
+                    "stepwiser_engine_waiting_sequences 0,watched,1/3": 0,
                 },
             )
             assert found["stepwiser_annotation_eta_seconds watched,1/3"] > 0
