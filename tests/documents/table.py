@@ -29,6 +29,11 @@ CONFIG_RUNS_IN = {
 """Scenarios that a test runs stages of, with smaller sizes."""
 
 CONFIG_CANNOT = {
+    "configs/a100/1.5b-1gpu.yaml": "an A100; tests/stepwiser/run/memory/test_layout.py places it",
+    "configs/a100/1.5b-4x8.yaml": "32 A100s; test_layout.py places it",
+    "configs/a100/7b-1gpu.yaml": "an A100; test_layout.py places it",
+    "configs/a100/32b-8gpu.yaml": "eight A100s; test_layout.py places it",
+    "configs/a100/32b-4x8.yaml": "32 A100s; test_layout.py places it",
     "configs/gsm8k.yaml": "a GPU; configs/real-0.5b-cpu.yaml has the same stages for a CPU",
     "configs/paper-1.5b.yaml": "eight A100s for days, and a segmenter of 70B behind a URL",
     "configs/paper-7b.yaml": "eight A100s for weeks, and a segmenter of 70B behind a URL",
