@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -24,6 +25,11 @@ REACH_S = 10.0
 """Longest wait for the first answer."""
 AGAIN_S, TRIES = 5.0, 60
 """A tunnel that was cut is tried again so often, while a job is followed."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _OTHERS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that Ray would take in place of the address that it is given."""
 
@@ -38,6 +44,9 @@ class Cluster:
         with _explained(self.address):
             from ray.job_submission import JobSubmissionClient
 
+            # Of what it packs and uploads the summary of `submit` says enough.
+            for name in _TALKATIVE:
+                logging.getLogger(name).setLevel(logging.WARNING)
             for name in _OTHERS:
                 os.environ.pop(name, None)
             self._client: JobSubmissionClient = JobSubmissionClient(self.address)

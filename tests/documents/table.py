@@ -45,6 +45,9 @@ CONFIG_CANNOT = {
 """Scenarios that ask for what the machine that tests does not have; they are planned."""
 
 JOB = "tests/cluster/test_job.py::test_a_stage_runs_as_a_job"
+SUBMITTED = "tests/cluster/test_job.py::test_what_is_submitted_gives_the_numbers_of_a_local_run"
+JOBS = dict.fromkeys(("submit", "jobs", "logs", "stop"), SUBMITTED)
+"""Commands of `stepwiser` that need a cluster's head."""
 
 PROGRAM_RUNS_IN = {
     "ray job": JOB,

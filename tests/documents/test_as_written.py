@@ -304,7 +304,7 @@ def test_every_scenario_runs_in_a_test_or_says_what_it_needs() -> None:
 
 
 def test_the_tests_that_the_table_names_exist() -> None:
-    named = {*table.RUNS_IN.values(), *table.CONFIG_RUNS_IN.values()}
+    named = {*table.RUNS_IN.values(), *table.CONFIG_RUNS_IN.values(), *table.JOBS.values()}
     for test in named | set(table.PROGRAM_RUNS_IN.values()):
         file, _, function = test.partition("::")
         assert f"def {function}(" in (ROOT / file).read_text(), test
