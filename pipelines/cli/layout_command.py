@@ -25,8 +25,9 @@ SCENARIO = Path(__file__).resolve().parents[2] / "configs" / "paper-7b.yaml"
 
 def plan_layout(
     stage: str, config: Path | None, model: str | None, machines: Machines
-) -> ModelSize:
-    """Print where a stage's processes lie, and what their cards hold; returns the model's size.
+) -> tuple[ModelSize, float]:
+    """Print where a stage's processes lie, and what their cards hold; returns the model's size and
+    the share of the cards that spot nodes may have, which is what no learner is on.
 
     Without a scenario the settings are looked for, and printed.
 

@@ -58,6 +58,8 @@ def head() -> Iterator[Head]:
     ):
         # As with the environment activated: a job's `python` is found on the head's path.
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        # A busy machine takes longer than a minute for the head's dashboard.
+        patch.setattr("ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S", 300)
         with local_cluster(2, {"include_dashboard": True, "dashboard_port": port}) as cluster:
             # As `ray start` leaves it: by this file a job finds the Ray that it is a job of.
             write_ray_address(cluster.address)

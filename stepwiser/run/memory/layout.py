@@ -67,7 +67,7 @@ class _Node:
 
 
 @dataclass(frozen=True)
-class Line:
+class CardMemory:
     """One line of a card's arithmetic: what is on it, in which state, against what it may have."""
 
     role: str
@@ -88,7 +88,7 @@ class Layout:
     stage: str
     machines: Machines
     seats: tuple[Seat, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[CardMemory, ...]
     problems: tuple[str, ...] = field(default=())
     """Why it does not fit, in words; empty where it does."""
 
@@ -135,7 +135,7 @@ def _seated(needs: Sequence[Need], machines: Machines) -> tuple[list[Seat], list
 
 def _lines(
     config: RunConfig, stage: str, size: ModelSize, machines: Machines, needs: Sequence[Need]
-) -> Iterator[Line]:
+) -> Iterator[CardMemory]:
     engines = [need for need in needs if need.role != "learner" and need.gpus]
     learners = [need for need in needs if need.role == "learner" and need.gpus]
     memory = machines.card.memory
@@ -146,7 +146,7 @@ def _lines(
         parts = dict(engine_gpu(config, stage, size))
         least = parts.pop("KV cache")
         room = share * memory - sum(parts.values())
-        yield Line(
+        yield CardMemory(
             f"{need.role} (one sequence)",
             {**parts, "KV cache": least},
             share * memory,
@@ -157,16 +157,16 @@ def _lines(
         spare = {"allocator": SPARE * memory}
         shared = bool(engines) and 0 < config.learner.gpus < 1
         if not shared:
-            yield Line("learner", {**parts, **spare}, memory)
+            yield CardMemory("learner", {**parts, **spare}, memory)
         elif config.train.colocated:
             awake = {"engine": share * memory}
             resting = {name: parts[name] for name in RESTING if name in parts}
-            yield Line("card while engines sample", {**awake, **resting, **spare}, memory)
+            yield CardMemory("card while engines sample", {**awake, **resting, **spare}, memory)
             asleep = {"engine, asleep": float(engine_gpu(config, stage, size)["base"])}
-            yield Line("card while the learner works", {**asleep, **parts, **spare}, memory)
+            yield CardMemory("card while the learner works", {**asleep, **parts, **spare}, memory)
         else:
             both = {"engine": share * memory, **parts, **spare}
-            yield Line("card of engine and learner", both, memory)
+            yield CardMemory("card of engine and learner", both, memory)
 
 
 # --- what would fit -------------------------------------------------------------------------------
