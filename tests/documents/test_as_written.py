@@ -120,7 +120,7 @@ def test_blocks(document: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -
 def _terminal(line: str, shown: list[str], shell: Shell, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a command prints has the shape that is shown; of arithmetic, the very same text."""
     how, output = run_stepwiser(_stand_in(line), shell.place, monkeypatch)
-    exact = line.startswith("stepwiser plan annotate")
+    exact = line.startswith("stepwiser plan ")
     printed = [_shape(one, exact) for one in output.splitlines()]
     expected = [_shape(one, exact) for one in shown if one.strip() not in ("", "…")]
     printed, expected = ([one for one in lines if one] for lines in (printed, expected))
