@@ -95,7 +95,9 @@ def submit_job(
         typer.secho(f"stepwiser: {warning}", fg="yellow", err=True)
     part = errand.given.params.get("shard") or ""
     words = tuple(_words(errand.given, cargo.config))
-    job = jobs_of.Job(errand.command, errand.stages, config.run_dir, words, part)
+    # With and without a slash at its end a run is the same.
+    run = config.run_dir.rstrip("/")
+    job = jobs_of.Job(errand.command, errand.stages, run, words, part)
     stop_s = jobs_of.STOP_S + (round(config.serve.drain_s) if errand.command == "serve" else 0)
 
     cluster = Cluster(address)
