@@ -129,6 +129,7 @@ def test_every_import_is_declared() -> None:
         return {name.lower().replace("-", "_") for name in found}
 
     known = names(project["dependencies"]) | {"vllm", "yaml"} | set(PACKAGES)
+    known |= names(project["optional-dependencies"]["node"])
     known |= sys.stdlib_module_names
     # A benchmark compares with what developers have beside; a tracker has an extra of its own, and
     # so has a kernel.

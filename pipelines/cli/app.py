@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from pipelines.cli.jobs_commands import (
+    AddressOption,
+    AlongOption,
+    EnvOption,
+    FollowOption,
+    jobs,
+    logs,
+    own_words,
+    stop,
+)
 from pipelines.cli.keys_command import keys
+from pipelines.cli.plan_command import plan
 from pipelines.cli.words import explained, place, run_place
+from pipelines.submission.jobs_api import ADDRESS
 
 if TYPE_CHECKING:
     from stepwiser.config import RunConfig
@@ -275,57 +287,46 @@ def status(
         show_status(run, as_json)
 
 
-@app.command()
-def plan(
-    stage: Annotated[str, typer.Argument(help="`annotate`, the stage whose cost matters.")],
-    model: Annotated[
-        str | None, typer.Option(help="Size of the policy: 7B, 0.5B; default the run's.")
-    ] = None,
-    gpus: Annotated[str, typer.Option(help="How many of which: A100, H100 or H200.")] = "8xA100",
-    run: Annotated[
-        Path | None,
-        typer.Option(parser=place, help="Take the work and a rate from this run directory."),
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Tokens/s that one of these GPUs gives with this model.")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(help="Dollars per GPU-hour; default a stated assumption.")
-    ] = None,
-    problems: Annotated[float | None, typer.Option(help="Problems to sample.")] = None,
-    responses: Annotated[float | None, typer.Option(help="Responses of a problem.")] = None,
-    kept_share: Annotated[
-        float | None, typer.Option(help="Share of problems neither all right nor all wrong.")
-    ] = None,
-    trajectories: Annotated[
-        float | None, typer.Option(help="Trajectories of a kept problem.")
-    ] = None,
-    chunks: Annotated[float | None, typer.Option(help="Chunks of a trajectory.")] = None,
-    rollouts: Annotated[float | None, typer.Option(help="Planned rollouts of a prefix.")] = None,
-    rollout_share: Annotated[
-        float | None,
-        typer.Option(help="Share of the rollouts that annotate.stopping makes; fixed: 1."),
-    ] = None,
-    response_tokens: Annotated[float | None, typer.Option(help="Tokens of a response.")] = None,
-    rollout_tokens: Annotated[float | None, typer.Option(help="Tokens of a rollout.")] = None,
+@app.command(
+    epilog=EPILOG, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def submit(
+    context: typer.Context,
+    command: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMMAND [ITS OPTIONS] [OVERRIDES]",
+            help="A stage, quickstart, ablate or serve, with what it takes itself.",
+        ),
+    ],
+    address: AddressOption = ADDRESS,
+    env: EnvOption = None,
+    along: AlongOption = None,
+    follow: FollowOption = False,
 ) -> None:
-    """Estimate tokens, GPU-hours and dollars of an annotation, and say what was assumed."""
-    options = {
-        "problems": problems,
-        "responses": responses,
-        "kept_share": kept_share,
-        "trajectories": trajectories,
-        "chunks": chunks,
-        "rollouts": rollouts,
-        "rollout_share": rollout_share,
-        "response_tokens": response_tokens,
-        "rollout_tokens": rollout_tokens,
-    }
+    """Run a command as a job of a cluster; the same command again goes on where it was."""
+    if command not in (*STAGES, "quickstart", "ablate", "serve"):
+        known = f"{', '.join(STAGES)}, quickstart, ablate or serve"
+        raise typer.BadParameter(f"{command!r} is none of {known}", param_hint="COMMAND")
     with explained():
-        from pipelines.cli.cost_command import print_cost
+        from pipelines.cli.jobs_commands import Errand, submit_job
+        from stepwiser.config.impossible import refuse_impossible
 
-        known = {name: value for name, value in options.items() if value is not None}
-        print_cost(stage, model, gpus, run, rate, price, known)
+        given = own_words(context, command, context.args)
+        named = given.params
+        stages = _chosen(named["stages"]) if command == "quickstart" else (command,)
+        shard = [f"cluster.shard={named['shard']}"] if named.get("shard") else []
+        default = "ablate-embedded" if command == "ablate" else "embedded"
+        chosen = named["config"] or _configs_dir() / f"{default}.yaml"
+        skip = SKIP if named.get("skip") else ()
+        settings = _load(chosen, [*(named["overrides"] or []), *skip, *shard])
+        refuse_impossible(settings, str(chosen), stages)
+        job = Errand(command, stages, settings, given)
+        raise typer.Exit(submit_job(job, address, env or [], along or [], follow))
+
+
+for _command in (jobs, logs, stop):
+    app.command()(_command)
 
 
 data = typer.Typer(help="Look at data before it is used; starts nothing.", no_args_is_help=True)
@@ -356,6 +357,7 @@ def check(
 
 
 app.add_typer(keys, name="keys")
+app.command()(plan)
 
 
 @app.command()

@@ -1,11 +1,12 @@
-"""`stepwiser plan annotate`: the cost on paper, with everything it rests on."""
+"""`stepwiser plan`: the cost on paper, with everything it rests on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from pipelines.cli.layout_command import plan_layout, print_training_cost
 from pipelines.monitoring.formatting import titled_table
 from pipelines.monitoring.progress import make_console
 from stepwiser.annotation import cost
@@ -13,6 +14,7 @@ from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.cache import snapshot
 from stepwiser.prompting.hub.reference import HubModel
+from stepwiser.run.memory.machines import parse_machines
 from stepwiser.run.store import RunStore
 
 DEFAULT_MODEL = "7B"
@@ -20,22 +22,31 @@ DEFAULT_MODEL = "7B"
 
 def print_cost(
     stage: str,
+    config: Path | None,
     model: str | None,
     gpus: str,
     run: Path | None,
     tokens_per_s: float | None,
-    price: float | None,
+    prices: tuple[float | None, float | None],
     overrides: Mapping[str, float],
 ) -> None:
-    """Print the work, and its cost at every rate that is known.
+    """Print where the processes lie, the work, and its cost at every rate that is known.
 
-    Raises UserError for a stage other than annotate, a size, GPU or figure that makes no sense, or
-    a run that has not annotated.
+    ``prices``: dollars of a GPU-hour on demand and on spot nodes; None for what is assumed.
+
+    Raises UserError for a stage other than annotate and train, a size, GPU or figure that makes no
+    sense, what does not fit, or a run that has not annotated.
     """
-    if stage != "annotate":
-        raise UserError(f"plan knows the stage annotate only, not {stage}")
+    if stage not in ("annotate", "train"):
+        raise UserError(f"plan knows the stages annotate and train only, not {stage}")
+    assumed = (cost.DOLLARS_PER_GPU_HOUR, cost.DOLLARS_ON_SPOT)
+    dollars = [
+        default if given is None else cost.Figure(given, "given")
+        for default, given in zip(assumed, prices, strict=True)
+    ]
     try:
-        count, gpu = cost.parse_gpus(gpus)
+        machines = parse_machines(gpus)
+        count, gpu = machines.gpus, machines.card.name
         work, rates, own = cost.PAPER_WORK, [cost.PAPER_RATE, cost.H100_RATE], None
         if run is not None:
             work, rate, own = _of_run(run, gpu)
@@ -50,7 +61,13 @@ def print_cost(
         work = cost.with_values(work, overrides)
     except ValueError as error:
         raise UserError(str(error)) from error
-    dollars = cost.DOLLARS_PER_GPU_HOUR if price is None else cost.Figure(price, "given")
+    if stage == "train" or config is not None:
+        size, on_spot = plan_layout(stage, config, model, machines)
+        parameters = size.parameters
+    if stage == "train":
+        print_training_cost(config, parameters, machines, on_spot, tokens_per_s, dollars)
+        _print_sources(dollars)
+        return
     _print_work(work)
     _print_rates(work, rates, parameters, count, gpu, dollars)
 
@@ -109,13 +126,13 @@ def _print_rates(
     parameters: float,
     count: int,
     gpu: str,
-    dollars: cost.Figure,
+    dollars: Sequence[cost.Figure],
 ) -> None:
     title = f"Cost with a model of {parameters / 1e9:.3g}B on {count} x {gpu}"
-    columns = ("rate", "tokens/s a GPU", "GPU-hours", "days", "dollars", "from")
+    columns = ("rate", "tokens/s a GPU", "GPU-hours", "days", "dollars", "spot", "from")
     table = titled_table(title, *columns, left=("rate", "from"))
     for rate in rates:
-        expected = cost.estimate(work, rate, parameters, count, gpu, dollars.value)
+        expected = cost.estimate(work, rate, parameters, count, gpu, dollars[0].value)
         table.add_row(
             rate.name,
             f"{expected.tokens_per_s_per_gpu:,.0f}",
@@ -124,16 +141,21 @@ def _print_rates(
             else f"{expected.gpu_hours:,.0f}",
             f"{expected.days:,.3g}",
             f"{expected.dollars:,.0f}",
+            f"{expected.gpu_hours * dollars[1].value:,.0f}",
             rate.source,
         )
-    console = make_console()
-    console.print(table)
+    make_console().print(table)
+    _print_sources(dollars)
+
+
+def _print_sources(dollars: Sequence[cost.Figure]) -> None:
     for line in (
         "A rate is scaled by parameters (inversely) and by the GPUs' memory bandwidth: assumed.",
-        f"${dollars.value:g} per GPU-hour: {dollars.source}.",
+        f"${dollars[0].value:g} per GPU-hour: {dollars[0].source}.",
+        f"${dollars[1].value:g} on spot nodes: {dollars[1].source}.",
         "Starting engines, idle tails and failures are not counted.",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        make_console().print(line, highlight=False, soft_wrap=True)
 
 
 def _large(value: float) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Mapping
 
 import ray
 
@@ -37,7 +39,10 @@ def start_ray(config: RunConfig) -> bool:
         )
     # Submitted jobs and `ray start` leave an address in the environment.
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    environment = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
+    # Ray takes no variable from both, a job and its driver.
+    own = _of_job()
+    named = [name for name in PASSED_ON if name in os.environ and name not in own]
+    environment = {"env_vars": {name: os.environ[name] for name in named}}
     if address:
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
         return False
@@ -64,3 +69,10 @@ def start_ray(config: RunConfig) -> bool:
             "busy"
         ) from error
     return True
+
+
+def _of_job() -> Mapping[str, str]:
+    """Variables that this process has as a job of a cluster; every worker of the job has them."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    variables: Mapping[str, str] = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return variables

@@ -21,12 +21,14 @@ ASSUMED = "assumed"
 
 SECONDS_PER_DAY = 86_400.0
 
-PARAMETERS = {"0.5B": 0.494e9, "1.5B": 1.544e9, "3B": 3.086e9, "7B": 7.616e9, "14B": 14.77e9}
+PARAMETERS = {
+    "0.5B": 0.494e9, "1.5B": 1.544e9, "3B": 3.086e9, "7B": 7.616e9, "14B": 14.77e9, "32B": 32.76e9
+}  # fmt: skip
 """Parameters of the Qwen2.5 models by their usual names; any other size is taken as written."""
 
-BANDWIDTH_TB_S = {"A100": 2.039, "H100": 3.35, "H200": 4.8}
-"""Memory bandwidth of the 80 GB (H200: 141 GB) SXM cards, from NVIDIA's data sheets. Decoding waits
-for memory, so a rate goes from card to card by it."""
+BANDWIDTH_TB_S = {"A100": 2.039, "A100-40GB": 1.555, "H100": 3.35, "H200": 4.8}
+"""Memory bandwidth of SXM cards (80 GB, H200 141 GB, where none is named), from NVIDIA's data
+sheets. Decoding waits for memory, so a rate goes from card to card by it."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,13 @@ H100_RATE = Rate(
     "measured: Qwen2.5-Coder-0.5B, 740 prefixes of GSM8K, 8 engines on one H100; those wait for the"
     " host too, so scaling to a larger model should err on the slow side",
 )  # fmt: skip
+PAPER_JUDGEMENTS = Rate(
+    "the paper's own", 800 * 1024 * 4 / (5 * SECONDS_PER_DAY * 8), PARAMETERS["7B"], "A100",
+    f"{COMPUTED}: 800 steps of 1,024 x 4 judgements in 5 days on 8xA100 at 7B",
+)  # fmt: skip
+"""Judgements a second, sampled and learned from, that one GPU gave in training."""
 DOLLARS_PER_GPU_HOUR = Figure(2.0, f"{ASSUMED}: a round figure, no market was asked")
+DOLLARS_ON_SPOT = Figure(1.0, f"{ASSUMED}: half of the round figure on demand")
 
 
 def parse_parameters(text: str) -> float:
@@ -184,20 +192,6 @@ def parse_parameters(text: str) -> float:
     if not match or float(match[1]) == 0:
         raise ValueError(f"model {text!r} is not a size such as 0.5B, 7B or 135M")
     return float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]]
-
-
-def parse_gpus(text: str) -> tuple[int, str]:
-    """`8xA100` to (8, `A100`); `H100` is one.
-
-    Raises:
-        ValueError: another form, or a GPU whose bandwidth is not known.
-    """
-    match = re.fullmatch(r"(?:(\d+)\s*[xX×])?\s*([A-Za-z]\w*)", text.strip())
-    if not match or match[1] == "0":
-        raise ValueError(f"gpus {text!r} are not of the form 8xA100")
-    name = match[2].upper()
-    bandwidth(name)
-    return int(match[1] or 1), name
 
 
 def bandwidth(gpu: str) -> float:

@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "configs/README.md"])
 CLUSTER = sorted((ROOT / "cluster").rglob("*.yaml"))
-COMMENTED = sorted([*(ROOT / "configs").glob("*.yaml"), *CLUSTER, ROOT / "Makefile"])
+COMMENTED = sorted([*(ROOT / "configs").rglob("*.yaml"), *CLUSTER, ROOT / "Makefile"])
 """Files whose comments name commands; `cluster/Dockerfile` is read line by line besides."""
 
 LANGUAGES = {"sh", "bash", "console", "python", "yaml", "json", "text"}

@@ -96,6 +96,15 @@ def _stepwiser(
         return "runs here", _invoke(arguments)
     here = [word.replace("/opt/stepwiser/", "") for word in arguments]
     names, parameters = _parameters(here, typer.main.get_command(app))
+    if names[0] in table.JOBS:
+        if names[0] == "submit":
+            with (
+                typer.main.get_command(app)
+                .commands["submit"]
+                .make_context("submit", here[1:]) as one
+            ):  # type: ignore[attr-defined]
+                _stepwiser([one.params["command"], *one.args], place, monkeypatch, execute)
+        return f"read here, runs in {table.JOBS[names[0]]}", ""
     if names[0] in STARTS_NOTHING and not execute:
         return "read here", ""
     if names[0] in STARTS_NOTHING:

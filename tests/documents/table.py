@@ -29,6 +29,11 @@ CONFIG_RUNS_IN = {
 """Scenarios that a test runs stages of, with smaller sizes."""
 
 CONFIG_CANNOT = {
+    "configs/a100/1.5b-1gpu.yaml": "an A100; tests/stepwiser/run/memory/test_layout.py places it",
+    "configs/a100/1.5b-4x8.yaml": "32 A100s; test_layout.py places it",
+    "configs/a100/7b-1gpu.yaml": "an A100; test_layout.py places it",
+    "configs/a100/32b-8gpu.yaml": "eight A100s; test_layout.py places it",
+    "configs/a100/32b-4x8.yaml": "32 A100s; test_layout.py places it",
     "configs/gsm8k.yaml": "a GPU; configs/real-0.5b-cpu.yaml has the same stages for a CPU",
     "configs/paper-1.5b.yaml": "eight A100s for days, and a segmenter of 70B behind a URL",
     "configs/paper-7b.yaml": "eight A100s for weeks, and a segmenter of 70B behind a URL",
@@ -40,6 +45,9 @@ CONFIG_CANNOT = {
 """Scenarios that ask for what the machine that tests does not have; they are planned."""
 
 JOB = "tests/cluster/test_job.py::test_a_stage_runs_as_a_job"
+SUBMITTED = "tests/cluster/test_job.py::test_what_is_submitted_gives_the_numbers_of_a_local_run"
+JOBS = dict.fromkeys(("submit", "jobs", "logs", "stop"), SUBMITTED)
+"""Commands of `stepwiser` that need a cluster's head."""
 
 PROGRAM_RUNS_IN = {
     "ray job": JOB,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,29 @@ class ModelSize:
     def kv_token(self, width: int) -> int:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * width
+
+
+def _qwen(
+    parameters: float, hidden: int, inner: int, layers: int, heads: int, kv: int
+) -> ModelSize:
+    words = 151_936 if parameters < 4e9 else 152_064
+    return ModelSize(parameters, 2, hidden, inner, layers, heads, kv, 128, words)
+
+
+QWEN = {
+    "1.5B": _qwen(1.5437e9, 1536, 8960, 28, 12, 2),
+    "7B": _qwen(7.6156e9, 3584, 18944, 28, 28, 4),
+    "14B": _qwen(14.770e9, 5120, 13824, 48, 40, 8),
+    "32B": _qwen(32.764e9, 5120, 27648, 64, 40, 8),
+}
+"""Qwen2.5 by its usual sizes, as their config.json files have it: to plan with models that are not
+on this machine."""
+
+
+def known_size(name: str) -> ModelSize | None:
+    """The size that a model's name tells (`Qwen/Qwen2.5-7B-Instruct`); None where it tells none."""
+    match = re.fullmatch(r"(?:.*[/-])?(\d+(?:\.\d+)?B)(?:-.*|@.*)?", name)
+    return QWEN.get(match[1]) if match else None
 
 
 @cache

@@ -84,9 +84,9 @@ def test_plan_says_what_it_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     output = run("plan", "annotate", "--rate", 4000, "--rollout-share", 0.5, "--gpus", "H100")
     assert "given" in output and "4,000" in output
     for arguments, reason in (
-        (["label"], "annotate only"),
+        (["label"], "annotate and train only"),
         (["annotate", "--model", "big"], "not a size"),
-        (["annotate", "--gpus", "8xTPU"], "none of A100"),
+        (["annotate", "--gpus", "8xTPU"], "one of A100"),
         (["annotate", "--rollout-share", "2"], "at most 1"),
         (["annotate", "--rate", "0"], "above 0"),
     ):

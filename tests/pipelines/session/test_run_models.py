@@ -29,7 +29,9 @@ from tests.support.paths import ROOT
 
 NAME = SHIPPED[0]
 MODEL = load_base_model_dir()
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from stepwiser.errors import UserError
 from stepwiser.run.resource_plan import engine_range, plan_run, plan_stage, weight_transfer
 from tests.support.paths import ROOT
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 STAGES = ("segment", "annotate", "label", "train", "evaluate", "solve", "select", "finetune")
 
 

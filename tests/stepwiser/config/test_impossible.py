@@ -16,7 +16,7 @@ from stepwiser.run.store import RunStore
 from stepwiser.training.ablation import arms_of
 from tests.support.paths import ROOT
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 EMBEDDED = ROOT / "configs" / "embedded.yaml"
 STAGES = ("segment", "annotate", "label", "train", "evaluate", "solve", "select", "finetune")
 
