@@ -24,7 +24,6 @@ from stepwiser.annotation.throughput import (
     label_shares,
     saved_share,
 )
-from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import (
@@ -34,6 +33,7 @@ from stepwiser.run.units import (
     read_plan,
     read_summaries,
     read_summary,
+    title_of,
 )
 
 SILENT_S = 1800.0
@@ -45,7 +45,7 @@ class Period:
     """One start of a driver: when it ran, and what its engines held and did."""
 
     shard: str
-    """i/n"""
+    """i/n, and of one that joined another also its name."""
     started: float
     last: float
     """Seconds since the epoch of its last word."""
@@ -232,7 +232,7 @@ def _written(store: RunStore, unit: str, summary: dict[str, Any]) -> float:
 def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Period]:
     """Periods of one log; its units go into `done`."""
     periods: list[Period] = []
-    shard = path.stem.removeprefix("log-").replace("-of-", "/")
+    shard = title_of(path)
     current: dict[str, Any] = {}
     looks: deque[tuple[float, CounterSnapshot]] = deque()
 
@@ -299,14 +299,15 @@ def _engines(periods: Iterable[Period], begin: float) -> list[EngineStatus]:
     return engines
 
 
-def work_before(store: RunStore, shard: Shard, units: set[str]) -> EarlierWork:
-    """What was done before a driver's start: these units, and what its shard held for them."""
+def work_before(store: RunStore, driver: str, units: set[str]) -> EarlierWork:
+    """What was done before a driver's start: these units, and what was held for them by those
+    whose diary it goes on with (`UnitLog.title`)."""
     done, periods = _read_logs(store, units)
     counts: Counter[str] = Counter()
     for unit in done:
         counts.update(unit.counts)
     # The start that asks has not ended.
-    ended = [p for p in periods if p.ended and p.shard == str(shard)]
+    ended = [p for p in periods if p.ended and p.shard == driver]
     return EarlierWork(len(done), counts, sum(period.gpu_hours(period.last) for period in ended))
 
 

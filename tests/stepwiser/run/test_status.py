@@ -153,17 +153,16 @@ def test_gpu_hours_are_of_what_engines_held(store: RunStore) -> None:
     first = [start(3000), engines(2970, 2, 40), engines(2100, 8, 4000), unit("u0", 2090)]
     write_log(store, first)
     # It died; its last word is the unit, and it held 8 GPUs until then.
-    shard = Shard()
     again = [start(900), unit("u1", 800), engines(500, 4, 1500), end(400)]
     write_log(store, again)
     held = (4000 + 8 * 10, 1500 + 4 * 100)
     assert read_status(store, NOW).gpu_hours == pytest.approx(sum(held) / 3600)
     write_log(store, [start(30), engines(10, 3, 60)])
     assert read_status(store, NOW).gpu_hours == pytest.approx((sum(held) + 60 + 3 * 10) / 3600)
-    before = work_before(store, shard, {"u0", "u1"})
+    before = work_before(store, "0/1", {"u0", "u1"})
     assert before.gpu_hours == pytest.approx(sum(held) / 3600), "without the start that asks"
     assert (before.units, before.counts["rollouts"]) == (2, 16)
-    assert work_before(store, Shard(1, 2), {"u0"}).gpu_hours == 0.0
+    assert work_before(store, "1/2", {"u0"}).gpu_hours == 0.0
 
 
 def test_engines_are_measured_over_the_last_minutes(store: RunStore) -> None:
