@@ -18,6 +18,7 @@ from typing import Any
 
 from stepwiser.annotation.joining import (
     AHEAD_S,
+    UNIT_LEASES,
     OwnerReport,
     Speed,
     ahead,
@@ -30,8 +31,6 @@ from stepwiser.run.store import RunStore
 from stepwiser.run.units import BY, finished_among, read_summary
 from stepwiser.storage.lease import SILENT_S, Leases, new_owner
 
-FOLDER = "leases"
-"""Of a run."""
 AGAIN = "again/"
 """Before the name of a unit that another has and one repeats: no third one does."""
 LOOK_S = 20.0
@@ -337,7 +336,7 @@ def unit_leases(
     store: RunStore, units: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[tuple[UnitLeases, Leases]]:
     """Be one of those who annotate these units, as long as the block lasts."""
-    leases = Leases(store.storage, FOLDER, new_owner())
+    leases = Leases(store.storage, UNIT_LEASES, new_owner())
     held = UnitLeases(
         leases,
         units,

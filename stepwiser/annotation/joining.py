@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+UNIT_LEASES = "leases"
+"""Where a run has the leases of its units, and what their owners say."""
 AHEAD_S = 5.0
 """Work that is taken before it can be begun: a few requests to a store that is far away."""
 RECENT_S = 600.0

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stepwiser.annotation.joining import UNIT_LEASES, OwnerReport
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.annotation.throughput import (
     RECENT_S,
@@ -35,6 +36,7 @@ from stepwiser.run.units import (
     read_summary,
     title_of,
 )
+from stepwiser.storage.lease import Leases
 
 SILENT_S = 1800.0
 """A driver that wrote no end and nothing else for so long is taken for dead."""
@@ -109,6 +111,23 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
+class OwnerStatus:
+    """One start of the program that works on the run now, on whatever cluster."""
+
+    owner: str
+    """Its machine's name and a few digits."""
+    held: int
+    """Units that it has under way, or will begin next."""
+    done: int
+    """Units that it has finished and that count."""
+    units_per_s: float
+    """Over its last minutes."""
+    last_s: float
+    """Seconds since its last sign of life, by its own clock and this one: as wrong as these differ.
+    It gives one every 20 s."""
+
+
+@dataclass(frozen=True)
 class Status:
     """What `stepwiser status` shows."""
 
@@ -145,6 +164,10 @@ class Status:
     """Problems all of whose responses are right, wrong, or neither."""
     last_s: float | None
     """Seconds since the last unit was finished."""
+    owners: list[OwnerStatus]
+    """Who works on it; one that was killed stays until its units are done by others."""
+    free_units: int | None
+    """Neither finished nor anybody's; None before annotation ever started."""
 
 
 def read_status(store: RunStore, now: float | None = None) -> Status:
@@ -173,6 +196,7 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
     per_s = recent.per_s(len(recent.units)) if recent else None
     config = store.config()
     left = planned - len(units) if planned is not None else None
+    owners, held = _owners(store, now, units)
     if left == 0:
         state = "done"
     elif alive:
@@ -206,7 +230,26 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
         dropped=_with_prefix(counts, "malformed: "),
         difficulty={name: counts[name] for name in ("all_right", "mixed_problems", "all_wrong")},
         last_s=now - done[-1].time if done else None,
+        owners=owners,
+        free_units=None if left is None else left - len(held),
     )
+
+
+def _owners(store: RunStore, now: float, done: set[str]) -> tuple[list[OwnerStatus], set[str]]:
+    """Who works on the run, and all that they hold."""
+    found = Leases(store.storage, UNIT_LEASES, "").others()
+    reports = {name: OwnerReport.parse(said) for name, said in sorted(found.items())}
+    owners = [
+        OwnerStatus(
+            name,
+            len(report.held - done),
+            report.done,
+            report.per_s,
+            max(0.0, now - found[name]["time"]),
+        )
+        for name, report in reports.items()
+    ]
+    return owners, set[str]().union(*(report.held for report in reports.values())) - done
 
 
 def _read_logs(store: RunStore, units: set[str]) -> tuple[list[Done], list[Period]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.annotation.unit_leases import FOLDER, TAIL_S, UnitLeases
+from pipelines.annotation.unit_leases import TAIL_S, UnitLeases
+from stepwiser.annotation.joining import UNIT_LEASES
 from stepwiser.storage.folder import Folder
 from stepwiser.storage.lease import SILENT_S, Leases
 
@@ -36,7 +37,7 @@ class Cluster:
         self.folder, self.name, self.clock = folder, name, clock
         self.slots, self.unit_s = slots, unit_s
         # Of no machine: only its silence says that it is dead.
-        self.leases = Leases(folder, FOLDER, name, clock=clock, process={})
+        self.leases = Leases(folder, UNIT_LEASES, name, clock=clock, process={})
         self.held = UnitLeases(self.leases, units, self._finished, self._writer, clock)
         self.todo: list[str] = []
         self.ends: dict[str, float] = {}
@@ -118,7 +119,7 @@ def test_one_alone_takes_all_in_order_and_leaves_nothing(tmp_path: Path) -> None
     assert run(clock, [one], 200.0) <= 40 / 4 * 5 + 2
     assert one.counted == units and one.computed == 40 and one.others == 0
     one.leave()
-    assert folder.names(FOLDER) == []
+    assert folder.names(UNIT_LEASES) == []
 
 
 def test_each_does_as_much_as_it_is_fast(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_what_those_held_who_leave_or_die_is_done_by_others(tmp_path: Path) -> N
     # Nothing else is left to do long before it is known to be dead.
     assert took <= 40 / 4 * 2 + 24 < SILENT_S
     stays.leave()
-    assert [name for name in folder.names(FOLDER) if "taken" in name] == []
+    assert [name for name in folder.names(UNIT_LEASES) if "taken" in name] == []
 
 
 def test_a_dead_owners_units_are_free_after_its_silence(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_dead_owners_units_are_free_after_its_silence(tmp_path: Path) -> None:
     assert SILENT_S <= took <= 60 * 4.0 + 8.0 and not busy.held.over
     run(clock, [busy], 300.0)
     busy.leave()
-    assert folder.names(FOLDER) == [], "what it left is swept at the end"
+    assert folder.names(UNIT_LEASES) == [], "what it left is swept at the end"
 
 
 def test_a_straggler_is_repeated_and_counts_once(tmp_path: Path) -> None:
@@ -243,4 +244,4 @@ def test_whatever_dies_and_comes_every_unit_is_counted_once(
         if one.alive:
             assert one.others + len(one.counted) == len(units)
             one.leave()
-    assert not [name for name in folder.names(FOLDER) if "taken" in name]
+    assert not [name for name in folder.names(UNIT_LEASES) if "taken" in name]
