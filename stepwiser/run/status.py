@@ -190,13 +190,14 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
     counts: Counter[str] = Counter()
     for unit in done:
         counts.update(unit.counts)
+    owners, held = _owners(store, now, units)
     alive = any(period.alive(now) for period in periods)
+    alive = alive or any(owner.last_s < SILENT_S for owner in owners)
     planned = len(plan["units"]) if plan else None
     recent = _recent(done, periods, now if alive else None)
     per_s = recent.per_s(len(recent.units)) if recent else None
     config = store.config()
     left = planned - len(units) if planned is not None else None
-    owners, held = _owners(store, now, units)
     if left == 0:
         state = "done"
     elif alive:
