@@ -164,7 +164,9 @@ def _bucket(out: Path) -> Iterator[str]:
     with s3_server(out / "s3.log") as url, faulty_proxy(url) as proxy:
 
         def throttle() -> None:
-            while not over.wait(rng.uniform(2.0, 8.0)):
+            while not over.wait(rng.uniform(1.0, 4.0)):
+                if any(fault.seen < fault.times for fault in proxy.faults):
+                    continue  # more would refuse everything, where requests are few
                 for method in ("PUT", "GET", "HEAD"):
                     proxy.fault(method, times=rng.randint(1, 4), status=503, code="SlowDown")
 

@@ -107,7 +107,7 @@ def main(run: str, count: int, seconds: float, slots: int) -> None:
                 None,
                 16,
                 source=UnitSource(held, others.extend),
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
         )
         others += held.news()
     print(f"did {held.done} others {len(others)}", flush=True)
