@@ -2,7 +2,7 @@
 
 Clusters are process trees of this machine, each with its own Ray, its own cache and, where
 `unshare` may, its own host name, so that a killed one is known by its silence alone. The bucket is
-moto's behind a proxy that throttles (503 SlowDown) in bursts.
+moto's behind a proxy that throttles (503 SlowDown).
 
 - `storm`: real engines with the packaged model. Clusters join and leave at random moments, some by
   SIGTERM and some by SIGKILL of the whole tree. Then every row is read.
@@ -12,8 +12,6 @@ moto's behind a proxy that throttles (503 SlowDown) in bursts.
   in both. Efficiency is the units of the joint run over what each would have done alone in the time
   from its joining to its end; so it has what leases cost, waiting for the last units, and work done
   twice. It has no distance to the store, and no start of Ray.
-
-The S3 server and the proxy are those of `tests/stepwiser/storage`: a checkout is needed.
 """
 
 from __future__ import annotations
@@ -29,10 +27,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +38,7 @@ import psutil
 from actors.engine.engine import EngineOptions, EngineStats
 from benchmarks.annotation.stub_engine import StubEngine
 from benchmarks.command import CONFIG
+from benchmarks.object_store import throttling_bucket
 from stepwiser.config import RunConfig, load_config
 from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.run.store import RunStore
@@ -65,6 +63,8 @@ TOKENS_PER_PROBLEM = 1500.0
 """About, of the stub's answers with `SMALL`; it only decides how long the parts last."""
 GATES = ("alone", "joined")
 """Parts of `pace`, which all clusters begin together."""
+REFUSED = 0.03
+"""Share of the requests that the store throttles."""
 DEADLINE_S = 3600.0
 
 
@@ -151,35 +151,6 @@ class Cluster:
 def _works(cluster: Cluster) -> bool:
     """It has engines, and annotates; or has done so."""
     return b"annotate: " in cluster.log.read_bytes()
-
-
-@contextlib.contextmanager
-def _bucket(out: Path) -> Iterator[str]:
-    """A bucket that throttles now and then; its address. The environment leads there."""
-    from tests.stepwiser.storage.servers import BUCKET, CREDENTIALS, faulty_proxy, s3_server
-
-    over = threading.Event()
-    before = dict(os.environ)
-    rng = random.Random(11)
-    with s3_server(out / "s3.log") as url, faulty_proxy(url) as proxy:
-
-        def throttle() -> None:
-            while not over.wait(rng.uniform(1.0, 4.0)):
-                if any(fault.seen < fault.times for fault in proxy.faults):
-                    continue  # more would refuse everything, where requests are few
-                for method in ("PUT", "GET", "HEAD"):
-                    proxy.fault(method, times=rng.randint(1, 4), status=503, code="SlowDown")
-
-        thread = threading.Thread(target=throttle, daemon=True)
-        thread.start()
-        os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=proxy.url)
-        try:
-            yield f"s3://{BUCKET}"
-        finally:
-            over.set()
-            thread.join()
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def _give_policy(run: str) -> None:
@@ -351,7 +322,7 @@ def measure_joining(out: Path, quick: bool) -> dict[str, float]:
     """`join_lost`, `join_duplicates` and `join_efficiency`, and what they were measured on."""
     folder = out / f"joining-{secrets.token_hex(3)}"
     folder.mkdir(parents=True)
-    with _bucket(folder) as address:
+    with throttling_bucket(folder / "s3.log", REFUSED) as address:
         figures = pace(folder, address, 60.0 if quick else 240.0)
         figures |= storm(folder, address, *((24, 1, 1) if quick else (80, 3, 2)))
     for key in ("lost", "duplicates"):

@@ -97,18 +97,9 @@ def main(run: str, count: int, seconds: float, slots: int) -> None:
             return Labeler(store, leases.owner, seconds, slots)
 
         print(f"owner {leases.owner}", flush=True)
-        asyncio.run(
-            dispatch_units(
-                Pool(),
-                None,
-                make_labeler,
-                units,
-                finished,
-                None,
-                16,
-                source=UnitSource(held, others.extend),
-            )  # fmt: skip
-        )
+        source = UnitSource(held, others.extend)
+        work = dispatch_units(Pool(), None, make_labeler, units, finished, None, 16, source=source)
+        asyncio.run(work)
         others += held.news()
     print(f"did {held.done} others {len(others)}", flush=True)
 
