@@ -29,7 +29,7 @@ from stepwiser.errors import UserError
 from stepwiser.run.periodic import repeating
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import BY, finished_among, read_summary
-from stepwiser.storage.lease import SILENT_S, Leases, new_owner
+from stepwiser.storage.lease import AT_ONCE, SILENT_S, Leases, at_once, new_owner
 
 AGAIN = "again/"
 """Before the name of a unit that another has and one repeats: no third one does."""
@@ -103,27 +103,22 @@ class UnitLeases:
 
         ``hungry``: there is room for work, and nothing to begin.
         """
-        for one in self._pop(self._ended):
-            self._leases.end(one)
-            if one in self._repeats:
-                self._leases.end(AGAIN + one)
+        self._end_leases()
         now = self._clock()
         if self._due(now):
             self._look()
         self._want = self._ahead(now, hungry)
         found: list[str] = []
-        while len(found) + len(self._waiting) < self._want:
-            unit = self._next_free()
-            if unit is None:
-                break
-            holder = self._leases.claim(unit)
-            if holder == self._leases.owner:
-                found.append(unit)
-            else:
-                self._refused[unit] = holder, self._clock()
-                self._missed = self._astray = True
-                if self._due(self._clock()):
-                    break  # better to look than to ask for one after the other
+        while (room := self._want - len(found) - len(self._waiting)) > 0:
+            units = self._next_free(min(room, AT_ONCE))
+            for unit, holder in zip(units, at_once(self._leases.claim, units), strict=True):
+                if holder == self._leases.owner:
+                    found.append(unit)
+                else:
+                    self._refused[unit] = holder, self._clock()
+                    self._missed = self._astray = True
+            if not units or (self._missed and self._due(self._clock())):
+                break  # better to look than to ask for one after the other
         if hungry and not found and 1 not in self._free and not self.over:
             found = self._repeat()
         with self._lock:
@@ -191,8 +186,7 @@ class UnitLeases:
 
     def leave(self) -> None:
         """Give back what is not done, at once; when all is done, take away what the dead left."""
-        for unit in self._pop(self._ended):
-            self._leases.end(unit)
+        self._end_leases()
         self._leases.leave()
         if self.over:
             self._leases.clear()
@@ -207,6 +201,11 @@ class UnitLeases:
             self._hungry = now
         more = (2 * self._want if hungry else self._want) if lately else 1
         return max(ahead(self._speed.per_s(now)), min(more, MOST_AHEAD))
+
+    def _end_leases(self) -> None:
+        ended = self._pop(self._ended)
+        again = [AGAIN + unit for unit in ended if unit in self._repeats]
+        at_once(self._leases.end, [*ended, *again])
 
     def _pop(self, units: list[str]) -> list[str]:
         with self._lock:
@@ -275,18 +274,21 @@ class UnitLeases:
                     begun[unit] = since - when
         return replace(report, begun=begun), now - since
 
-    def _next_free(self) -> str | None:
+    def _next_free(self, count: int) -> list[str]:
+        """At most so many, after the last ones; where those were others', in the middle of what
+        nobody has touched."""
         if self._astray:
-            middle = middle_of_longest_run(self._free)
-            self._cursor, self._astray = middle or 0, False
-        place = self._free.find(1, self._cursor)
-        if place < 0:
-            place = self._free.find(1)
-        if place < 0:
-            return None
-        self._free[place] = 0
-        self._cursor = place + 1
-        return self._order[place]
+            self._cursor, self._astray = middle_of_longest_run(self._free) or 0, False
+        units: list[str] = []
+        while len(units) < count:
+            place = self._free.find(1, self._cursor)
+            place = place if place >= 0 else self._free.find(1)
+            if place < 0:
+                break
+            self._free[place] = 0
+            self._cursor = place + 1
+            units.append(self._order[place])
+        return units
 
     def _repeat(self) -> list[str]:
         """A unit of another that is expected to be done sooner here; at most one."""

@@ -165,7 +165,7 @@ class Status:
     last_s: float | None
     """Seconds since the last unit was finished."""
     owners: list[OwnerStatus]
-    """Who works on it; one that was killed stays until its units are done by others."""
+    """Who works on it; one that was killed stays until all is done."""
     free_units: int | None
     """Neither finished nor anybody's; None before annotation ever started."""
 
@@ -190,7 +190,8 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
     counts: Counter[str] = Counter()
     for unit in done:
         counts.update(unit.counts)
-    owners, held = _owners(store, now, units)
+    over = plan is not None and len(units) == len(plan["units"])
+    owners, held = ([], set[str]()) if over else _owners(store, now, units)
     alive = any(period.alive(now) for period in periods)
     alive = alive or any(owner.last_s < SILENT_S for owner in owners)
     planned = len(plan["units"]) if plan else None

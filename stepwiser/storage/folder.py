@@ -86,10 +86,12 @@ class Folder:
         except FileExistsError:
             return path.read_bytes() == data
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; its file system has no hard links, which "
-                "tell several writers apart: choose another run_dir"
-            ) from error
+            if error.errno not in NO_LINKS:
+                raise
+            with self.locked(str(Path(name).parent / "swaps")):
+                if path.is_file():
+                    return path.read_bytes() == data
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return True
@@ -140,6 +142,8 @@ class Folder:
             return _lock(probe.fileno())
 
 
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without hard links answers, as some that show a bucket as a folder."""
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers, as Lustre mounted without `flock`."""
 

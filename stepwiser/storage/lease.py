@@ -15,18 +15,29 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stepwiser.storage.interface import Storage
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SILENT_S = 60.0
 """An owner whose file does not change for so long is taken for dead."""
 AT_ONCE = 16
 """Requests under way where there are many."""
+
+
+def at_once(call: Callable[[T], R], items: Collection[T]) -> list[R]:
+    """What a call makes of each, several at a time where there are several."""
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(call, items))
 
 
 def new_owner() -> str:
@@ -140,17 +151,15 @@ class Leases:
         """Give everything back, and be no owner any more."""
         with self._lock:
             held = list(self._held)
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(self.give_back, held))
+        at_once(self.give_back, held)
         self.storage.remove(self._owner_file(self.owner))
 
     def others(self) -> dict[str, dict[str, Any]]:
         """What every other owner has said last, those that are dead among them."""
         names = [file.rpartition("/")[2].removesuffix(".json") for file in self._owner_files()]
         others = [name for name in names if name != self.owner]
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            found = zip(others, threads.map(self._hear, others), strict=True)
-            return {name: json.loads(data) for name, data in found if data is not None}
+        found = zip(others, at_once(self._hear, others), strict=True)
+        return {name: json.loads(data) for name, data in found if data is not None}
 
     def lives(self, owner: str) -> bool:
         """Whether an owner lived when it was looked at last; of one that never was, that is not
@@ -179,8 +188,7 @@ class Leases:
         """Take away what dead owners have left; only when all work is done."""
         dead = [name for name in self.others() if not self.lives(name)]
         left = self.storage.names(f"{self.folder}/taken")
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(self.storage.remove, [*left, *map(self._owner_file, dead)]))
+        at_once(self.storage.remove, [*left, *map(self._owner_file, dead)])
 
     def _lives_now(self, owner: str) -> bool:
         self._hear(owner)
