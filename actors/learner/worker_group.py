@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from actors.learner.checkpoints import mend
 from actors.learner.deepspeed_worker import EngineConfig
@@ -125,7 +126,9 @@ def run_worker_group(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     storage = group.storage_path
-    if "://" not in storage:
+    if "://" in storage:
+        storage = quote(storage, safe=":/")  # PyArrow reads it as a URI
+    else:
         storage = str(Path(storage).absolute())
         config = {**config, _UNLISTED: mend(Path(storage) / group.name)}
     fewest = group.min_workers or group.num_workers

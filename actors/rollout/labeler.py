@@ -30,7 +30,14 @@ from stepwiser.data.verifiers import make_checker
 from stepwiser.errors import UserError
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
-from stepwiser.run.units import REPEATS, count_labels, is_finished, read_summary, write_unit
+from stepwiser.run.units import (
+    BY,
+    REPEATS,
+    count_labels,
+    is_finished,
+    read_summary,
+    write_unit,
+)
 
 MAX_TRIES = 3
 """Tries of one problem before it is rejected with its reason."""
@@ -54,6 +61,12 @@ class LabelerOptions:
     check_timeout_s: float
     seed: int
     trust_remote_code: bool = False
+    start: str = ""
+    """Which start of the program this is, as the units' leases call it; empty without leases."""
+
+
+ELSEWHERE = "done elsewhere"
+"""In the counts of a unit: another start was faster, and they are of its rows."""
 
 
 # More units than are ever under way at a time, or `allow` would have to wait for one to end.
@@ -108,7 +121,9 @@ class MonteCarloLabeler:
         return await asyncio.to_thread(self._write, unit, problems, outcomes, started)
 
     def _counts(self, unit: str) -> dict[str, int]:
-        return dict(read_summary(self._store, unit)["counts"])
+        summary = read_summary(self._store, unit)
+        elsewhere = bool(self._options.start) and summary.get(BY) != self._options.start
+        return {**summary["counts"], **({ELSEWHERE: 1} if elsewhere else {})}
 
     def _write(
         self,
@@ -143,6 +158,8 @@ class MonteCarloLabeler:
         if repeats:
             tables[REPEATS] = ChunkValue.to_table(repeats)
         summary = {"counts": counts, "rejects": rejects, "seconds": time.time() - started}
+        if self._options.start:
+            summary[BY] = self._options.start
         first = write_unit(self._store, unit, tables, summary)
         return dict(counts) if first else self._counts(unit)
 

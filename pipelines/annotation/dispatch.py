@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
@@ -28,7 +28,8 @@ MAX_LABELERS = 16
 
 
 OnUnitFinished = Callable[[str, dict[str, int]], None]
-"""Told the name and the counts of a unit whose rows are on disk."""
+"""Told the name and the counts of a unit whose rows are on disk; `ELSEWHERE` among the counts says
+that another start's are."""
 
 OnWorkSeen = Callable[[WorkSeen], None]
 """Told now and then what all problems that were begun have come to."""
@@ -36,6 +37,29 @@ OnWorkSeen = Callable[[WorkSeen], None]
 UnitsWanted = Callable[[int], Awaitable[int | None]]
 """Told how many units are under way, says how many more may begin; None: nothing is wanted any
 more, and what is under way is given up."""
+
+
+class UnitSource(Protocol):
+    """Units that are taken as there is room for them, since others take some too."""
+
+    @property
+    def over(self) -> bool:
+        """Every unit is done."""
+        ...
+
+    @property
+    def wanted(self) -> bool:
+        """Whether some may be taken although there is no room yet."""
+        ...
+
+    async def take(self, hungry: bool) -> list[str]:
+        """Units to be begun, in this order; none, after a while, where there is none now.
+        ``hungry``: there is room."""
+        ...
+
+    def begin(self, unit: str) -> bool:
+        """Whether one that was taken is still to be done here; it is under way then."""
+        ...
 
 
 async def annotate_units(
@@ -46,6 +70,7 @@ async def annotate_units(
     finished: OnUnitFinished,
     wanted: UnitsWanted | None = None,
     seen: OnWorkSeen | None = None,
+    source: UnitSource | None = None,
 ) -> None:
     """`dispatch_units` with labelers of its own, which write the units' rows below ``root``."""
     # Beside the driver, whose node stays: one on a preempted node would lose its units with it.
@@ -66,6 +91,7 @@ async def annotate_units(
             wanted,
             options.annotate.responses,
             seen,
+            source,
         )
     except asyncio.CancelledError:  # Ctrl-C, with their work under way
         hush()
@@ -103,8 +129,12 @@ async def dispatch_units(
     wanted: UnitsWanted | None,
     width: int,
     seen: OnWorkSeen | None = None,
+    source: UnitSource | None = None,
 ) -> None:
     """Have every unit annotated, or as many as are ``wanted``; ``width``: see `Admission`.
+
+    ``source``: where the units are taken from that are shared with other starts; then this ends
+    when all are done, by whomever, and what is still under way here has been done elsewhere.
 
     ``make_labeler`` makes a labeler: one for each engine, as engines come. Raises what a labeler
     raised; units that are not finished then are not written. A labeler that dies gets its units
@@ -112,12 +142,17 @@ async def dispatch_units(
     itself, and then problems that end this one too are rejected.
     """
     admission = Admission(width)
-    todo = deque(units)
+    todo = deque(units if source is None else ())
+    taking: asyncio.Task[list[str]] | None = None
     isolated: list[str] = []
     labelers: list[_Labeler] = []
     polled = 0.0
     try:
-        while todo or isolated or any(labeler.units for labeler in labelers):
+        while (
+            todo or isolated or any(labeler.units for labeler in labelers)
+            if source is None
+            else not source.over
+        ):
             await asyncio.gather(*map(_poll, labelers))
             if time.monotonic() - polled >= POLL_S:
                 polled = time.monotonic()
@@ -135,16 +170,18 @@ async def dispatch_units(
             more = await wanted(under_way) if wanted else len(todo)
             if more is None:
                 return
-            _assign(client, labelers, todo, units, more)
+            hungry = _assign(client, labelers, todo, units, more, source)
+            if source is not None and taking is None and (hungry or source.wanted):
+                taking = asyncio.create_task(source.take(hungry))
             for labeler in labelers if isolated and not todo else ():
                 if isolated and not labeler.units:
                     unit = isolated.pop()
                     work = _annotate_isolated(labeler, unit, units[unit], client)
                     labeler.units[asyncio.create_task(work)] = unit
-            tasks = [task for labeler in labelers for task in labeler.units]
+            tasks = {task for labeler in labelers for task in labeler.units}
             rest = max(0.0, polled + POLL_S - time.monotonic())
-            if tasks:
-                await asyncio.wait(tasks, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            if awaited := tasks | ({taking} if taking else set()):
+                await asyncio.wait(awaited, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(rest)  # nothing is wanted for now
             for labeler in labelers:
@@ -154,7 +191,12 @@ async def dispatch_units(
                         isolated.append(unit)
                     else:
                         finished(unit, task.result())
+            if taking is not None and taking.done():
+                todo.extend(taking.result())
+                taking = None
     finally:
+        if taking is not None:
+            taking.cancel()
         for labeler in labelers:
             for task in labeler.units:
                 task.cancel()
@@ -166,15 +208,20 @@ def _assign(
     todo: deque[str],
     units: Mapping[str, Sequence[Problem]],
     most: int,
-) -> None:
-    """Units to the labelers that have least, until none has capacity, at most so many."""
+    source: UnitSource | None = None,
+) -> bool:
+    """Units to the labelers that have least, until none has capacity, at most so many; returns
+    whether there is capacity left and no unit."""
     for _ in range(min(most, len(todo))):
         labeler = min(labelers, key=lambda one: one.unfinished - one.share)
         if not labeler.has_capacity:
-            return
+            return False
         unit = todo.popleft()
+        if source is not None and not source.begin(unit):
+            continue
         labeler.units[asyncio.create_task(_annotate(labeler, unit, units[unit], client))] = unit
         labeler.unfinished += len(units[unit])
+    return not todo and any(labeler.has_capacity for labeler in labelers)
 
 
 async def _annotate(

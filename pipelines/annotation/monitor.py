@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, Self
 
 from ray.exceptions import RayError
@@ -46,7 +47,7 @@ thousand units."""
 
 
 class AnnotationMonitor:
-    """Watches one shard's work from entering to leaving; `finished` tells it of each unit.
+    """Watches one start's work from entering to leaving; `finished` tells it of each unit.
 
     ``held``: the session's GPU-seconds when the work began.
     """
@@ -70,12 +71,13 @@ class AnnotationMonitor:
             len(todo),
             sum(map(len, todo.values())),
             stopping_plan(config.annotate, config.label),
-            work_before(log.store, log.shard, (own & finished_units(log.store)) - todo.keys()),
+            work_before(log.store, log.title, (own & finished_units(log.store)) - todo.keys()),
         )
         self._began = next(read_log(log.path))["time"]
-        name = "annotate" if log.shard.count == 1 else f"annotate-{log.path.stem[4:]}"
+        alone = log.shard.count == 1 and not log.writer
+        name = "annotate" if alone else f"annotate-{Path(log.name).stem[4:]}"
         self._curve = Trackers(config, session.store, name, session.console, axis="problems")
-        self._metrics = PrometheusMetrics(config.name, str(log.shard))
+        self._metrics = PrometheusMetrics(config.name, log.title)
         self._logged: CounterSnapshot = {}
         self._counters: CounterSnapshot = {}
         self._queues: dict[int, tuple[int, int]] = {}
@@ -102,6 +104,11 @@ class AnnotationMonitor:
         """A unit is done."""
         with self._lock:
             self._throughput.finished(time.monotonic(), counts)
+
+    def elsewhere(self, units: int, problems: int, share: float) -> None:
+        """So many were done by other starts, and of the speed of all this one has a share."""
+        with self._lock:
+            self._throughput.elsewhere(units, problems, share)
 
     def work_seen(self, seen: WorkSeen) -> None:
         """What the problems that were begun have come to."""

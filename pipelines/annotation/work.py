@@ -18,7 +18,8 @@ from stepwiser.config import RunConfig
 from stepwiser.data.imported import ImportedProblem, load_imported
 from stepwiser.data.records import Problem, content_id
 from stepwiser.errors import UserError
-from stepwiser.run.units import finished_units, summarize, weights_id
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import finished_units, read_plan, summarize, weights_id
 
 OPERATIONAL = {"problems_per_unit", "min_engines", "max_engines", "repeat_share", "source"}
 """Settings of the stage that do not change the rows of a unit (of a source, its content does).
@@ -45,6 +46,19 @@ def problems_of(session: Session) -> list[Problem]:
     return session.usable(imported, "imported", source)
 
 
+def refuse_other_plan(store: RunStore, units: Sequence[str]) -> None:
+    """Raise UserError where the run is made of other units than these, which are what this cluster
+    would annotate."""
+    plan = read_plan(store)
+    if plan is not None and plan["units"] != list(units):
+        shared = len(set(plan["units"]).intersection(units))
+        raise UserError(
+            f"{store.place} is made of other problems than data.source gives here, or of another "
+            f"model: {shared} of its {len(plan['units'])} units are among the {len(units)} of this "
+            "cluster. Give it the same files as where the run began"
+        )
+
+
 def units_of(session: Session, problems: Sequence[Problem], model: str) -> dict[str, list[Problem]]:
     """Units by name; the name is the hash of what decides the rows."""
     size = session.config.annotate.problems_per_unit
@@ -66,8 +80,8 @@ def _content(problem: Problem) -> str:
     return problem.content if isinstance(problem, ImportedProblem) else problem.problem_id
 
 
-def labeler_options(config: RunConfig, model: str) -> LabelerOptions:
-    """What labelers need to annotate with this policy."""
+def labeler_options(config: RunConfig, model: str, start: str = "") -> LabelerOptions:
+    """What labelers need to annotate with this policy, for a start of this name."""
     return LabelerOptions(
         model,
         config.prompts,
@@ -78,6 +92,7 @@ def labeler_options(config: RunConfig, model: str) -> LabelerOptions:
         config.check_timeout_s,
         config.seed,
         config.trust_remote_code,
+        start,
     )
 
 

@@ -22,7 +22,13 @@ from pipelines.cli.jobs_commands import (
 )
 from pipelines.cli.keys_command import keys
 from pipelines.cli.plan_command import plan
-from pipelines.cli.words import explained, place, run_place
+from pipelines.cli.words import (
+    ConfigOption,
+    JoinOption,
+    ShardOption,
+    explained,
+    run_place,
+)
 from pipelines.submission.jobs_api import ADDRESS
 
 if TYPE_CHECKING:
@@ -53,16 +59,6 @@ app = typer.Typer(
 )
 
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        parser=place,
-        metavar="PATH",
-        help="Scenario; default configs/embedded.yaml.",
-    ),
-]
 SkipOption = Annotated[
     bool,
     typer.Option("--skip-bad-rows", help="Leave rows out that cannot be read, and list them."),
@@ -94,12 +90,15 @@ def _run(
     overrides: list[str] | None,
     plan: bool,
     skip: bool = False,
+    join: str | None = None,
 ) -> None:
-    """Run stages in one session."""
+    """Run stages in one session; ``join``: of a run that was begun elsewhere."""
     with explained():
+        from pipelines.cli.joined_config import joined_config
         from stepwiser.config.impossible import refuse_impossible
 
-        settings = _load(config, [*(overrides or []), *(SKIP if skip else ())])
+        given = [*(overrides or []), *(SKIP if skip else ())]
+        settings = _load(config, given) if join is None else joined_config(join, config, given)
         refuse_impossible(settings, str(config or "configs/embedded.yaml"), stages)
         if plan:
             from pipelines.session.plan_table import print_plan
@@ -107,7 +106,7 @@ def _run(
             raise typer.Exit(0 if print_plan(settings, stages) else 1)
         from pipelines.stages.runner import run_stages
 
-        run_stages(settings, stages)
+        run_stages(settings, stages, joins=join is not None)
 
 
 def _add_stage(name: str) -> None:
@@ -126,14 +125,13 @@ def _annotate(
     config: ConfigOption = None,
     overrides: Overrides = None,
     plan: PlanOption = False,
-    shard: Annotated[
-        str | None, typer.Option(help="i/n: only every n-th unit, from the i-th (from 0).")
-    ] = None,
+    shard: ShardOption = None,
+    join: JoinOption = None,
     skip: SkipOption = False,
 ) -> None:
-    """A stage with a share of its own."""
-    part = [f"cluster.shard={shard}"] if shard is not None else []
-    _run(("annotate",), config, [*(overrides or []), *part], plan, skip)
+    """A stage that several clusters can share."""
+    given = [*(overrides or []), *([f"cluster.shard={shard}"] if shard is not None else [])]
+    _run(("annotate",), config, given, plan, skip, join)
 
 
 for _name in STAGES:

@@ -61,6 +61,7 @@ def show_status(run: str, as_json: bool) -> None:
     console.print(f"{run}: {status.state}", style="bold", highlight=False, soft_wrap=True)
     rows = (
         ("units", _of(status.units, status.planned_units)),
+        *_owner_rows(status),
         ("problems", _of(status.problems, status.planned_problems)),
         (
             "all right / all wrong / mixed",
@@ -89,6 +90,26 @@ def show_status(run: str, as_json: bool) -> None:
         what = "problems" if words == "rejected" else "responses"
         for reason, count in reasons.items():
             console.print(f"  {words} {count:,} {what}: {reason}", highlight=False, soft_wrap=True)
+
+
+def _owner_rows(status: Status) -> list[tuple[str, str]]:
+    """Who works on the units, where somebody does."""
+    if not status.owners:
+        return []
+    rows = [
+        (
+            f"  {owner.owner}",
+            f"{owner.held} held, {owner.done:,} done, {_rate(owner.units_per_s)}, "
+            f"heard of {duration(owner.last_s)} ago",
+        )
+        for owner in status.owners
+    ]
+    return [*rows, ("  nobody's", known(status.free_units, "{:,}"))]
+
+
+def _rate(per_s: float) -> str:
+    """Units take seconds or hours."""
+    return f"{per_s:,.1f} units/s" if per_s >= 1 else f"{3600 * per_s:,.0f} units/h"
 
 
 def _engine_rows(status: Status) -> list[tuple[str, str]]:

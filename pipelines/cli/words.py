@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -29,6 +30,30 @@ def run_place(text: str) -> str:
         return object_address(text) or str(place(text))
     except UserError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        parser=place,
+        metavar="PATH",
+        help="Scenario; default configs/embedded.yaml.",
+    ),
+]
+ShardOption = Annotated[
+    str | None, typer.Option(help="i/n: only every n-th unit, from the i-th (from 0).")
+]
+JoinOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        parser=run_place,
+        help="Work on this run too, by its config save cluster.*.",
+    ),
+]
+"""How several clusters share the stage `annotate`."""
 
 
 @contextlib.contextmanager

@@ -46,7 +46,8 @@ COUNT_S = 60.0
 class Session:
     """Everything the stages of one start share; leaving it ends every actor and engine.
 
-    ``build`` makes each engine inside its actor, as for `EnginePool`.
+    ``build`` makes each engine inside its actor, as for `EnginePool`; ``joins``: the run was begun
+    elsewhere, and what is done here must be a part of it.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Session:
         config: RunConfig,
         console: Console | None = None,
         build: Callable[[EngineOptions], Any] = Engine,
+        joins: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.joins = config, joins
         self._build = build
         self.console = console or make_console()
         # Absolute: Ray Train gives its workers a working directory of their own.
@@ -181,8 +183,10 @@ class Session:
         finally:
             held = self.engine_gpu_seconds - held
             usage.gpu_hours = (held + others * usage.seconds) / 3600
-            earlier = self.store.read_metrics(f"cost-{name}") if resumes else None
-            self.store.write_metrics(f"cost-{name}", usage.plus(earlier).as_dict())
+            # Other starts may add theirs at the same time.
+            self.store.change_metrics(
+                f"cost-{name}", lambda old: usage.plus(old if resumes else None).as_dict()
+            )
             self._say_what_was_not_checked()
 
     def _say_what_was_not_checked(self) -> None:
@@ -386,10 +390,7 @@ class Session:
     def _count(self, pool: EnginePool) -> tuple[int, int]:
         # Without a limit a node that is dead, but not known to be, would hold up the end of a run.
         stats = self.run(asyncio.wait_for(pool.stats(), COUNT_S))
-        return (
-            sum(s.generated_tokens for s in stats),
-            sum(s.prompt_tokens for s in stats),
-        )
+        return sum(s.generated_tokens for s in stats), sum(s.prompt_tokens for s in stats)
 
 
 def _interrupt(signum: int, frame: object) -> None:

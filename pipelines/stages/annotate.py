@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayTaskError
 
+from actors.rollout.labeler import ELSEWHERE
 from pipelines.annotation.dispatch import annotate_units
 from pipelines.annotation.monitor import AnnotationMonitor
+from pipelines.annotation.unit_leases import UnitLeases, UnitSource, unit_leases
 from pipelines.annotation.work import (
     labeler_options,
     problems_of,
     readable,
+    refuse_other_plan,
     units_of,
     write_metrics,
 )
@@ -33,6 +37,8 @@ def run(session: Session) -> dict[str, Any]:
     problems = problems_of(session)
     store, shard = session.store, Shard.parse(session.config.cluster.shard)
     units = units_of(session, problems, model)
+    if session.joins:
+        refuse_other_plan(store, list(units))
     write_plan(store, list(units), len(problems))
     own = {name: rows for i, (name, rows) in enumerate(units.items()) if shard.owns(i)}
     sweep(store, own)
@@ -47,13 +53,8 @@ def run(session: Session) -> dict[str, Any]:
             done = len(own) - len(todo)
             session.console.print(f"{done} of {len(own)} units are already done")
         with session.stage("annotate", resumes=True) as usage:
-            log = UnitLog(store, shard)
-            log.start(usage.gpus, len(todo))
-            try:
-                _annotate(session, model, todo, len(own), log)
-            finally:
-                log.end()
-                sweep(store, own)
+            _take_part(session, model, todo, len(own), usage.gpus)
+        sweep(store, own)
     metrics = write_metrics(session, units)
     _print(session, metrics, len(units), shard)
     rejects = summarize(store, sorted(own))["rejects"] if shard.count > 1 else metrics["rejects"]
@@ -69,36 +70,81 @@ def run(session: Session) -> dict[str, Any]:
     return metrics
 
 
+def _take_part(
+    session: Session, model: str, todo: dict[str, list[Problem]], total: int, gpus: float
+) -> None:
+    """Annotate the units, with all others that do."""
+    store, shard = session.store, Shard.parse(session.config.cluster.shard)
+
+    def warn(words: str) -> None:
+        session.console.print(words, style="yellow", markup=False, soft_wrap=True)
+
+    with unit_leases(store, list(todo), warn) as (held, leases):
+        # One start at a time goes on with the diary of its shard; others have their own.
+        log = UnitLog(store, shard)
+        if not leases.take(Path(log.name).stem):
+            log = UnitLog(store, shard, leases.owner)
+        log.start(gpus, len(todo))
+        try:
+            _annotate(session, model, todo, total, log, held, leases.owner)
+        finally:
+            log.end()
+
+
 def _annotate(
-    session: Session, model: str, todo: dict[str, list[Problem]], total: int, log: UnitLog
+    session: Session,
+    model: str,
+    todo: dict[str, list[Problem]],
+    total: int,
+    log: UnitLog,
+    held: UnitLeases,
+    start: str,
 ) -> None:
     """Annotate the units; engines come and go with the cluster's nodes meanwhile."""
     config = session.config
     fewest, most = engine_range(config)
-    held = session.engine_gpu_seconds
+    gpu_seconds = session.engine_gpu_seconds
     pool = session.pool(model, count=fewest, maximum=most)
-    options, root = labeler_options(config, model), session.store.place
+    options, root = labeler_options(config, model, start), session.store.place
+    others = 0
     try:
         with (
             session.progress("annotate", total, "units", done=total - len(todo)) as bar,
-            AnnotationMonitor(session, pool, bar, log, todo, held) as watch,
+            AnnotationMonitor(session, pool, bar, log, todo, gpu_seconds) as watch,
         ):
 
             def finished(unit: str, counts: dict[str, int]) -> None:
-                log.finished(unit, counts)
-                watch.finished(counts)
-                bar.update(advance=1)
+                elsewhere = bool(counts.pop(ELSEWHERE, 0))
+                held.finished(unit, elsewhere=elsewhere)
+                if not elsewhere:
+                    log.finished(unit, counts)
+                    watch.finished(counts)
+                    bar.update(advance=1)
 
+            def done_elsewhere(names: list[str]) -> None:
+                nonlocal others
+                others += len(names)
+                watch.elsewhere(len(names), sum(len(todo[name]) for name in names), held.share)
+                bar.update(advance=len(names))
+
+            source = UnitSource(held, done_elsewhere)
             try:
                 session.run(
-                    annotate_units(pool, options, root, todo, finished, seen=watch.work_seen)
+                    annotate_units(
+                        pool, options, root, todo, finished, seen=watch.work_seen, source=source
+                    )
                 )
             except RayTaskError as failure:
                 raise readable(failure) from failure
+            done_elsewhere(held.news())
     finally:
         if most > fewest:
             # What waits for a place would take the next stage's.
             session.release("main")
+    if others:
+        session.console.print(
+            f"{start} did {held.done} of these {len(todo)} units, others {others}", soft_wrap=True
+        )
 
 
 def _rollouts(metrics: dict[str, Any], counts: Counter[str]) -> str:

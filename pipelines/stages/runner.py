@@ -11,10 +11,10 @@ from pipelines.stages.summary import print_summary
 from stepwiser.config import RunConfig
 
 
-def run_stages(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
-    """Run stages one after the other; returns what each measured."""
+def run_stages(config: RunConfig, stages: Sequence[str], joins: bool = False) -> dict[str, Any]:
+    """Run stages one after the other; returns what each measured. ``joins``: as for `Session`."""
     results = {}
-    with Session(config) as session:
+    with Session(config, joins=joins) as session:
         session.start(stages)
         for stage in stages:
             session.console.rule(f"[bold]{stage}", align="left")

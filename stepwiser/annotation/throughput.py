@@ -190,12 +190,20 @@ class ThroughputMonitor:
         self._sampled: deque[tuple[float, int]] = deque([(now, 0)])
         """Tokens of this start, by the time of the look."""
         self._problems = problems
+        self._share = 1.0
 
     def finished(self, now: float, counts: Mapping[str, int]) -> None:
         """A unit is done."""
         self._counts.update(counts)
         self._units += 1
         self._recent.append((now, counts.get("rollouts", 0)))
+
+    def elsewhere(self, units: int, problems: int, share: float) -> None:
+        """So many are left no more, done by others; of all speed, a share is that of this start."""
+        self._planned_units -= units
+        self._planned_problems -= problems
+        self._problems -= problems
+        self._share = share
 
     def look(
         self, now: float, engines: CounterSnapshot, gpu_seconds: float, seen: WorkSeen
@@ -252,7 +260,7 @@ class ThroughputMonitor:
         left = tokens_left(seen, self._problems, self._plan)
         if left is None or sampled <= earlier or now <= began:
             return None
-        return left * (now - began) / (sampled - earlier)
+        return left * (now - began) / (sampled - earlier) * self._share
 
 
 def _tokens(counts: Mapping[str, int]) -> int:

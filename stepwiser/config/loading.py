@@ -31,6 +31,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     the wrong type (naming key, value and what was expected), or settings that can never work.
     """
     raw, where = (_read(Path(path)), str(path)) if path is not None else ({}, "defaults")
+    return override_config(raw, where, overrides)
+
+
+def override_config(raw: dict[str, Any], where: str, overrides: Sequence[str]) -> RunConfig:
+    """`load_config` of a mapping, which is changed; ``where``: what errors call it."""
     # Before the overrides, so that a key is said to be unknown where it stands.
     _refuse_unknown(raw, where)
     overridden = {}

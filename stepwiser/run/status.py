@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stepwiser.annotation.joining import UNIT_LEASES, OwnerReport
 from stepwiser.annotation.stopping import stopping_plan
 from stepwiser.annotation.throughput import (
     RECENT_S,
@@ -24,7 +25,6 @@ from stepwiser.annotation.throughput import (
     label_shares,
     saved_share,
 )
-from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import (
@@ -34,7 +34,9 @@ from stepwiser.run.units import (
     read_plan,
     read_summaries,
     read_summary,
+    title_of,
 )
+from stepwiser.storage.lease import Leases
 
 SILENT_S = 1800.0
 """A driver that wrote no end and nothing else for so long is taken for dead."""
@@ -45,7 +47,7 @@ class Period:
     """One start of a driver: when it ran, and what its engines held and did."""
 
     shard: str
-    """i/n"""
+    """i/n, and of one that joined another also its name."""
     started: float
     last: float
     """Seconds since the epoch of its last word."""
@@ -109,6 +111,23 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
+class OwnerStatus:
+    """One start of the program that works on the run now, on whatever cluster."""
+
+    owner: str
+    """Its machine's name and a few digits."""
+    held: int
+    """Units that it has under way, or will begin next."""
+    done: int
+    """Units that it has finished and that count."""
+    units_per_s: float
+    """Over its last minutes."""
+    last_s: float
+    """Seconds since its last sign of life, by its own clock and this one: as wrong as these differ.
+    It gives one every 20 s."""
+
+
+@dataclass(frozen=True)
 class Status:
     """What `stepwiser status` shows."""
 
@@ -145,6 +164,10 @@ class Status:
     """Problems all of whose responses are right, wrong, or neither."""
     last_s: float | None
     """Seconds since the last unit was finished."""
+    owners: list[OwnerStatus]
+    """Who works on it; one that was killed stays until all is done."""
+    free_units: int | None
+    """Neither finished nor anybody's; None before annotation ever started."""
 
 
 def read_status(store: RunStore, now: float | None = None) -> Status:
@@ -167,7 +190,10 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
     counts: Counter[str] = Counter()
     for unit in done:
         counts.update(unit.counts)
+    over = plan is not None and len(units) == len(plan["units"])
+    owners, held = ([], set[str]()) if over else _owners(store, now, units)
     alive = any(period.alive(now) for period in periods)
+    alive = alive or any(owner.last_s < SILENT_S for owner in owners)
     planned = len(plan["units"]) if plan else None
     recent = _recent(done, periods, now if alive else None)
     per_s = recent.per_s(len(recent.units)) if recent else None
@@ -206,7 +232,26 @@ def read_status(store: RunStore, now: float | None = None) -> Status:
         dropped=_with_prefix(counts, "malformed: "),
         difficulty={name: counts[name] for name in ("all_right", "mixed_problems", "all_wrong")},
         last_s=now - done[-1].time if done else None,
+        owners=owners,
+        free_units=None if left is None else left - len(held),
     )
+
+
+def _owners(store: RunStore, now: float, done: set[str]) -> tuple[list[OwnerStatus], set[str]]:
+    """Who works on the run, and all that they hold."""
+    found = Leases(store.storage, UNIT_LEASES, "").others()
+    reports = {name: OwnerReport.parse(said) for name, said in sorted(found.items())}
+    owners = [
+        OwnerStatus(
+            name,
+            len(report.held - done),
+            report.done,
+            report.per_s,
+            max(0.0, now - found[name]["time"]),
+        )
+        for name, report in reports.items()
+    ]
+    return owners, set[str]().union(*(report.held for report in reports.values())) - done
 
 
 def _read_logs(store: RunStore, units: set[str]) -> tuple[list[Done], list[Period]]:
@@ -232,7 +277,7 @@ def _written(store: RunStore, unit: str, summary: dict[str, Any]) -> float:
 def _read_periods(path: Path, units: set[str], done: dict[str, Done]) -> list[Period]:
     """Periods of one log; its units go into `done`."""
     periods: list[Period] = []
-    shard = path.stem.removeprefix("log-").replace("-of-", "/")
+    shard = title_of(path)
     current: dict[str, Any] = {}
     looks: deque[tuple[float, CounterSnapshot]] = deque()
 
@@ -299,14 +344,15 @@ def _engines(periods: Iterable[Period], begin: float) -> list[EngineStatus]:
     return engines
 
 
-def work_before(store: RunStore, shard: Shard, units: set[str]) -> EarlierWork:
-    """What was done before a driver's start: these units, and what its shard held for them."""
+def work_before(store: RunStore, driver: str, units: set[str]) -> EarlierWork:
+    """What was done before a driver's start: these units, and what was held for them by those
+    whose diary it goes on with (`UnitLog.title`)."""
     done, periods = _read_logs(store, units)
     counts: Counter[str] = Counter()
     for unit in done:
         counts.update(unit.counts)
     # The start that asks has not ended.
-    ended = [p for p in periods if p.ended and p.shard == str(shard)]
+    ended = [p for p in periods if p.ended and p.shard == driver]
     return EarlierWork(len(done), counts, sum(period.gpu_hours(period.last) for period in ended))
 
 

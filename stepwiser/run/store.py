@@ -11,9 +11,10 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -350,6 +351,20 @@ class RunStore:
     def write_metrics(self, stage: str, value: dict[str, Any]) -> None:
         """What a stage measured; the report shows it."""
         self.write_json(f"metrics/{stage}.json", value)
+
+    def change_metrics(self, stage: str, change: Callable[[Any], dict[str, Any]]) -> None:
+        """Write what a stage measured, made of what is there or None; what several starts change
+        at the same time is changed by each."""
+        name = f"metrics/{stage}.json"
+        while True:
+            version, before = "", self.read_metrics(stage)
+            if before is not None:
+                data, version = self.storage.read_version(name)
+                before = json.loads(data)
+            # Never the same bytes twice, so that the store can say whose they are.
+            new = json.dumps({**change(before), "id": secrets.token_hex(4)}, indent=1).encode()
+            if self.storage.swap(name, new, version) if version else self.storage.create(name, new):
+                return
 
     def read_metrics(self, stage: str) -> dict[str, Any] | None:
         """None before the stage has run; raises UserError where the file is not whole."""

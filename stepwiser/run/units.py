@@ -39,7 +39,7 @@ from stepwiser.run.store import (
     read_rows,
     unreadable,
 )
-from stepwiser.storage.folder import is_temporary
+from stepwiser.storage.folder import Folder, is_temporary
 from stepwiser.storage.lines import add_line
 from stepwiser.storage.places import open_storage
 from stepwiser.storage.trees import fingerprint, read_version
@@ -72,17 +72,41 @@ def finished_units(store: RunStore) -> set[str]:
         }
 
 
+def finished_among(store: RunStore, units: Collection[str]) -> set[str]:
+    """Which of these units are finished; cheaper than `finished_units` where few of many are left.
+
+    At an address a list is a request for a thousand units, and a look one for each.
+    """
+    if store.remote and len(units) <= FETCHES:
+        with ThreadPoolExecutor(FETCHES) as threads:
+            there = list(threads.map(lambda unit: is_finished(store, unit), units))
+        return {unit for unit, done in zip(units, there, strict=True) if done}
+    return finished_units(store).intersection(units)
+
+
 def sweep(store: RunStore, units: Collection[str]) -> None:
-    """Remove what killed writers left half-written of these units; nobody may be at them now.
+    """Remove what killed writers left half-written of these units.
 
     At an address nothing is half-written, and what others wrote of a unit is not ours to remove.
     """
-    for table in () if store.remote else (*TABLES, "units"):
-        with contextlib.suppress(FileNotFoundError), os.scandir(store.table_dir(table)) as entries:
-            for entry in entries:
-                if is_temporary(entry.name) and entry.name.split(".")[1] in units:
-                    # Another start may sweep too.
+    if isinstance(store.storage, Folder):
+        for table in (*TABLES, "units"):
+            _sweep(store.storage, table, units)
+
+
+def _sweep(folder: Folder, table: str, units: Collection[str]) -> None:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder.root / table) as entries:
+        for entry in entries:
+            unit = entry.name.split(".")[1] if is_temporary(entry.name) else ""
+            if unit in units:
+                # Who writes has the lock: what is there now is a dead one's.
+                with folder.locked(_lock_of(unit)):
                     Path(entry.path).unlink(missing_ok=True)
+
+
+def _lock_of(unit: str) -> str:
+    """Names are hashes: writers of two units seldom meet, and a folder has few locks."""
+    return f"units/{unit[0]}"
 
 
 def is_finished(store: RunStore, unit: str) -> bool:
@@ -98,12 +122,18 @@ def write_unit(
     Returns False where another was faster: the unit has the other's rows and summary then, and
     these are gone.
     """
-    rows = f"{unit}.{secrets.token_hex(6)}" if store.remote else unit
+    if isinstance(store.storage, Folder):
+        # Names of rows are the unit's there, so that one of several writers writes at a time.
+        with store.storage.locked(_lock_of(unit)):
+            if is_finished(store, unit):
+                return False
+            for name, table in tables.items():
+                store.write_table(name, unit, table)
+            store.write_json(_summary(unit), summary)
+        return True
+    rows = f"{unit}.{secrets.token_hex(6)}"
     for name, table in tables.items():
         store.write_table(name, rows, table)
-    if not store.remote:
-        store.write_json(_summary(unit), summary)
-        return True
     said = {**summary, ROWS: rows, WRITTEN: list(tables), "time": time.time()}
     text = json.dumps(said, allow_nan=True)
     first = store.storage.create(_summary(unit), text.encode())
@@ -116,6 +146,8 @@ ROWS = "rows"
 """In a summary: the name of the unit's files of rows, where that is not the unit's."""
 WRITTEN = "tables"
 """In a summary that has `ROWS`: the tables with such a file."""
+BY = "by"
+"""In a summary: the start that computed the unit, as its leases call it."""
 
 
 def read_unit(store: RunStore, unit: str) -> tuple[list[Trajectory], dict[str, list[ChunkValue]]]:
@@ -277,15 +309,23 @@ class UnitLog:
     """The driver's diary of one shard: a line for its start, for each finished unit, now and then
     one for its engines, and one for its end.
 
-    Only the one driver of a shard writes to its file.
+    One driver writes to a file: those that join it have files of their own, by their names.
     """
 
     store: RunStore
     shard: Shard
+    writer: str = ""
+    """Of a driver beside another one of the shard."""
 
     @property
     def name(self) -> str:
-        return f"annotate/log-{self.shard.index}-of-{self.shard.count}.jsonl"
+        writer = f".{self.writer}" if self.writer else ""
+        return f"annotate/log-{self.shard.index}-of-{self.shard.count}{writer}.jsonl"
+
+    @property
+    def title(self) -> str:
+        """What a person calls the driver."""
+        return f"{self.shard} {self.writer}".rstrip()
 
     @property
     def path(self) -> Path:
@@ -340,6 +380,12 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if _are_counts(event.get("counts", {})) and isinstance(event.get("engines", {}), dict):
             yield event
+
+
+def title_of(log: Path) -> str:
+    """`UnitLog.title` of a diary's file."""
+    shard, _, writer = log.stem.removeprefix("log-").partition(".")
+    return f"{shard.replace('-of-', '/')} {writer}".rstrip()
 
 
 def log_files(store: RunStore) -> list[Path]:

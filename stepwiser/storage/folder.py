@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,10 +86,12 @@ class Folder:
         except FileExistsError:
             return path.read_bytes() == data
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; its file system has no hard links, which "
-                "tell several writers apart: choose another run_dir"
-            ) from error
+            if error.errno not in NO_LINKS:
+                raise
+            with self.locked(str(Path(name).parent / "swaps")):
+                if path.is_file():
+                    return path.read_bytes() == data
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return True
@@ -97,12 +100,23 @@ class Folder:
         path = self.root / name
         if not path.is_file():
             return None
-        with path.with_name(f".{path.name}.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # One lock for the files of a folder: swaps are rare, and take no time.
+        with self.locked(str(Path(name).parent / "swaps")):
             if not path.is_file() or _version(path.read_bytes()) != version:
                 return None
             self.put(name, data)
         return _version(data)
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Have no other process in a block of this name, on this machine or on another that shares
+        the folder; where its file system has no locks, nobody is kept out."""
+        path = self.root / name
+        path = path.with_name(f".{path.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as lock:
+            _lock(lock.fileno())
+            yield
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -122,7 +136,27 @@ class Folder:
         (self.root / name).unlink(missing_ok=True)
 
     def holds_conditions(self) -> bool:
-        return True
+        if not self.root.is_dir():
+            return True  # nobody has begun; who comes next asks again
+        with tempfile.TemporaryFile(dir=self.root) as probe:
+            return _lock(probe.fileno())
+
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without hard links answers, as some that show a bucket as a folder."""
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers, as Lustre mounted without `flock`."""
+
+
+def _lock(file: int) -> bool:
+    """Wait for a file's lock; False where its file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def _version(data: bytes) -> str:

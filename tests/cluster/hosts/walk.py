@@ -125,7 +125,7 @@ def main() -> None:
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     os.environ["RAY_AUTH_MODE"] = "token"
     # Ray's second autoscaler does not learn what a machine of one's own has: no demand fits it.
-    os.environ["RAY_UP_enable_autoscaler_v2"] = "0"
+    os.environ["RAY_UP_enable_autoscaler_v2"] = "0"  # noqa: SIM112
     os.chdir(ROOT)
     for address in (HEAD, *WORKERS):
         network.start(address)

@@ -203,3 +203,72 @@ def test_what_a_labeler_had_seen_before_it_died_still_counts() -> None:
     for problems in (3, 3, 3, 4):
         asyncio.run(dispatch._poll(labeler))
         assert (labeler.lost + labeler.seen).problems == problems
+
+
+class _Source:
+    """Ten units at a time, as asked; some turn out to be done elsewhere."""
+
+    def __init__(self, units: list[str], elsewhere: set[str]) -> None:
+        self.left, self.todo, self.elsewhere = set(units), list(units), elsewhere
+        self.begun: list[str] = []
+        self.hungry: list[bool] = []
+
+    @property
+    def over(self) -> bool:
+        return not self.left
+
+    @property
+    def wanted(self) -> bool:
+        return False
+
+    async def take(self, hungry: bool) -> list[str]:
+        self.hungry.append(hungry)
+        await asyncio.sleep(0.005)
+        found, self.todo = self.todo[:10], self.todo[10:]
+        if not found:
+            self.left -= self.elsewhere
+        return found
+
+    def begin(self, unit: str) -> bool:
+        if unit in self.elsewhere:
+            return False
+        self.begun.append(unit)
+        return True
+
+
+def test_units_that_are_shared_are_taken_as_there_is_room() -> None:
+    units = {f"unit {i}": _problems(*["7"] * 8) for i in range(40)}
+    source = _Source(list(units), {f"unit {i}" for i in range(0, 40, 4)})
+    done: Counter[str] = Counter()
+
+    def finished(unit: str, counts: dict[str, int]) -> None:
+        source.left.discard(unit)
+
+    async def work() -> None:
+        labelers = [_Labeler(0.02, done) for _ in range(2)]
+        await dispatch.dispatch_units(
+            _Pool([2], Reading(0, 0, 64)), None, labelers.pop, units, finished, None, 16,
+            source=source,
+        )  # fmt: skip
+
+    asyncio.run(asyncio.wait_for(work(), 30.0))
+    assert done == Counter(source.begun) and len(done) == 30
+    assert all(source.hungry) and 5 <= len(source.hungry) <= 12
+
+
+def test_the_work_ends_when_others_have_done_what_is_under_way() -> None:
+    units = {"quick": _problems("7"), "slow": _problems("7")}
+    source = _Source(list(units), set())
+
+    class Labeler(_Labeler):
+        async def _one(self, problem: Problem) -> None:
+            source.left.clear()
+            await asyncio.sleep(3600)
+
+    async def work() -> None:
+        await dispatch.dispatch_units(
+            _Pool([1], Reading(0, 0, 64)), None, lambda: Labeler(0.0, Counter()), units,
+            lambda unit, counts: None, None, 16, source=source,
+        )  # fmt: skip
+
+    asyncio.run(asyncio.wait_for(work(), 30.0))

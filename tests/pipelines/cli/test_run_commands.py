@@ -1,18 +1,22 @@
 """The commands that only read run directories, as a person types them."""
 
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from pipelines.cli import app
+from pipelines.cli.joined_config import joined_config
 from pipelines.monitoring.formatting import duration
+from stepwiser.annotation.joining import UNIT_LEASES, OwnerReport
 from stepwiser.annotation.throughput import EngineCounters
 from stepwiser.config import RunConfig
 from stepwiser.config.annotation import Shard
 from stepwiser.run.store import RunStore
-from stepwiser.run.units import UnitLog
+from stepwiser.run.units import UnitLog, write_plan
 from tests.stepwiser.annotation.test_cost import COUNTS
 from tests.stepwiser.run.annotated_run import write_run
 from tests.stepwiser.run.test_merge import write_shard
@@ -99,3 +103,32 @@ def test_plan_says_what_it_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_who_joins_has_the_runs_config_and_a_cluster_of_its_own(tmp_path: Path) -> None:
+    made = RunConfig(run_dir="elsewhere", seed=7, cluster={"shard": "0/2", "address": "far:6379"})
+    RunStore(tmp_path / "run").open(made)
+    config = joined_config(str(tmp_path / "run"), None, ["engine.count=5", "cluster.cpus=3"])
+    assert (config.seed, config.run_dir, config.engine.count) == (7, str(tmp_path / "run"), 5)
+    assert config.cluster == RunConfig().cluster.model_copy(update={"cpus": 3})
+    assert "seed: 7 -> 8" in run("annotate", "--join", tmp_path / "run", "seed=8", code=2)
+    scenario = tmp_path / "other.yaml"
+    scenario.write_text("annotate: {rollouts: 3}\nengine: {count: 4}\nseed: 7\n")
+    said = run("annotate", "--join", tmp_path / "run", "-c", scenario, code=2)
+    assert f"annotate.rollouts: {made.annotate.rollouts} -> 3" in said and "seed" not in said
+    scenario.write_text("engine: {count: 4}\nseed: 7\n")
+    assert joined_config(str(tmp_path / "run"), scenario, []).engine.count == 4
+    both = ("annotate", "--join", tmp_path / "run", "run_dir=another")
+    assert "names the run already" in run(*both, code=2)
+    assert "not a run directory" in run("annotate", "--join", tmp_path / "none", code=2)
+
+
+def test_status_says_who_works_and_what_is_nobodys(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run").open(RunConfig())
+    write_plan(store, ["a", "b", "c"], 3)
+    said = vars(OwnerReport(12, 0.02, 40.0, {"a": 1.0}, ("b",)))
+    owner = {**said, "beat": 1, "time": time.time() - 9, "process": {}}
+    store.write_json(f"{UNIT_LEASES}/owners/far-0a1b2c.json", owner)
+    output = run("status", tmp_path / "run")
+    assert re.search(r"far-0a1b2c\W+2 held, 12 done, 72 units/h, heard of \d+ s ago", output)
+    assert re.search(r"nobody's\W+1\b", output)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stepwiser.annotation.joining import UNIT_LEASES, OwnerReport
 from stepwiser.config import RunConfig
 from stepwiser.config.annotation import Shard
 from stepwiser.errors import UserError
@@ -16,6 +17,7 @@ from stepwiser.run.status import (
     RECENT_S,
     SILENT_S,
     EngineStatus,
+    OwnerStatus,
     read_status,
     to_json,
     work_before,
@@ -153,17 +155,16 @@ def test_gpu_hours_are_of_what_engines_held(store: RunStore) -> None:
     first = [start(3000), engines(2970, 2, 40), engines(2100, 8, 4000), unit("u0", 2090)]
     write_log(store, first)
     # It died; its last word is the unit, and it held 8 GPUs until then.
-    shard = Shard()
     again = [start(900), unit("u1", 800), engines(500, 4, 1500), end(400)]
     write_log(store, again)
     held = (4000 + 8 * 10, 1500 + 4 * 100)
     assert read_status(store, NOW).gpu_hours == pytest.approx(sum(held) / 3600)
     write_log(store, [start(30), engines(10, 3, 60)])
     assert read_status(store, NOW).gpu_hours == pytest.approx((sum(held) + 60 + 3 * 10) / 3600)
-    before = work_before(store, shard, {"u0", "u1"})
+    before = work_before(store, "0/1", {"u0", "u1"})
     assert before.gpu_hours == pytest.approx(sum(held) / 3600), "without the start that asks"
     assert (before.units, before.counts["rollouts"]) == (2, 16)
-    assert work_before(store, Shard(1, 2), {"u0"}).gpu_hours == 0.0
+    assert work_before(store, "1/2", {"u0"}).gpu_hours == 0.0
 
 
 def test_engines_are_measured_over_the_last_minutes(store: RunStore) -> None:
@@ -253,3 +254,33 @@ def test_of_ten_thousand_units_only_those_that_no_log_knows_are_opened(
         json.loads(line)
     assert took < 10 * (time.process_time() - began), "little more than reading the log once"
     assert status.units == 9_990 and status.chunks == 9_990 * COUNTS["chunks"]
+
+
+def test_who_works_on_what(store: RunStore) -> None:
+    assert read_status(store, NOW).owners == [] and read_status(store, NOW).free_units == 4
+    finish(store, "u0")
+    for name, said in {
+        "far-1": OwnerReport(1, 0.25, 4.0, {"u0": 3.0, "u1": 2.0}, ()),
+        "near-2": OwnerReport(begun={"u2": 1.0}),
+    }.items():
+        text = json.dumps({**vars(said), "beat": 1, "time": NOW - 7, "process": {}})
+        store.storage.put(f"{UNIT_LEASES}/owners/{name}.json", text.encode())
+    status = read_status(store, NOW)
+    assert status.owners == [
+        OwnerStatus("far-1", 1, 1, 0.25, 7.0),
+        OwnerStatus("near-2", 1, 0, 0.0, 7.0),
+    ]
+    assert status.free_units == 1
+
+
+def test_starts_beside_each_other_have_diaries_of_their_own(store: RunStore) -> None:
+    finish(store, "u0", "u1", "u2")
+    looks = [engines(90, 1, 10, e0=(1, 0, 0, 0)), engines(10, 1, 90, e0=(81, 400, 0, 0))]
+    write_log(store, [start(100, gpus=1.0), looks[0], unit("u0", 60), looks[1]])
+    joined = UnitLog(store, Shard(), "host-ab12cd")
+    assert joined.title == "0/1 host-ab12cd"
+    write_log(store, [start(100, gpus=1.0), *looks, unit("u1", 50), end(5)], joined.path.stem[4:])
+    status = read_status(store, NOW)
+    assert {one.shard for one in status.engines} == {"0/1", "0/1 host-ab12cd"}
+    assert status.gpu_hours == pytest.approx((90 + 10 + 90 + 5) / 3600)
+    assert status.units == 3

@@ -160,6 +160,8 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
             if "Content-Length" not in headers:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
+            if self.command == "HEAD":
+                return  # what came after the headers would be read as the next answer
             if fault is not None and fault.cut_at is not None:
                 self.wfile.write(data[: fault.cut_at])
                 self.end()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from stepwiser.storage.interface import Storage
-from stepwiser.storage.lease import Leases
+from stepwiser.storage.lease import Leases, new_owner
 from stepwiser.storage.places import open_storage
 from tests.stepwiser.storage.servers import BUCKET
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -32,7 +37,8 @@ class Clock:
 
 
 def owner(storage: Storage, name: str, clock: Clock) -> Leases:
-    leases = Leases(storage, "leases", name, 60.0, clock)
+    """Of no machine that is known: only its silence says that it is dead."""
+    leases = Leases(storage, "leases", name, 60.0, clock, process={})
     leases.renew()
     return leases
 
@@ -83,3 +89,49 @@ def test_of_several_takers_of_a_dead_owners_work_one_has_it(storage: Storage) ->
     clock.now += 61.0
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lambda taker: taker.take("a"), takers)).count(True) == 1
+
+
+def test_who_leaves_gives_all_back_and_is_none_any_more(storage: Storage) -> None:
+    first, second = owner(storage, "first", Clock()), owner(storage, "second", Clock())
+    assert first.take("a") and first.take("deep/b") and second.take("c")
+    assert first.claim("c") == "second"
+    assert first.others().keys() == {"second"}
+    first.leave()
+    assert second.others() == {} and second.owners() == {"second": ["c"]}
+    assert second.take("a") and second.take("deep/b")
+    second.renew({"done": 3})
+    assert first.others()["second"]["done"] == 3
+
+
+def test_a_process_of_this_machine_that_is_no_more_loses_its_work_at_once(tmp_path: Path) -> None:
+    storage = open_storage("run_dir", tmp_path)
+    code = (
+        "from pathlib import Path\n"
+        "from stepwiser.storage.folder import Folder\n"
+        "from stepwiser.storage.lease import Leases, new_owner\n"
+        f"leases = Leases(Folder(Path({str(tmp_path)!r})), 'leases', 'dead')\n"
+        "leases.renew()\n"
+        "assert leases.take('a')\n"
+        "input()"
+    )
+    taker = Leases(storage, "leases", "taker")
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not storage.exists("leases/taken/a.json"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not taker.take("a")
+        process.kill()
+        # Nobody has waited for it yet.
+        while not taker.take("a"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert taker.others().keys() == {"dead"} and not taker.lives("dead")
+    taker.clear()
+    taker.leave()
+    assert storage.names() == []
+
+
+def test_names_of_owners_are_those_of_their_machines() -> None:
+    assert new_owner() != new_owner()
+    assert re.fullmatch(r"[A-Za-z0-9-]+-[0-9a-f]{6}", new_owner())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +64,20 @@ def test_exactly_one_of_many_creates_a_file(storage: Storage) -> None:
         assert told.count(True) == 1
         assert storage.read("units/a.json") == f"of {told.index(True)}".encode()
         storage.remove("units/a.json")
+
+
+def test_a_file_system_without_hard_links_has_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    folder = open_storage("run_dir", tmp_path)
+    with ThreadPoolExecutor(6) as threads:
+        told = list(threads.map(lambda i: folder.create("units/a", f"{i}".encode()), range(6)))
+    assert told.count(True) == 1 and folder.read("units/a") == f"{told.index(True)}".encode()
+    assert folder.names() == ["units/a"]
 
 
 def test_swaps_count_every_one_once(storage: Storage) -> None:

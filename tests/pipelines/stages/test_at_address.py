@@ -1,0 +1,83 @@
+"""Stages whose run directory lies in a bucket of a real S3 server, as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from stepwiser.annotation.joining import UNIT_LEASES
+from stepwiser.run.status import read_status
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import BY, finished_units, read_plan, read_summary, read_unit
+from stepwiser.storage.lease import Leases
+from tests.chaos.killing import Family
+from tests.stepwiser.storage.servers import BUCKET, s3_server, use_endpoint
+from tests.support.commands import finish, run, start
+from tests.support.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SMALLEST = ("segment.problems=48", "segment.evaluation_problems=8", "engine.count=1")
+ADDRESS = f"s3://{BUCKET}/the run"
+
+
+def owner_of(store: RunStore, pid: int) -> str | None:
+    """What the leases call the start that is this process."""
+    said = Leases(store.storage, UNIT_LEASES, "").others()
+    return next((name for name, one in said.items() if one["process"]["pid"] == pid), None)
+
+
+def writers(store: RunStore) -> dict[str, str]:
+    """Who did each unit that is done."""
+    return {unit: read_summary(store, unit)[BY] for unit in finished_units(store)}
+
+
+def test_two_join_a_run_in_a_bucket_and_the_second_outlives_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"run_dir={ADDRESS}"
+    with s3_server(tmp_path / "server.log") as url:
+        use_endpoint(monkeypatch, url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        run("segment", *SMALLEST, place)
+        store = RunStore(ADDRESS)
+        with Family("annotate", *SMALLEST, place) as first:
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+            second = start("annotate", "--join", ADDRESS, *SMALLEST, forked=True)
+            first.wait_for(lambda: owner_of(store, first.process.pid) is not None)
+            one = owner_of(store, first.process.pid)
+            first.wait_for(lambda: one in writers(store).values())
+        first.process.wait()  # with all that it had started
+        output = finish(second)
+        assert second.returncode == 0, output
+        units = finished_units(store)
+        plan = read_plan(store)
+        assert plan is not None and units == set(plan["units"]) and len(units) == 16
+        did = Counter(writers(store).values())
+        assert len(did) == 2 and did[one] >= 1
+        words = re.search(r"\S+ did (\d+) of these (\d+) units, others (\d+)", output)
+        assert words, output
+        mine, among, others = map(int, words.groups())
+        assert mine + others == among and mine == 16 - did[one]
+        # Every row once, whatever the first had under way.
+        rows = [read_unit(store, unit)[0] for unit in units]
+        assert max(Counter(row.trajectory_id for part in rows for row in part).values()) == 1
+        status = json.loads(CliRunner().invoke(app, ["status", ADDRESS, "--json"]).output)
+        assert (status["state"], status["problems"], status["free_units"]) == ("done", 64, 0)
+        assert status["owners"] == [] and not store.storage.names(UNIT_LEASES)
+        # Another machine goes on: it has nothing of the run, and nothing is done again.
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
+        before = store.storage.names()
+        said = run("quickstart", *SMALLEST, place, "--stages", "annotate,report")
+        assert "every unit is already done, kept" in said
+        kept = [name for name in before if name.startswith(("values/", "trajectories/", "units/"))]
+        assert set(kept) <= set(store.storage.names())
+        assert b"Annotation" in store.storage.read("reports/report.html")
+        assert read_status(store).state == "done"
+    assert not list(ROOT.glob("s3:*"))
