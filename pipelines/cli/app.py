@@ -27,6 +27,7 @@ from pipelines.cli.words import (
     JoinOption,
     ShardOption,
     explained,
+    place,
     run_place,
 )
 from pipelines.submission.jobs_api import ADDRESS
