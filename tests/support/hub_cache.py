@@ -16,6 +16,7 @@ SHIPPED = (
     "Qwen/Qwen2.5-0.5B-Instruct",
     "Qwen/Qwen2.5-1.5B-Instruct",
     "Qwen/Qwen2.5-7B-Instruct",
+    "Qwen/Qwen2.5-32B-Instruct",
 )
 """Models on the Hub that configs/*.yaml name, but for the one that lives behind a URL."""
 

@@ -225,12 +225,12 @@ def _shapes(config: RunConfig, stage: str, machines: Machines) -> Iterator[list[
                             ("learner.max_tokens_per_microbatch", tokens), *extra,
                         ]  # fmt: skip
             if width == 1:
-                for utilization in (0.5, 0.4, 0.3):
+                for utilization in (0.45, 0.4, 0.3):
                     yield [
-                        ("engine.count", gpus), ("engine.gpus", 0.6),
+                        ("engine.count", gpus), ("engine.gpus", 0.5),
                         ("engine.tensor_parallel_size", 1),
                         ("engine.gpu_memory_utilization", utilization),
-                        ("learner.workers", gpus), ("learner.gpus", 0.4),
+                        ("learner.workers", gpus), ("learner.gpus", 0.5),
                         ("learner.zero_stage", 3 if gpus > 1 else 2),
                         ("learner.gradient_checkpointing", True), ("train.colocated", True),
                         *extra,
