@@ -170,7 +170,9 @@ def test_the_option_skips_rows_of_every_source(monkeypatch: pytest.MonkeyPatch) 
     import pipelines.stages.runner as runner
 
     seen = []
-    monkeypatch.setattr(runner, "run_stages", lambda config, stages: seen.append((config, stages)))
+    monkeypatch.setattr(
+        runner, "run_stages", lambda config, stages, joins: seen.append((config, stages))
+    )
     run("annotate", "--skip-bad-rows")
     run("quickstart", "--skip-bad-rows")
     run("evaluate")
