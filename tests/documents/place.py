@@ -72,6 +72,8 @@ def _write_runs(place: Path) -> None:
     (place / "runs" / "old" / "quickstart").rename(run)
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("@RUN@", str(run)))
+    (place / "shared").mkdir(exist_ok=True)
+    (place / "shared" / "begun").symlink_to(run)
     pilot = RunStore(place / "runs" / "pilot").open(load_config(None, ["name=pilot"]))
     pilot.write_metrics("annotate", {"counts": COUNTS, "rollouts_per_prefix": 4})
     config = load_config(ROOT / "configs" / "embedded.yaml", ["run_dir=runs/two-shards"])

@@ -86,6 +86,7 @@ def test_a_merge_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 
 def test_a_unit_annotated_twice_differently_is_named(tmp_path: Path) -> None:
     first, second = (write_shard(tmp_path / name, Shard()) for name in ("a", "b"))
+    (second.root / "units" / "u2.json").unlink()  # which says that it is done, once and for all
     row = replace(trajectory("t-u2"), trajectory_id="another sample")
     write_unit(second, "u2", [(row, values(row))])
     with pytest.raises(UserError, match="unit u2 is in .*annotated twice"):
