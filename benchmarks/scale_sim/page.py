@@ -115,14 +115,16 @@ A simulation, with service times that were measured: no cluster of this size was
 ![efficiency over engines](results/scale.svg)
 
 Engines of a 7B on an A100 ({full:,.0f} tokens/s when full, which is what the paper's fourteen days
-come to, [cost.md](cost.md)); one head of {s.head_cpus} cores with {s.labelers} labelers; the 60,000
-problems of the paper's annotation, or {per_engine} an engine where that is less.
+come to, [cost.md](cost.md)); one head of {s.head_cpus} cores with {s.labelers} labelers;
+{problems:,} problems, or {per_engine:,} an engine where that is less. The paper has three times as
+many: the end of a run weighs three times as much here as it would there.
 
 {paper}
 
-*Efficiency*: tokens/s of the whole run over N times those of one engine. *Before the end*: the
-same of the middle of the run, where all have work. What is missing of 1 there was waited for at a
-central part; what the whole run has less is its end, when the longest answers are left.
+*Efficiency*: tokens/s of the whole run over N times those of one engine in the middle of its run,
+where no end shows. *Before the end*: the same of the middle of the run, where all have work. What is
+missing of 1 there was waited for at a central part; what the whole run has less is its end, when the
+longest answers are left.
 
 **The bottleneck at 1,024 engines: {bottleneck}.** Shares of what each part can do, in the middle of
 the run:
@@ -171,7 +173,7 @@ Stated, not measured: a request to S3 takes {put:.0f} ms, of which a unit has {s
 - **Admission** is the program's own, asked once a simulated second. Driver, labelers and their
   checkers do one thing at a time; what exceeds the head's cores makes all of it take longer; a
   registry that is behind tells old news.
-- Every sample's end is an event, sixty million in the largest runs, compiled by Numba.
+- Every sample's end is an event, twenty million in the largest runs, compiled by Numba.
 
 ## What is not modelled
 
@@ -189,6 +191,7 @@ def page(
     measured: Measured,
     runs: Mapping[str, Sequence[Outcome]],
     figures: Mapping[str, Any],
+    problems: int,
     per_engine: int,
 ) -> str:
     """The whole page; ``figures``: the line that the benchmark ends with."""
@@ -196,6 +199,7 @@ def page(
     return TEXT.format(
         full=A100_7B.full,
         s=services,
+        problems=problems,
         per_engine=per_engine,
         paper="\n".join(table(paper, BARS)),
         bottleneck=figures["bottleneck"],

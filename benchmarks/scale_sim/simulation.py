@@ -143,7 +143,8 @@ def use(
 
 
 def efficiency(one: Outcome, many: Outcome) -> float:
-    return many.tokens_per_s / (many.engines * one.tokens_per_s)
+    """``one``: what one engine makes that is never at its end."""
+    return many.tokens_per_s / (many.engines * one.middle_tokens_per_s)
 
 
 def bottleneck(one: Outcome, many: Outcome) -> str:

@@ -80,6 +80,8 @@ def look(limit: Limit, reading: Reading, in_flight: float) -> Limit:
     spent = in_flight >= SPENT * limit.problems
     if limit.rest or not spent or not has_room(reading):
         cold = limit.cold and reading.sequences_waiting < WAITING_LOW * reading.max_num_seqs
+        if cold == limit.cold and rest == limit.rest:  # as most looks of a thousand engines end
+            return limit
         return replace(limit, cold=cold, rest=rest)
     more = limit.problems if limit.cold else 1
     # Every problem has one sequence at least: more of them than this could only wait.
