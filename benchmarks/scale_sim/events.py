@@ -1,8 +1,8 @@
 """What happens between two looks of the driver, event by event.
 
 A run of the paper's size has sixty million samples, and the end of each is an event: compiled by
-Numba that takes minutes. (SimPy, a library for this, makes Python objects of events and would take a
-night.) `s` is a `State` and `c` its `Costs`, which stay as they are while arrays in `s` change.
+Numba that takes minutes. (SimPy, a library for this, makes Python objects of events and would take
+a night.) `s` is a `State` and `c` its `Costs`, which stay as they are while arrays in `s` change.
 
 Engines decode all of their sequences at the same pace, `EngineRate`; each keeps a clock that counts
 the tokens of one sequence, and a heap of the sequences by what that clock says when they end. So a

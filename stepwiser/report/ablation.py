@@ -35,6 +35,8 @@ STYLE = (
     "text{font:12px sans-serif;fill:#535a63}.grid{stroke:#eef0f2}.guide{stroke:#535a63;"
     "stroke-dasharray:4 4}.dots{stroke:#0b6bb0;stroke-width:4;stroke-linecap:round;opacity:.3}"
     ".whisker{fill:none;stroke:#0b6bb0;stroke-width:1.5}.mark{fill:#0b6bb0;stroke:#fff}"
+    ".line{fill:none;stroke-width:2}.line.c0{stroke:#0b6bb0}.line.c1{stroke:#b5491f}"
+    ".line.c2{stroke:#0a7d57}"
 )
 """Of a picture outside of a page."""
 

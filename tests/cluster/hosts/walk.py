@@ -1,7 +1,7 @@
 """A person with three machines and cluster/on-premises/machines.yaml, from `ray up` to `ray down`.
 
     unshare --net --mount --pid --uts --fork --mount-proc --kill-child \\
-        python -m tests.cluster.hosts.walk
+        python -m tests.cluster.hosts.walk [PICTURE.svg]
 
 The autoscaler starts with the head alone: demand brings the machines up, one is lost in the middle
 of the work and replaced by an empty one, idleness takes them down. Prints what happens as it does,
@@ -19,13 +19,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 import yaml
 
+from stepwiser.report.ablation import standalone
+from stepwiser.report.drawing.charts import Axis, Plot
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import read_unit
 from stepwiser.tasks import make_problems
@@ -115,6 +117,19 @@ class Trace:
         self._thread.join()
 
 
+def picture(trace: Sequence[tuple[float, int, int, int]]) -> str:
+    """Machines and engines over time, as docs/results/machines.svg shows them."""
+    plot = Plot(Axis("seconds", 0.0, trace[-1][0]), Axis("machines, engines", 0.0, 3.5), 560, 200)
+    for colour, column in enumerate((1, 2)):
+        steps: list[tuple[float, float]] = []
+        for row in trace:
+            if steps:
+                steps.append((row[0], steps[-1][1]))  # a stair, no slope
+            steps.append((row[0], float(row[column])))
+        plot.line(steps, colour)
+    return standalone(plot.svg("Machines of the cluster, and engines at work, over time"))
+
+
 def main() -> None:
     network = Network()
     run("mount", "-t", "tmpfs", "tmpfs", str(SHARED))
@@ -178,6 +193,8 @@ def main() -> None:
         "trace": trace.points,
     }
     shutil.rmtree(laptop / ".ray", ignore_errors=True)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(picture(trace.points))
     print(json.dumps(found))
 
 
