@@ -189,26 +189,21 @@ def work_of(config: RunConfig) -> Work:
 
 
 def check(
-    cluster: LocalCluster, folder: Path, services: Services, problems: int
-) -> list[dict[str, float]]:
-    """Runs of few nodes beside the simulation of the same problems: tokens/s of both."""
+    cluster: LocalCluster, folder: Path, services: Services, engines: int, problems: int
+) -> dict[str, float]:
+    """A run of so many nodes beside the simulation of the same problems: tokens/s of both."""
     # Short samples, answers that are compared as texts, a disk, and all nodes on one machine.
     here = replace(services, sample_s=0.0, new_answers=0.0, put_s=0.0, node_engines=1)
-    rows = []
-    for engines in NODES:
-        while len(ray.nodes()) < engines + 1:
-            cluster.add_node(1)
-        config = config_of(cluster, folder / f"check-{engines}", engines, problems)
-        work = work_of(config)
-        counts, seconds, _ = annotated(config, PacedEngine)
-        made = counts["response_tokens"] + counts["rollout_tokens"]
-        if made != work.tokens:
-            raise RuntimeError(f"{made} tokens were made, and {work.tokens} were to be")
-        told = simulate(work, RATE, here, engines)
-        rows.append(
-            {"engines": engines, "measured": made / seconds, "predicted": told.tokens_per_s}
-        )
-    return rows
+    while len(ray.nodes()) < engines + 1:
+        cluster.add_node(1)
+    config = config_of(cluster, folder / f"check-{engines}", engines, problems)
+    work = work_of(config)
+    counts, seconds, _ = annotated(config, PacedEngine)
+    made = counts["response_tokens"] + counts["rollout_tokens"]
+    if made != work.tokens:
+        raise RuntimeError(f"{made} tokens were made, and {work.tokens} were to be")
+    told = simulate(work, RATE, here, engines)
+    return {"engines": engines, "measured": made / seconds, "predicted": told.tokens_per_s}
 
 
 @dataclass(frozen=True)
@@ -228,13 +223,27 @@ class Measured:
 
 
 def measure_nodes(out: Path, quick: bool) -> Measured:
-    """Service times, and the check of real runs."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Service times, and the check of real runs; what an earlier start has measured is kept."""
+    file = out / "measured.json"
+    known = Measured.read(file) if file.is_file() else None
+    done = {row["engines"] for row in known.checks} if known else set()
+    if known and done.issuperset(NODES):
+        return known
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in out.glob("*/"):
+        shutil.rmtree(folder)
     with (
         # Ray puts its sockets 64 characters below this folder, and their paths may have 107.
         tempfile.TemporaryDirectory("", "sw-", "/tmp", ignore_cleanup_errors=True) as temporary,
         local_cluster(head={"temp_dir": temporary}) as cluster,
     ):
         cluster.add_node(1)
-        services = measure_services(cluster, out, 8 if quick else 256)
-        return Measured(services, check(cluster, out, services, 8 if quick else PROBLEMS))
+        if known is None:
+            known = Measured(measure_services(cluster, out, 8 if quick else 256), [])
+            known.write(file)
+        for engines in NODES:
+            if engines not in done:
+                problems = 8 if quick else PROBLEMS
+                known.checks.append(check(cluster, out, known.services, engines, problems))
+                known.write(file)
+    return known

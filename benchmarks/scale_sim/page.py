@@ -122,9 +122,9 @@ many: the end of a run weighs three times as much here as it would there.
 {paper}
 
 *Efficiency*: tokens/s of the whole run over N times those of one engine in the middle of its run,
-where no end shows. *Before the end*: the same of the middle of the run, where all have work. What is
-missing of 1 there was waited for at a central part; what the whole run has less is its end, when the
-longest answers are left.
+where no end shows. *Before the end*: the same of the middle of the run, where all have work. What
+is missing of 1 there was waited for at a central part; what the whole run has less is its end, when
+the longest answers are left.
 
 **The bottleneck at 1,024 engines: {bottleneck}.** Shares of what each part can do, in the middle of
 the run:
