@@ -5,7 +5,8 @@
     python -m benchmarks.scale_sim --only simulation     the part that writes docs/scale.md
 
 `simulation` measures service times, runs 1, 2 and 4 nodes beside their simulation, and simulates up
-to 1,024 engines. The last line is one JSON object.
+to 1,024 engines; `joining` has three clusters annotate one run in a bucket. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -77,7 +78,14 @@ def print_outcome(console: Console, name: str, runs: list[Any]) -> None:
     )
 
 
-PARTS = {"simulation": _simulation}
+def _joining(console: Console, out: Path, quick: bool) -> dict[str, Any]:
+    from benchmarks.scale_sim.joining import measure_joining
+
+    out.mkdir(parents=True, exist_ok=True)
+    return dict(measure_joining(out, quick))
+
+
+PARTS = {"simulation": _simulation, "joining": _joining}
 OPTIONS = {"simulation": {"measured": "scale.json of an earlier run: nothing is measured anew"}}
 
 if __name__ == "__main__":
