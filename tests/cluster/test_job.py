@@ -165,7 +165,7 @@ def _rows(run: Path, table: str, stage: str) -> list[dict]:
     return sorted(rows, key=lambda row: json.dumps(row, default=str))
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_what_is_submitted_gives_the_numbers_of_a_local_run(
     head: Head, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +180,7 @@ def test_what_is_submitted_gives_the_numbers_of_a_local_run(
     assert "works on" in _laptop(head, elsewhere, *submit, code=2), "not twice at once"
 
     # Told to end while it is at work, it ends as after Ctrl-C and keeps what is finished.
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 1200
     while not list(there.glob("units/*.json")):
         assert time.monotonic() < deadline, _laptop(head, elsewhere, "logs", name)
         time.sleep(0.2)
