@@ -11,6 +11,7 @@ JSON object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _joining(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     return dict(measure_joining(out, quick))
 
 
-PARTS = {"simulation": _simulation, "joining": _joining}
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"simulation": _simulation, "joining": _joining}
 OPTIONS = {"simulation": {"measured": "scale.json of an earlier run: nothing is measured anew"}}
 
 if __name__ == "__main__":
