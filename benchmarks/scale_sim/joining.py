@@ -118,6 +118,9 @@ class Cluster:
     known: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
         environment = dict(os.environ, XDG_CACHE_HOME=str(self.folder / f"cache-{self.name}"))
         environment |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         environment.pop("RAY_ADDRESS", None)
@@ -135,6 +138,7 @@ class Cluster:
         return self.folder / f"{self.name}.log"
 
     def look(self) -> None:
+        """Remember the processes that it has now."""
         with contextlib.suppress(psutil.NoSuchProcess):
             me = psutil.Process(self.process.pid)
             self.known |= {me, *me.children(recursive=True)}
@@ -167,6 +171,9 @@ def _until(condition: Callable[[], bool], what: str, clusters: Sequence[Cluster]
         for one in clusters:
             one.look()
             if one.process.poll() not in (None, 0):
+                if b"Ray did not start" in one.log.read_bytes():
+                    one.start()  # the machine is busy, and it says to try again
+                    continue
                 raise RuntimeError(f"{one.name} ended:\n{one.log.read_text()[-3000:]}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {DEADLINE_S:g} s")
