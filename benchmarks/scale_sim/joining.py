@@ -57,7 +57,7 @@ SMALL = (
     "cluster.object_store_mb=100",
     "tracker=none",
 )
-RATES = {"slow": 1500.0, "middle": 3000.0, "fast": 4500.0}
+RATES = {"slow": 500.0, "middle": 1000.0, "fast": 1500.0}
 """Tokens a second of the paced engines."""
 TOKENS_PER_PROBLEM = 1500.0
 """About, of the stub's answers with `SMALL`; it only decides how long the parts last."""
@@ -330,7 +330,7 @@ def measure_joining(out: Path, quick: bool) -> dict[str, float]:
     folder = out / f"joining-{secrets.token_hex(3)}"
     folder.mkdir(parents=True)
     with throttling_bucket(folder / "s3.log", REFUSED) as address:
-        figures = pace(folder, address, 60.0 if quick else 240.0)
+        figures = pace(folder, address, 90.0 if quick else 300.0)
         figures |= storm(folder, address, *((24, 1, 1) if quick else (80, 3, 2)))
     for key in ("lost", "duplicates"):
         figures[f"join_{key}"] += figures.pop(f"paced_{key}")
