@@ -57,7 +57,7 @@ SMALL = (
     "cluster.object_store_mb=100",
     "tracker=none",
 )
-RATES = {"slow": 1500.0, "middle": 3000.0, "fast": 4500.0}
+RATES = {"slow": 500.0, "middle": 1000.0, "fast": 1500.0}
 """Tokens a second of the paced engines."""
 TOKENS_PER_PROBLEM = 1500.0
 """About, of the stub's answers with `SMALL`; it only decides how long the parts last."""
@@ -118,6 +118,9 @@ class Cluster:
     known: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
         environment = dict(os.environ, XDG_CACHE_HOME=str(self.folder / f"cache-{self.name}"))
         environment |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         environment.pop("RAY_ADDRESS", None)
@@ -135,6 +138,7 @@ class Cluster:
         return self.folder / f"{self.name}.log"
 
     def look(self) -> None:
+        """Remember the processes that it has now."""
         with contextlib.suppress(psutil.NoSuchProcess):
             me = psutil.Process(self.process.pid)
             self.known |= {me, *me.children(recursive=True)}
@@ -167,6 +171,9 @@ def _until(condition: Callable[[], bool], what: str, clusters: Sequence[Cluster]
         for one in clusters:
             one.look()
             if one.process.poll() not in (None, 0):
+                if b"Ray did not start" in one.log.read_bytes():
+                    one.start()  # the machine is busy, and it says to try again
+                    continue
                 raise RuntimeError(f"{one.name} ended:\n{one.log.read_text()[-3000:]}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {DEADLINE_S:g} s")
@@ -323,7 +330,7 @@ def measure_joining(out: Path, quick: bool) -> dict[str, float]:
     folder = out / f"joining-{secrets.token_hex(3)}"
     folder.mkdir(parents=True)
     with throttling_bucket(folder / "s3.log", REFUSED) as address:
-        figures = pace(folder, address, 60.0 if quick else 240.0)
+        figures = pace(folder, address, 90.0 if quick else 300.0)
         figures |= storm(folder, address, *((24, 1, 1) if quick else (80, 3, 2)))
     for key in ("lost", "duplicates"):
         figures[f"join_{key}"] += figures.pop(f"paced_{key}")

@@ -83,8 +83,13 @@ def named(error: Exception, action: str, place: str) -> UserError:
 
 
 def _meaning(error: Exception) -> tuple[str, bool] | None:
-    # An object's name may hold any digits: what was asked for says nothing of the answer.
-    said = re.sub(r"(Object at location|for path) \S+|https?://(?!169\.254)\S+", "", str(error))
+    # An object's name may hold any digits, and so may the time that it took (`in 301.5ms`): what
+    # was asked for says nothing of the answer.
+    said = re.sub(
+        r"(Object at location|for path) \S+|https?://(?!169\.254)\S+|\b[\d.]+([nµm]?s)\b",
+        "",
+        str(error),
+    )
     said = f"{type(error).__name__} {said.partition('Debug source')[0]}"
     for pattern, words, passes in _MEANINGS:
         if re.search(pattern, said):

@@ -13,6 +13,7 @@ import pytest
 
 from stepwiser.errors import UserError
 from stepwiser.storage import objects
+from stepwiser.storage.failures import is_lasting
 from stepwiser.storage.objects import PIECE, Objects
 from tests.stepwiser.storage.servers import BUCKET, FaultyProxy
 from tests.support.paths import ROOT
@@ -76,6 +77,16 @@ def test_what_stays_is_named_with_its_fix(
         assert f"{storage.place}/units/403.json" in str(caught.value)
     with pytest.raises(UserError, match=words):
         storage.create("units/403.json", b"x")
+
+
+@pytest.mark.parametrize("took", ["301.109631ms", "507.2ms", "401.5µs", "403s", "301ms"])
+def test_how_long_an_answer_took_says_nothing(took: str) -> None:
+    said = (
+        f"Object at location units/301.json not found: Error performing HEAD http://s:301/b in {took},"
+        " after 2 retries, retry_timeout: 60s  - Server returned non-2xx status code: "
+    )
+    assert not is_lasting(FileNotFoundError(f"{said}404 Not Found: "))
+    assert is_lasting(OSError(f"{said}403 Forbidden: "))
 
 
 def test_a_conflict_is_tried_again(storage: Objects, proxy: FaultyProxy) -> None:
