@@ -168,7 +168,7 @@ def test_another_judge_takes_over_and_what_is_too_long_at_the_end_is_told(
             # One that does not start leaves the first where it is.
             _point(link, tmp_path / "nothing")
             process.send_signal(signal.SIGUSR1)
-            assert "nothing" in _line(process, "the judge stays")
+            assert "does not exist" in _line(process, "the judge stays")
             _point(link, _judge(tmp_path / "second", 2, 0.05))
             with Load(url) as load:
                 _until(lambda: len(load.answers) >= 2 * CLIENTS)
