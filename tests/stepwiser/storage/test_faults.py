@@ -82,8 +82,8 @@ def test_what_stays_is_named_with_its_fix(
 @pytest.mark.parametrize("took", ["301.109631ms", "507.2ms", "401.5µs", "403s", "301ms"])
 def test_how_long_an_answer_took_says_nothing(took: str) -> None:
     said = (
-        f"Object at location units/301.json not found: Error performing HEAD http://s:301/b in {took},"
-        " after 2 retries, retry_timeout: 60s  - Server returned non-2xx status code: "
+        "Object at location units/301.json not found: Error performing HEAD http://s:301/b"
+        f" in {took}, after 2 retries, retry_timeout: 60s  - Server returned non-2xx status code: "
     )
     assert not is_lasting(FileNotFoundError(f"{said}404 Not Found: "))
     assert is_lasting(OSError(f"{said}403 Forbidden: "))
