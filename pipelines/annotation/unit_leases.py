@@ -34,8 +34,8 @@ from stepwiser.storage.lease import AT_ONCE, SILENT_S, Leases, at_once, new_owne
 AGAIN = "again/"
 """Before the name of a unit that another has and one repeats: no third one does."""
 LOOK_S = 20.0
-"""Between two looks at what others do while there is work, and 500 units a second more: a look
-costs a request for a thousand units."""
+"""Between two looks at what others do, and a second more for each 500 units that are left, since a
+look costs a request for a thousand; less where others do much of what is left in that time."""
 TAIL_S = 3.0
 """The same when nothing is free any more."""
 MISSED_S = 2.0
@@ -117,8 +117,10 @@ class UnitLeases:
                 else:
                     self._refused[unit] = holder, self._clock()
                     self._missed = self._astray = True
-            if not units or (self._missed and self._due(self._clock())):
-                break  # better to look than to ask for one after the other
+            if not units:
+                break
+            if self._missed and self._due(self._clock()):
+                self._look()  # better than to ask for one after the other
         if hungry and not found and 1 not in self._free and not self.over:
             found = self._repeat()
         with self._lock:
@@ -217,6 +219,10 @@ class UnitLeases:
         if self._looked is None:
             return True
         pause = max(LOOK_S, len(self._left) / 500)
+        if per_s := sum(owner.per_s for owner, _ in self._living):
+            # What others do in that time is to be a small part of what is left.
+            left_s = len(self._left) / (per_s + self._speed.per_s(now))
+            pause = min(pause, max(TAIL_S, left_s / 20))
         if self._missed:
             pause = min(pause, max(MISSED_S, pause / 10))
         if 1 not in self._free:
@@ -258,6 +264,8 @@ class UnitLeases:
         for unit in dropped & done:
             self._leases.end(unit)
         self._astray = self._astray or (first and bool(others))
+        if living:
+            self.renew()  # they look as often
 
     def _heard(self, name: str, said: Mapping[str, Any], now: float) -> tuple[OwnerReport, float]:
         """What an owner says it does, with what it has taken since, and how old that is."""

