@@ -314,11 +314,12 @@ def submit(
         given = own_words(context, command, context.args)
         named = given.params
         stages = _chosen(named["stages"]) if command == "quickstart" else (command,)
-        shard = [f"cluster.shard={named['shard']}"] if named.get("shard") else []
+        keys = {"cluster.shard": named.get("shard"), "run_dir": named.get("join")}
+        more = [f"{key}={value}" for key, value in keys.items() if value]
         default = "ablate-embedded" if command == "ablate" else "embedded"
         chosen = named["config"] or _configs_dir() / f"{default}.yaml"
         skip = SKIP if named.get("skip") else ()
-        settings = _load(chosen, [*(named["overrides"] or []), *skip, *shard])
+        settings = _load(chosen, [*(named["overrides"] or []), *skip, *more])
         refuse_impossible(settings, str(chosen), stages)
         job = Errand(command, stages, settings, given)
         raise typer.Exit(submit_job(job, address, env or [], along or [], follow))
