@@ -59,6 +59,8 @@ SMALL = (
 )
 RATES = {"slow": 500.0, "middle": 1000.0, "fast": 1500.0}
 """Tokens a second of the paced engines."""
+PACED = ("engine.max_num_seqs=8", "annotate.problems_per_unit=1")
+"""Little is under way at a time: a run of minutes stands for one of days."""
 TOKENS_PER_PROBLEM = 1500.0
 """About, of the stub's answers with `SMALL`; it only decides how long the parts last."""
 GATES = ("alone", "joined")
@@ -306,7 +308,7 @@ def _work_as(name: str, base: str, gates: Path, seconds: float) -> None:
         return round(sum(RATES[one] for one in names) * seconds / TOKENS_PER_PROBLEM)
 
     def config(run: str, count: int) -> RunConfig:
-        return load_config(CONFIG, [f"run_dir={run}", f"data.limit={count}", *SMALL])
+        return load_config(CONFIG, [f"run_dir={run}", f"data.limit={count}", *SMALL, *PACED])
 
     def annotate_from(gate: str, late_s: float = 0.0) -> None:
         session.start(["annotate"])

@@ -21,6 +21,8 @@ AHEAD_S = 5.0
 """Work that is taken before it can be begun: a few requests to a store that is far away."""
 RECENT_S = 600.0
 """Seconds that a speed is taken over: several units of a slow cluster."""
+UNKNOWN_S = 3600.0
+"""What a unit is taken to need before any is done: those that were begun last are left longest."""
 RECENT_UNITS = 20
 """Units that the time of one is taken over."""
 
@@ -50,13 +52,22 @@ class OwnerReport:
     def held(self) -> set[str]:
         return {*self.begun, *self.waiting}
 
-    def left_s(self, unit: str, since: float, unit_s: float) -> float:
+    @property
+    def least_s(self) -> float | None:
+        """What one unit alone would take at least: many are under way at a time, and each takes
+        longer for that."""
+        if self.unit_s is None or not self.per_s:
+            return self.unit_s
+        return min(self.unit_s, 1 / self.per_s)
+
+    def left_s(self, unit: str, since: float, unit_s: float | None) -> float:
         """Seconds until it is expected to have finished a unit that it holds.
 
         ``since``: seconds since it said all this; ``unit_s``: what a unit takes, where it has not
         said that.
         """
-        usual = unit_s if self.unit_s is None else self.unit_s
+        known = unit_s if self.unit_s is None else self.unit_s
+        usual = UNKNOWN_S if known is None else known
         if unit in self.begun:
             # What is overdue is expected to be so for as long again.
             return abs(usual - self.begun[unit] - since)
@@ -103,19 +114,17 @@ def middle_of_longest_run(free: bytes | bytearray) -> int | None:
 def to_repeat(
     owners: Iterable[tuple[OwnerReport, float]], own: OwnerReport, left: set[str]
 ) -> str | None:
-    """The unit of others whose owner is expected to need longest for it; None where none of them
-    will need longer than it would take here.
+    """The unit of others whose owner is expected to need longest for it; None where all of them
+    will be done sooner than one could be here. A cluster that asks has nothing else to do.
 
     ``owners``: each with the seconds since it said what it did; ``left``: the units that may be
     repeated.
     """
     best: tuple[float, str] | None = None
     for owner, since in owners:
-        here = owner.unit_s if own.unit_s is None else own.unit_s
-        if here is None:
-            continue  # nobody knows what a unit takes
+        here = owner.least_s if own.least_s is None else own.least_s
         for unit in sorted(owner.held & left - own.held):
-            expected = owner.left_s(unit, since, here)
-            if expected > here and (best is None or expected > best[0]):
+            expected = owner.left_s(unit, since, own.unit_s)
+            if expected > (here or 0.0) and (best is None or expected > best[0]):
                 best = expected, unit
     return None if best is None else best[1]

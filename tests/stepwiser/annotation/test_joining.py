@@ -68,8 +68,13 @@ def test_only_what_pays_is_repeated() -> None:
     assert to_repeat([slow], even, left - {"late"}) == "w2"
     assert to_repeat([slow], even, {"young", "w1"}) is None
     assert to_repeat([slow], slower, left) is None
-    # Who has finished none takes others for its measure; where nobody has, nothing is repeated.
+    # Who has finished none takes others for its measure; where nobody has, what began last is left
+    # longest.
     assert to_repeat([slow], OwnerReport(), {"late"}) == "late"
-    assert to_repeat([(report(unit_s=None, late=99.0), 0.0)], OwnerReport(), left) is None
+    unknown = (report(unit_s=None, per_s=0.0, late=99.0, young=3.0), 0.0)
+    assert to_repeat([unknown], OwnerReport(), {"late", "young"}) == "young"
+    # Many at a time take longer each: alone a unit takes a fifth of that.
+    busy = OwnerReport(unit_s=40.0, per_s=1 / 8)
+    assert busy.least_s == 8.0 and to_repeat([slow], busy, {"young"}) == "young"
     mine = OwnerReport(unit_s=8.0, begun={"late": 1.0}, waiting=("w2",))
     assert to_repeat([slow], mine, left) == "w1"
