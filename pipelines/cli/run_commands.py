@@ -100,7 +100,7 @@ def _owner_rows(status: Status) -> list[tuple[str, str]]:
         (
             f"  {owner.owner}",
             f"{owner.held} held, {owner.done:,} done, {_rate(owner.units_per_s)}, "
-            f"heard of {duration(owner.last_s)} ago",
+            f"seen {duration(owner.last_s)} ago",
         )
         for owner in status.owners
     ]

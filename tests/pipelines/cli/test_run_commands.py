@@ -123,12 +123,15 @@ def test_who_joins_has_the_runs_config_and_a_cluster_of_its_own(tmp_path: Path) 
     assert "not a run directory" in run("annotate", "--join", tmp_path / "none", code=2)
 
 
-def test_status_says_who_works_and_what_is_nobodys(tmp_path: Path) -> None:
+def test_status_says_who_works_and_what_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     store = RunStore(tmp_path / "run").open(RunConfig())
     write_plan(store, ["a", "b", "c"], 3)
     said = vars(OwnerReport(12, 0.02, 40.0, {"a": 1.0}, ("b",)))
     owner = {**said, "beat": 1, "time": time.time() - 9, "process": {}}
     store.write_json(f"{UNIT_LEASES}/owners/far-0a1b2c.json", owner)
     output = run("status", tmp_path / "run")
-    assert re.search(r"far-0a1b2c\W+2 held, 12 done, 72 units/h, heard of \d+ s ago", output)
+    assert re.search(r"far-0a1b2c\W+2 held, 12 done, 72 units/h, seen \d+ s ago", output)
     assert re.search(r"nobody's\W+1\b", output)

@@ -100,8 +100,8 @@ def test_values_that_are_complete_answer_any_rule(tmp_path: Path) -> None:
     session = _session(tmp_path, rule="rel_ratio")
     row = trajectory("t1")
     whole = _stopped(row, (9, 16, 16), (3, 16, 16), (0, 1, 1))
-    write_unit(session.store, "aaaa", [(row, whole)])
-    rules, unsettled = _compare_rules(session, ["aaaa"])
+    write_unit(session.store, "bbbb", [(row, whole)])
+    rules, unsettled = _compare_rules(session, ["bbbb"])
     assert [r["positive_share"] for r in rules] == pytest.approx([2 / 3, 1 / 3, 1 / 3])
     _refuse_unsettled(session, unsettled)
 
