@@ -61,7 +61,7 @@ RATES = {"slow": 500.0, "middle": 1000.0, "fast": 1500.0}
 """Tokens a second of the paced engines."""
 PACED = ("engine.max_num_seqs=8", "annotate.problems_per_unit=1")
 """Little is under way at a time: a run of minutes stands for one of days."""
-TOKENS_PER_PROBLEM = 1500.0
+TOKENS_PER_PROBLEM = 750.0
 """About, of the stub's answers with `SMALL`; it only decides how long the parts last."""
 GATES = ("alone", "joined")
 """Parts of `pace`, which all clusters begin together."""
@@ -333,7 +333,7 @@ def measure_joining(out: Path, quick: bool) -> dict[str, float]:
     folder.mkdir(parents=True)
     with throttling_bucket(folder / "s3.log", REFUSED) as address:
         figures = pace(folder, address, 90.0 if quick else 300.0)
-        figures |= storm(folder, address, *((24, 1, 1) if quick else (80, 3, 2)))
+        figures |= storm(folder, address, *((300, 1, 1) if quick else (1500, 3, 2)))
     for key in ("lost", "duplicates"):
         figures[f"join_{key}"] += figures.pop(f"paced_{key}")
     return figures

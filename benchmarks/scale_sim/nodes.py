@@ -38,14 +38,14 @@ from stepwiser.data.sources import load_problems
 from stepwiser.data.verifiers import make_checker
 from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
-from stepwiser.run.units import log_files, read_log
+from stepwiser.run.resource_plan import engine_range
 from stepwiser.tasks import load_base_model_dir
 
 SIZES = (1, 8, 64, 256, 1024)
 """Engines for which costs that grow with them are measured."""
 NODES = (1, 2, 4)
 PROBLEMS = 32
-"""Of a checked run: they keep one engine busy for two to three minutes."""
+"""Of a checked run, an engine: two minutes' work."""
 UNIT = 2
 CALLS = 1_000
 NEW_ANSWERS = 0.188 * 0.06
@@ -77,17 +77,29 @@ def config_of(cluster: LocalCluster, folder: Path, engines: int, problems: int) 
     )
 
 
-def annotated(config: RunConfig, build: Any) -> tuple[dict[str, int], float, list[Moment]]:
-    """Run the stage; its counts, the seconds from its start to its last unit, and the processes."""
+def annotated(config: RunConfig, build: Any) -> tuple[dict[str, int], list[Moment]]:
+    """Run the stage; its counts, and the processes with the tokens that the engines had made."""
+    fewest, most = engine_range(config)
     with Session(config, Console(quiet=True), build=build) as session:
         policy = session.store.model_dir("policy")
         shutil.copytree(load_base_model_dir(), policy, dirs_exist_ok=True)
         session.start(["annotate"])
-        with ProcessMonitor(lambda: 0) as monitor:
+        pool = session.pool(str(policy), count=fewest, maximum=most)  # the stage gets the same
+
+        def made() -> int:
+            return sum(stats.generated_tokens for stats in pool.counters().values())
+
+        with ProcessMonitor(made) as monitor:
             counts = annotate.run(session)["counts"]
-        (path,) = log_files(session.store)
-        times = {event["event"]: event["time"] for event in read_log(path)}
-    return counts, times["unit"] - times["start"], monitor.moments
+    return counts, monitor.moments
+
+
+def middle_rate(moments: Sequence[Moment], tokens: int) -> float:
+    """Tokens/s from a fifth of all to three fifths, as in `simulation`: before, processes start,
+    and after, engines run dry."""
+    first = next(m for m in moments if m.done >= 0.2 * tokens)
+    last = next(m for m in moments if m.done >= 0.6 * tokens)
+    return (last.done - first.done) / (last.seconds - first.seconds)
 
 
 def call_costs() -> tuple[float, float]:
@@ -111,7 +123,7 @@ def measure_services(cluster: LocalCluster, folder: Path, problems: int) -> Serv
     """Of every central part; ``problems``: annotated with an engine that answers at once."""
     call_s, called_s = call_costs()
     metrics = PrometheusMetrics("scale", "0/1")
-    counts, _, moments = annotated(config_of(cluster, folder / "costs", 1, problems), StubEngine)
+    counts, moments = annotated(config_of(cluster, folder / "costs", 1, problems), StubEngine)
     spent = _spent(moments)
     requests = counts["problems"] + counts["prefixes"]
     units = -(-problems // UNIT)
@@ -191,19 +203,23 @@ def work_of(config: RunConfig) -> Work:
 def check(
     cluster: LocalCluster, folder: Path, services: Services, engines: int, problems: int
 ) -> dict[str, float]:
-    """A run of so many nodes beside the simulation of the same problems: tokens/s of both."""
+    """A run of so many nodes beside the simulation of the same problems: tokens/s in the middle."""
     # Short samples, answers that are compared as texts, a disk, and all nodes on one machine.
     here = replace(services, sample_s=0.0, new_answers=0.0, put_s=0.0, node_engines=1)
     while len(ray.nodes()) < engines + 1:
         cluster.add_node(1)
     config = config_of(cluster, folder / f"check-{engines}", engines, problems)
     work = work_of(config)
-    counts, seconds, _ = annotated(config, PacedEngine)
+    counts, moments = annotated(config, PacedEngine)
     made = counts["response_tokens"] + counts["rollout_tokens"]
     if made != work.tokens:
         raise RuntimeError(f"{made} tokens were made, and {work.tokens} were to be")
     told = simulate(work, RATE, here, engines)
-    return {"engines": engines, "measured": made / seconds, "predicted": told.tokens_per_s}
+    return {
+        "engines": engines,
+        "measured": middle_rate(moments, made),
+        "predicted": told.middle_tokens_per_s,
+    }
 
 
 @dataclass(frozen=True)
@@ -243,7 +259,7 @@ def measure_nodes(out: Path, quick: bool) -> Measured:
             known.write(file)
         for engines in NODES:
             if engines not in done:
-                problems = 8 if quick else PROBLEMS
+                problems = (8 if quick else PROBLEMS) * engines
                 known.checks.append(check(cluster, out, known.services, engines, problems))
                 known.write(file)
     return known

@@ -27,6 +27,8 @@ class Pace:
         self._now = now
         self._tokens = 0.0
         """Of one sequence that is decoded all the time."""
+        self.made = 0.0
+        """Tokens, of all sequences together."""
         self._running: list[tuple[float, int]] = []
         self._waiting: deque[tuple[int, int]] = deque()
 
@@ -53,8 +55,10 @@ class Pace:
                 break
             token_s = self._rate.step_s + len(self._running) * self._rate.sequence_s
             end = self._now + (self._running[0][0] - self._tokens) * token_s
+            each = (min(end, now) - self._now) / token_s
+            self.made += len(self._running) * each
             if end > now:
-                self._tokens += (now - self._now) / token_s
+                self._tokens += each
                 break
             self._now = end
             self._tokens, number = heapq.heappop(self._running)
@@ -96,6 +100,7 @@ class PacedEngine(StubEngine):
     def stats(self) -> EngineStats:
         return replace(
             super().stats(),
+            generated_tokens=round(self._pace.made),
             sequences_running=self._pace.running,
             sequences_waiting=self._pace.waiting,
         )

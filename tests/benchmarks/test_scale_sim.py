@@ -134,6 +134,7 @@ def test_an_engine_keeps_its_pace_whoever_looks() -> None:
     assert ends == pytest.approx({0: 0.6, 4: 1.5, 1: 2.75, 2: 2.75, 3: 2.75}, abs=0.011)
     assert coarse.until(2.7) == [0, 4] and coarse.running == 3 and coarse.waiting == 0
     assert sorted(coarse.until(3.0)) == [1, 2, 3]
+    assert coarse.made == pytest.approx(35) == fine.made
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:
