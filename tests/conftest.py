@@ -93,6 +93,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    if "llvmlite" in sys.modules:
+        raise pytest.UsageError(
+            "a test module imports llvmlite (by numba), beside which vLLM starts no engine in this "
+            "process: import it in a process of its own"
+        )
     if any(item.get_closest_marker("slow") for item in session.items):
         preload.warm()
 

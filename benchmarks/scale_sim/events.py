@@ -11,8 +11,11 @@ change of the pace moves nothing in the heap. A labeler, and its checker, do one
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from numba import njit
 
 from actors.pool.routing import HEADROOM
 
@@ -20,10 +23,23 @@ ARRIVES, ANSWERED, DONE, WRITTEN = 0, 1, 2, 3
 """A request comes to its engine; its answer comes to the labeler; is dealt with; a unit's rows are
 in the storage."""
 
+
+def _compiler() -> Callable[[Any], Any]:
+    """Numba's, unless its own switch is off. Then it is not even imported: vLLM cannot start an
+    engine in a process that has llvmlite, as that of tests may have to."""
+    if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        return lambda function: function
+    from numba import njit
+
+    return njit(cache=True)
+
+
+compiled = _compiler()
+
 # --- heaps ----------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@compiled
 def _push(keys, values, size, key, value):  # type: ignore[no-untyped-def]
     """Into a heap of `size` entries."""
     i = size
@@ -33,7 +49,7 @@ def _push(keys, values, size, key, value):  # type: ignore[no-untyped-def]
     keys[i], values[i] = key, value
 
 
-@njit(cache=True)
+@compiled
 def _pop(keys, values, size):  # type: ignore[no-untyped-def]
     """The first entry's value, out of a heap of `size` entries."""
     found = values[0]
@@ -51,7 +67,7 @@ def _pop(keys, values, size):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True)
+@compiled
 def _moved(s, engine):  # type: ignore[no-untyped-def]
     """An engine's next end has changed: its place in the order follows."""
     key, i = s.next_end[engine], s.place[engine]
@@ -72,13 +88,13 @@ def _moved(s, engine):  # type: ignore[no-untyped-def]
     s.order[i], s.place[engine] = engine, i
 
 
-@njit(cache=True)
+@compiled
 def _happens(s, when, kind, number):  # type: ignore[no-untyped-def]
     _push(s.event_at, s.event, s.counts[0], when, kind + 4 * number)
     s.counts[0] += 1
 
 
-@njit(cache=True)
+@compiled
 def _append(first, last, behind, chain, item):  # type: ignore[no-untyped-def]
     if first[chain] < 0:
         first[chain] = item
@@ -87,7 +103,7 @@ def _append(first, last, behind, chain, item):  # type: ignore[no-untyped-def]
     last[chain], behind[item] = item, -1
 
 
-@njit(cache=True)
+@compiled
 def _take(first, behind, chain):  # type: ignore[no-untyped-def]
     item = first[chain]
     first[chain] = behind[item]
@@ -97,7 +113,7 @@ def _take(first, behind, chain):  # type: ignore[no-untyped-def]
 # --- engines --------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@compiled
 def _wind(s, c, engine):  # type: ignore[no-untyped-def]
     """Bring an engine's clock up to now."""
     if s.running[engine]:
@@ -106,7 +122,7 @@ def _wind(s, c, engine):  # type: ignore[no-untyped-def]
     s.last[engine] = s.clock[0]
 
 
-@njit(cache=True)
+@compiled
 def _fill(s, c, engine):  # type: ignore[no-untyped-def]
     """Give free slots to what waits, and tell when the next sequence ends."""
     slots = s.ends.shape[1]
@@ -131,7 +147,7 @@ def _fill(s, c, engine):  # type: ignore[no-untyped-def]
     _moved(s, engine)
 
 
-@njit(cache=True)
+@compiled
 def _sequence_ends(s, c, engine):  # type: ignore[no-untyped-def]
     _wind(s, c, engine)
     request = _pop(s.ends[engine], s.ending[engine], s.running[engine])
@@ -145,7 +161,7 @@ def _sequence_ends(s, c, engine):  # type: ignore[no-untyped-def]
 # --- labelers -------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@compiled
 def _work(s, labeler, seconds):  # type: ignore[no-untyped-def]
     """Have a labeler do something; returns when it is done."""
     seconds *= s.clock[1]
@@ -154,13 +170,13 @@ def _work(s, labeler, seconds):  # type: ignore[no-untyped-def]
     return s.free_at[labeler]
 
 
-@njit(cache=True)
+@compiled
 def _has_room(s, labeler, engine):  # type: ignore[no-untyped-def]
     own = s.own[labeler, engine]
     return own == 0 or own + s.others[labeler, engine] < HEADROOM * s.ends.shape[1]
 
 
-@njit(cache=True)
+@compiled
 def _send(s, c, labeler, request, engine):  # type: ignore[no-untyped-def]
     size = s.samples[request + 1] - s.samples[request]
     s.own[labeler, engine] += size
@@ -170,7 +186,7 @@ def _send(s, c, labeler, request, engine):  # type: ignore[no-untyped-def]
     _happens(s, _work(s, labeler, c.submit) + c.hop, ARRIVES, request)
 
 
-@njit(cache=True)
+@compiled
 def _ask(s, c, labeler, request, urgent):  # type: ignore[no-untyped-def]
     """Send a request to the engine with least to do, or keep it until one has room."""
     engines = len(s.running)
@@ -188,7 +204,7 @@ def _ask(s, c, labeler, request, urgent):  # type: ignore[no-untyped-def]
     _append(s.chain_first, s.chain_last, s.request_next, chain + (0 if urgent else 1), request)
 
 
-@njit(cache=True)
+@compiled
 def _send_waiting(s, c, labeler, engine):  # type: ignore[no-untyped-def]
     chain = len(s.running) + 2 * labeler
     while _has_room(s, labeler, engine):
@@ -202,7 +218,7 @@ def _send_waiting(s, c, labeler, engine):  # type: ignore[no-untyped-def]
         _send(s, c, labeler, request, engine)
 
 
-@njit(cache=True)
+@compiled
 def _answered(s, c, request):  # type: ignore[no-untyped-def]
     labeler = s.problem_labeler[s.request_problem[request]]
     engine = s.request_engine[request]
@@ -217,7 +233,7 @@ def _answered(s, c, request):  # type: ignore[no-untyped-def]
     _happens(s, s.check_at[labeler], DONE, request)
 
 
-@njit(cache=True)
+@compiled
 def _open(s, c, labeler):  # type: ignore[no-untyped-def]
     """Begin problems that wait in a labeler, as many as it may have under way."""
     while s.problem_first[labeler] >= 0 and s.inside[labeler] < s.allowed[labeler]:
@@ -227,7 +243,7 @@ def _open(s, c, labeler):  # type: ignore[no-untyped-def]
         _ask(s, c, labeler, s.requests[problem], True)
 
 
-@njit(cache=True)
+@compiled
 def _done(s, c, request):  # type: ignore[no-untyped-def]
     problem = s.request_problem[request]
     labeler = s.problem_labeler[problem]
@@ -251,7 +267,7 @@ def _done(s, c, request):  # type: ignore[no-untyped-def]
         _happens(s, _work(s, labeler, c.write) + c.storage, WRITTEN, unit)
 
 
-@njit(cache=True)
+@compiled
 def hand_out(s, c, unit):  # type: ignore[no-untyped-def]
     """Give units from number `unit` on to labelers that have least, until none has room; returns
     the number of the next one."""
@@ -279,7 +295,7 @@ def hand_out(s, c, unit):  # type: ignore[no-untyped-def]
     return unit
 
 
-@njit(cache=True)
+@compiled
 def advance(s, c, until):  # type: ignore[no-untyped-def]
     """Go on until a time, or until all is written."""
     while s.counts[1] < len(s.unit_left):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
 # Before the events are imported: to compile them takes longer than all of these runs.
-numba.config.DISABLE_JIT = True
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 from benchmarks.scale_sim.nodes import Measured
 from benchmarks.scale_sim.paced_engine import Pace
@@ -25,7 +25,7 @@ from benchmarks.scale_sim.work import LIMIT, RESPONSE_TOKENS, Work, drawn, recor
 from pipelines.annotation.dispatch import MAX_LABELERS
 from tests.support.paths import ROOT
 
-numba.config.DISABLE_JIT = False
+del os.environ["NUMBA_DISABLE_JIT"]
 
 NOTHING = {1: 0.0, 1024: 0.0}
 FREE = Services(
@@ -188,3 +188,12 @@ def test_compiled_events_are_the_same() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(busy_run(simulate))
+
+
+def test_events_that_are_not_compiled_bring_no_llvm() -> None:
+    code = "import sys, benchmarks.scale_sim.events; print('llvmlite' in sys.modules)"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "False", run.stderr

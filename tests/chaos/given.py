@@ -39,6 +39,17 @@ def make_run(folder: Path, problems: Sequence[ArithmeticProblem], per_unit: int 
     ]
 
 
+def keys_of(number: int, problem: ArithmeticProblem) -> set[tuple[str, int]]:
+    """Of the rows that the solutions of a problem at that position are to have: each trajectory
+    (index -1) and each chunk."""
+    solutions = {"right": solution_chunks(problem), "wrong": _slip(problem)}
+    return {
+        (f"{number}-{name}", index)
+        for name, steps in solutions.items()
+        for index in range(-1, len(steps))
+    }
+
+
 def _slip(problem: ArithmeticProblem) -> list[str]:
     """A solution whose second step is one too high, and what follows from that."""
     steps, left = [], problem.values[0]

@@ -7,7 +7,6 @@ autoscaler with those of the head's role. Only SSH leads nowhere.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -38,6 +37,7 @@ from tests.cluster.aws_rights import (
     many,
     signed_in,
 )
+from tests.cluster.ssh_connections import ssh_connections
 from tests.support.paths import ROOT
 
 AWS = ROOT / "cluster" / "aws"
@@ -76,10 +76,8 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         module = f"ray.autoscaler._private.{name}.time"
         monkeypatch.setattr(module, SimpleNamespace(time=time.time, sleep=lambda _: None))
     monkeypatch.setattr("ray.autoscaler._private.commands.exec_cluster", lambda *_, **__: None)
-    # Ray makes a folder for connections in /tmp, called by the person, and leaves it.
     user = f"tests-{tmp_path.name}-{os.getpid()}"
     monkeypatch.setattr("ray.autoscaler._private.command_runner.getuser", lambda: user)
-    connections = Path(f"/tmp/ray_ssh_{hashlib.sha256(user.encode()).hexdigest()[:10]}")
     # Of nine hundred types, whose description takes the mock eight seconds each time.
     described = instance_types.InstanceTypeBackend.instance_types
     few = [one for one in described if one["InstanceType"] in TYPES]
@@ -89,7 +87,9 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "project").mkdir()
     with mock_aws(), signed_in("admin", "of the mock"):
         yield
-    shutil.rmtree(connections, ignore_errors=True)  # there where a test got as far as the head
+    shutil.rmtree(
+        ssh_connections(user), ignore_errors=True
+    )  # there where a test got as far as the head
 
 
 AWS_COMMAND = """#!/bin/bash

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tests.cluster.hosts.network import ALONE, why_not
+from tests.cluster.ssh_connections import ssh_connections
 from tests.support.paths import ROOT
 
 REFUSED = why_not()
@@ -20,7 +23,18 @@ REFUSED = why_not()
 def test_machines_come_with_demand_are_replaced_and_go() -> None:
     walk = [*ALONE, sys.executable, "-m", "tests.cluster.hosts.walk"]
     # Where the walk ends so does the first process of its namespaces, and all others with it.
-    done = subprocess.run(walk, cwd=ROOT, text=True, capture_output=True, timeout=2000)
+    user = f"walk-{os.getpid()}"
+    try:
+        done = subprocess.run(
+            walk,
+            cwd=ROOT,
+            env={**os.environ, "LOGNAME": user},
+            text=True,
+            capture_output=True,
+            timeout=2000,
+        )
+    finally:
+        shutil.rmtree(ssh_connections(user), ignore_errors=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["units"] == found["problems"], "nothing is lost with a machine"

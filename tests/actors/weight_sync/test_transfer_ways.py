@@ -109,7 +109,8 @@ def _options(
         "weight_transfer": backend,
         "weight_bucket_mb": 1,
     }
-    group = {"zero_stage": stage, "cpus_per_worker": 1}
+    # Two ranks beside three engines, on four logical CPUs.
+    group = {"zero_stage": stage, "cpus_per_worker": 0.5}
     return train_options(directory, model, f"{backend}-{stage}", group, **(given | changes))
 
 

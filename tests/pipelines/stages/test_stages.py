@@ -237,9 +237,13 @@ def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: P
 def test_given_trajectories_are_annotated(quickstart: tuple[Path, str], tmp_path: Path) -> None:
     folder = _with_models(quickstart[0], tmp_path / "run", "policy")
     rows = RunStore(quickstart[0]).read_table("trajectories", "annotate")
-    # One that the policy ended without an answer could not be checked, and would be refused.
-    answered = (row for row in Trajectory.from_table(rows) if row.final_answer is not None)
-    known = {row.question: row for row in answered}
+    # One that the policy ended without an answer could not be checked, and would be refused; steps
+    # that are given are put on lines of their own.
+    known = {
+        row.question: row
+        for row in Trajectory.from_table(rows)
+        if row.final_answer is not None and all(chunk.endswith("\n") for chunk in row.chunks[:-1])
+    }
     given = tmp_path / "given.jsonl"
     with given.open("w") as file:
         for i, row in enumerate(list(known.values())[:6]):
