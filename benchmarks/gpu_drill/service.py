@@ -9,7 +9,7 @@ import httpx
 
 from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.settings import Drill
-from benchmarks.serving import Load, measure_loads, measure_parallel, measure_raw, serving
+from benchmarks.serving.load import Load, measure_loads, measure_parallel, measure_raw, serving
 from stepwiser.config import RunConfig
 
 LONG = 3

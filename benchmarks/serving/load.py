@@ -1,27 +1,9 @@
-"""What the judge costs and holds as a service, against the bare engine on the same prompts.
-
-    python -m benchmarks.serving            about half an hour on two cores
-    python -m benchmarks.serving --quick    about six minutes
-
-One judge (the packaged base model), one replica. The bare engine is asked in the same process that
-then asks over HTTP, so both pay for their client; on a machine of few cores the client, the proxy,
-the ingress and the engine share them. The last line is one JSON object:
-
-vs_raw: solutions/s over HTTP by those of the bare engine, both with 64 in flight; p50_added_ms,
-p99_added_ms: latency over HTTP less that of the bare engine, one in flight; parallel_vs_sequential:
-time of a solution's steps asked one after the other, as scripts do, by that of one request;
-equal_verdicts: share of steps with the same verdict in both, at temperature 0; overload_goodput:
-solutions/s with 512 clients (and 1,000 in full) by those with 64; errors_5xx: answers of that kind,
-and broken connections, in all of it; aborted_tokens_share: tokens sampled for clients that had
-left, by those of their whole answers; fault_…: two replicas, one of which is killed every 20
-seconds (benchmarks/serving_faults.py). `--only` measures some of the parts.
-"""
+"""The judge asked over HTTP and without it, by any number of clients, on the same solutions."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import time
 from collections import Counter
@@ -36,8 +18,6 @@ from ray import serve
 from rich.console import Console
 
 from actors.engine.engine import Engine
-from benchmarks.command import CONFIG, arguments
-from benchmarks.serving_faults import measure_disconnects, measure_faults
 from cluster.local_nodes import local_cluster
 from cluster.ports import reserved_ports
 from pipelines.monitoring.formatting import titled_table
@@ -45,7 +25,7 @@ from pipelines.session.engine_options import engine_options
 from serve.app import ServeOptions, run
 from serve.judging.service import JudgeService
 from serve.schema import JudgeRequest, ModelInfo
-from stepwiser.config import RunConfig, load_config
+from stepwiser.config import RunConfig
 from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.generation import Sampling
 from stepwiser.prompting.hub.folders import resolve_model
@@ -54,7 +34,6 @@ from stepwiser.prompting.verdicts import parse_verdict
 
 IN_FLIGHT = 64
 STEPS = 3
-PARTS = ("load", "parallel", "disconnects", "faults")
 PATIENCE_S = 130.0
 """Of a client; the server's own ends before."""
 LONG = 10
@@ -82,29 +61,6 @@ class Load:
             for status, count in self.statuses.items()
             if isinstance(status, str) or status >= 500
         )
-
-
-def main() -> None:
-    parser = arguments(__doc__, "a part of the seconds, no 1,000 clients", None)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
-    args = parser.parse_args()
-    wanted, quick, console = set(args.only), args.quick, Console()
-    seconds = 20.0 if quick else 60.0
-    config = load_config(CONFIG, ["engine.kv_cache_mb=256", "serve.max_queued_requests=128"])
-    figures: dict[str, Any] = {}
-    raw: dict[int, Load] = {}
-    if "load" in wanted:
-        raw = asyncio.run(measure_raw(config, seconds))
-    if wanted - {"faults"}:
-        with serving(config) as url:
-            if raw:
-                figures |= asyncio.run(measure_load(url, raw, seconds, quick, console))
-            figures |= asyncio.run(measure_others(url, config, wanted, quick))
-    if "faults" in wanted:
-        two = config.model_copy(update={"serve": config.serve.model_copy(update={"replicas": 2})})
-        with serving(two) as url:
-            figures |= asyncio.run(measure_killed(url, 60.0 if quick else 600.0))
-    print(json.dumps(figures))
 
 
 # --- the bare engine ------------------------------------------------------------------------------
@@ -230,28 +186,6 @@ async def measure_load(
     }
 
 
-async def measure_others(
-    url: str, config: RunConfig, wanted: set[str], quick: bool
-) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
-        if "parallel" in wanted:
-            figures |= await measure_parallel(client, config, 5 if quick else 30)
-        if "disconnects" in wanted:
-            long = solution(random.Random(1), LONG) | {"votes": 64}
-            figures |= await measure_disconnects(client, _short, long, 2 if quick else 10)
-    return figures
-
-
-async def measure_killed(url: str, seconds: float) -> dict[str, float]:
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
-        return await measure_faults(client, _short, seconds)
-
-
-def _short(rng: random.Random) -> dict[str, Any]:
-    return solution(rng, STEPS)
-
-
 async def measure_parallel(
     client: httpx.AsyncClient, config: RunConfig, solutions: int
 ) -> dict[str, float]:
@@ -303,7 +237,3 @@ def print_loads(console: Console, raw: dict[int, Load], loads: dict[int, Load]) 
             ", ".join(f"{count} × {status}" for status, count in load.statuses.most_common()),
         )
     console.print(table)
-
-
-if __name__ == "__main__":
-    main()
