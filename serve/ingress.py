@@ -77,10 +77,8 @@ class IngressOptions:
 router = APIRouter(
     responses={status: {"model": ErrorBody} for status in (400, 401, 413, 422, 429, 500, 503, 504)}
 )
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
-"""Beside JSON, where `stream` asks for them."""
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""Beside JSON, where `stream` asks for them; OpenAPI 3.1 has no word for what an event holds."""
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
 ReductionOption = Annotated[
     Reduction, Query(description="How the scores of the steps become one number.")

@@ -6,7 +6,15 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StringConstraints,
+)
 
 from serve.errors import ErrorDetail
 from stepwiser.config.models import ScoreReduction
@@ -83,11 +91,11 @@ class Solution(BaseModel):
 class JudgeRequest(Solution):
     """A solution whose steps are wanted one by one."""
 
-    stop_at_first_negative: bool = Field(
+    stop_at_first_negative: StrictBool = Field(
         False, description="Judge one step after another and end at the first Negative."
     )
-    score_only: bool = Field(False, description="Leave the texts of steps and analyses out.")
-    stream: bool = Field(
+    score_only: StrictBool = Field(False, description="Leave the texts of steps and analyses out.")
+    stream: StrictBool = Field(
         False,
         description="Answer with server-sent events: `analysis` with what the judge has written"
         " since, `step` for each verdict, then `done` or `error`.",

@@ -138,9 +138,11 @@ def environment_stays() -> Iterator[None]:
 def ray_local() -> Iterator[None]:
     """A Ray of the module's own with four logical CPUs, whatever the machine has."""
     from cluster.local_nodes import local_cluster
+    from serve.proxy_errors import ENVIRONMENT
 
     # Ray Train starts its workers elsewhere.
     environment = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    environment |= ENVIRONMENT
     head = {"object_store_memory": 256 * 2**20}
     with local_cluster(4, head, runtime_env={"env_vars": environment}):
         yield

@@ -24,6 +24,7 @@ from pipelines.monitoring.formatting import titled_table
 from pipelines.session.engine_options import engine_options
 from serve.app import ServeOptions, run
 from serve.judging.service import JudgeService
+from serve.proxy_errors import ENVIRONMENT
 from serve.schema import JudgeRequest, ModelInfo
 from stepwiser.config import RunConfig
 from stepwiser.judging.judges import GenerativeJudge
@@ -135,7 +136,7 @@ def solution(rng: random.Random, steps: int) -> dict[str, Any]:
 def serving(config: RunConfig) -> Iterator[str]:
     """The same judge over HTTP."""
     model = resolve_model(config.policy_model)
-    environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    environment = {"env_vars": {"OMP_NUM_THREADS": "1", **ENVIRONMENT}}
     with reserved_ports(1) as (port,), local_cluster(4, runtime_env=environment):
         options = ServeOptions(
             engine_options(config, model),

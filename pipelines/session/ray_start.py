@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import ray
 
 from pipelines.session.plan_table import local_cpus
+from serve.proxy_errors import ENVIRONMENT
 from stepwiser.config import RunConfig
 from stepwiser.errors import UserError
 
@@ -41,8 +42,9 @@ def start_ray(config: RunConfig) -> bool:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     # Ray takes no variable from both, a job and its driver.
     own = _of_job()
-    named = [name for name in PASSED_ON if name in os.environ and name not in own]
-    environment = {"env_vars": {name: os.environ[name] for name in named}}
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables = {**ENVIRONMENT, **passed}  # the first for the proxies of stage serve
+    environment = {"env_vars": {n: value for n, value in variables.items() if n not in own}}
     if address:
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
         return False

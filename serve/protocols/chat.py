@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from serve.protocols.conversation import Message
 from serve.schema import MAX_VOTES, AnyText
@@ -39,7 +39,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: AnyText | list[AnyText] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stream: bool = False
+    stream: StrictBool = False
     tools: None = Field(None, description="Not supported.")
 
     @property

@@ -715,6 +715,36 @@ def test_a_lost_replica_loses_no_request(client: httpx.Client) -> None:
     assert _replica("pid").result() != pid
 
 
+def test_a_lost_ingress_is_no_fault_of_the_request(client: httpx.Client) -> None:
+    pid = _ingress_pid()
+    with ThreadPoolExecutor(8) as threads:
+        replies = [threads.submit(client.post, "/v1/judge", json=HEAVY) for _ in range(8)]
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        lost = [reply.result() for reply in replies]
+    for reply in lost:
+        if reply.status_code != 200:
+            assert reply.status_code == 503, reply.text
+            assert int(reply.headers["Retry-After"]) >= 1
+            _shape(reply)
+    assert any(reply.status_code == 503 for reply in lost), "they were under way"
+    # Who comes again waits for another, whatever its limits have forgotten.
+    assert client.post("/v1/judge", json=HEAVY).status_code == 200
+    assert _ingress_pid() != pid
+
+
+def _ingress_pid() -> int:
+    import ray
+    from ray.util import list_named_actors
+
+    from serve.app import INGRESS
+
+    (found,) = [a for a in list_named_actors(all_namespaces=True) if f"#{INGRESS}#" in a["name"]]
+    actor = ray.get_actor(found["name"], found["namespace"])
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return pid
+
+
 SCRIPT = """
 import sys
 from serve.app import run
