@@ -109,11 +109,13 @@ class UnitLeases:
             self._look()
         self._want = self._ahead(now, hungry)
         found: list[str] = []
-        while (room := self._want - len(found) - len(self._waiting)) > 0:
+        while (room := self._want - len(self._waiting)) > 0:
             units = self._next_free(min(room, AT_ONCE))
             for unit, holder in zip(units, at_once(self._leases.claim, units), strict=True):
                 if holder == self._leases.owner:
                     found.append(unit)
+                    with self._lock:
+                        self._waiting.append(unit)  # before the next look, which would free it
                 else:
                     self._refused[unit] = holder, self._clock()
                     self._missed = self._astray = True
@@ -123,8 +125,8 @@ class UnitLeases:
                 self._look()  # better than to ask for one after the other
         if hungry and not found and 1 not in self._free and not self.over:
             found = self._repeat()
-        with self._lock:
-            self._waiting.extend(found)
+            with self._lock:
+                self._waiting.extend(found)
         return found
 
     def begin(self, unit: str) -> bool:

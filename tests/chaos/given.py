@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stepwiser.run import merge
+from stepwiser.run.store import RunStore
+from stepwiser.run.units import finished_units
 from stepwiser.tasks import ArithmeticProblem, load_base_model_dir
 from stepwiser.tasks.arithmetic import solution_chunks, true_step
 
@@ -48,6 +51,13 @@ def keys_of(number: int, problem: ArithmeticProblem) -> set[tuple[str, int]]:
         for name, steps in solutions.items()
         for index in range(-1, len(steps))
     }
+
+
+def keys_in(folder: Path) -> list[set[tuple[str, int]]]:
+    """Those that the finished units of a run have, by position; each unit has one problem."""
+    store = RunStore(folder)
+    found = [merge.keys_of(store, unit) for unit in finished_units(store)]
+    return sorted(found, key=lambda keys: min(int(name.partition("-")[0]) for name, _ in keys))
 
 
 def _slip(problem: ArithmeticProblem) -> list[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from stepwiser.data.records import ChunkValue, Trajectory
-from stepwiser.run.merge import keys_of
 from stepwiser.run.status import read_status
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import log_files, read_log, read_summary, read_unit
@@ -26,12 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 UNITS = 240
 KILLS = Counter(labeler=7, engine=5, driver=3, registry=3, worker=2)
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-
-
-def _keys(folder: Path) -> list[list[tuple[str, int]]]:
-    """Trajectories and chunks of each unit."""
-    store = RunStore(folder)
-    return sorted(sorted(keys_of(store, unit)) for unit in finished(folder))
 
 
 def _check_rows(folder: Path, rollouts: int) -> None:
@@ -67,7 +60,7 @@ def test_twenty_kills_leave_each_row_once(tmp_path: Path) -> None:
     assert "units are already done" in output, "the last driver went on"
     assert sum(KILLS.values()) == 20
 
-    assert _keys(folder) == sorted(sorted(given.keys_of(n, p)) for n, p in enumerate(problems))
+    assert given.keys_in(folder) == [given.keys_of(n, p) for n, p in enumerate(problems)]
     _check_rows(folder, rollouts=8)
     changed = [unit for unit, before in seen.items() if digests(folder, unit) != before]
     assert not changed, "what was finished before a kill stays as it was"

@@ -24,6 +24,9 @@ def test_machines_come_with_demand_are_replaced_and_go() -> None:
     walk = [*ALONE, sys.executable, "-m", "tests.cluster.hosts.walk"]
     # Where the walk ends so does the first process of its namespaces, and all others with it.
     user = f"walk-{os.getpid()}"
+    # The laptop's, and those of the head to its machines.
+    connections = [ssh_connections(user), ssh_connections("root")]
+    new = [folder for folder in connections if not folder.exists()]
     try:
         done = subprocess.run(
             walk,
@@ -34,7 +37,8 @@ def test_machines_come_with_demand_are_replaced_and_go() -> None:
             timeout=2000,
         )
     finally:
-        shutil.rmtree(ssh_connections(user), ignore_errors=True)
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["units"] == found["problems"], "nothing is lost with a machine"

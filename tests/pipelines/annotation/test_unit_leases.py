@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,28 @@ def test_what_those_held_who_leave_or_die_is_done_by_others(tmp_path: Path) -> N
     assert took <= 40 / 4 * 2 + 24 < SILENT_S
     stays.leave()
     assert [name for name in folder.names(UNIT_LEASES) if "taken" in name] == []
+
+
+def test_nothing_is_taken_twice_where_taking_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Clock):
+        def __call__(self) -> float:
+            self.now += 2.0  # a bucket that is throttled: others are looked for between two claims
+            return self.now
+
+    folder, clock, units = Folder(tmp_path), Slow(), names(400)
+    clusters = [Cluster(folder, name, clock, units, 1, 1.0) for name in ("one", "other")]
+    taken: dict[str, list[str]] = {"one": [], "other": []}
+    monkeypatch.setattr(UnitLeases, "_ahead", lambda *_: 40)
+    for _ in range(4):
+        for cluster in clusters:
+            cluster.held.renew()
+            for unit in cluster.held.take(hungry=True):
+                taken[cluster.name].append(unit)
+                cluster.held.begin(unit)
+    for found in taken.values():
+        assert len(found) == len(set(found)) > 100
 
 
 def test_a_dead_owners_units_are_free_after_its_silence(tmp_path: Path) -> None:
