@@ -20,6 +20,7 @@ from pipelines.monitoring.memory_kills import KillWatch, named
 from pipelines.monitoring.progress import ProgressBar, make_console
 from pipelines.monitoring.usage import Usage, metered
 from pipelines.session.engine_options import architecture, engine_options, engine_threads
+from pipelines.session.head_watch import head_monitored
 from pipelines.session.memory_table import memory_plan, print_memory, running_nodes
 from pipelines.session.plan_table import more_room, plan_table, shortfalls, staying_resources
 from pipelines.session.ray_start import start_ray
@@ -174,7 +175,7 @@ class Session:
         held = self.engine_gpu_seconds
         kills = KillWatch(self.console, self.store.called(CURVE), name)
         try:
-            with metered(usage), named(kills), kills:
+            with head_monitored(self._owns_ray, self.console), metered(usage), named(kills), kills:
                 before = self._tokens()
                 yield usage
                 after = self._tokens()
