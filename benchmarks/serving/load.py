@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import httpx
+import torch
 from ray import serve
 from rich.console import Console
 
@@ -71,6 +72,7 @@ async def measure_raw(
     config: RunConfig, seconds: float, counts: Sequence[int] = (1, 8, IN_FLIGHT)
 ) -> dict[int, Load]:
     """The judge's service around an engine in this process, without HTTP: by requests in flight."""
+    torch.set_num_threads(1)  # as a replica's
     model = resolve_model(config.policy_model)
     engine = Engine(engine_options(config, model))
     try:
