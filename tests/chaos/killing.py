@@ -7,7 +7,7 @@ import hashlib
 import random
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,18 +61,21 @@ class Family:
     def look(self) -> list[psutil.Process]:
         """Those of the present start."""
         self._looked = time.monotonic()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            driver = psutil.Process(self.process.pid)
-            found = [driver, *driver.children(recursive=True)]
-            workers = preload.forks()
-            for process in list(found):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if process.pid in workers:
-                        fork = psutil.Process(workers[process.pid])
-                        found += [fork, *fork.children(recursive=True)]
-            self.known |= set(found)
-            return found
-        return []
+        # One pass over all processes: one for each worker takes seconds on a busy machine, in which
+        # what is to be killed may be done.
+        children: dict[int, list[psutil.Process]] = defaultdict(list)
+        by_pid: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter(["ppid"]):
+            by_pid[process.pid] = process
+            children[process.info["ppid"]].append(process)
+        for worker, fork in preload.forks().items():
+            if worker in by_pid and fork in by_pid:
+                children[worker].append(by_pid[fork])
+        found = [by_pid[self.process.pid]] if self.process.pid in by_pid else []
+        for process in found:  # which grows
+            found += children[process.pid]
+        self.known |= set(found)
+        return found
 
     def of_kind(self, kind: str) -> list[psutil.Process]:
         """Living processes that a kind of victim may be, the oldest first."""

@@ -22,7 +22,7 @@ from tests.chaos.killing import Family
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-STEPS = 12
+STEPS = 24
 VICTIMS = ("learner", "engine", "collector", "evaluator", "driver")
 """One of each, in this order, each in a step of its own."""
 SETTINGS = (
@@ -118,6 +118,6 @@ def test_a_kill_of_everybody_trains_every_step_once(tmp_path: Path) -> None:
     again = Counter(row["step"] for row in rows)
     assert sum(again.values()) - STEPS <= 2 * len(VICTIMS), again
     # Broken weights or prompts would show at once: the judge is right in some 9 of 10 answers, and
-    # hardly changes in a dozen steps. A step has 128 answers: a standard error of 0.03.
+    # gets better meanwhile, if anything. A step has 128 answers: a standard error of 0.03.
     rewards = [row["reward"] for row in rows if "reward" in row]
     assert min(rewards) > rewards[0] - 0.15, rewards
