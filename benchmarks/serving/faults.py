@@ -36,8 +36,8 @@ async def measure_disconnects(
 
     ``body`` makes what the others ask meanwhile, ``long`` is what those who leave have asked.
     aborted_tokens_share: tokens that the engine sampled for them after they had left, by those of
-    their whole answers. What the others had under way at that time counts as theirs: it is more
-    than the truth.
+    their whole answers. What those who stay had under way at that time is counted with it, so it is
+    an upper bound.
     """
     reply = await client.post("/v1/judge", json=long)
     whole = LEAVING * reply.raise_for_status().json()["usage"]["judge_tokens"]

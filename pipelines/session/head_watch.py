@@ -35,9 +35,9 @@ class HeadWatch:
         self._missed = 0 if there else self._missed + 1
         if self._missed == MISSED:
             self._console.print(
-                f"the cluster's head at {self._address} does not answer; Ray waits a minute for it "
-                "and then ends this command. What is finished is kept: start the same command when "
-                "the cluster is up again, or with cluster.address of another"
+                f"the cluster's head at {self._address} does not answer; Ray waits for it, a "
+                "minute by default, and then ends this command. What is finished is kept: start "
+                "the same command when the cluster is up again, or with cluster.address of another"
             )
 
 

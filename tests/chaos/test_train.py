@@ -117,7 +117,7 @@ def test_a_kill_of_everybody_trains_every_step_once(tmp_path: Path) -> None:
     # A kill costs the step that is under way and, while its checkpoint travels, the one before.
     again = Counter(row["step"] for row in rows)
     assert sum(again.values()) - STEPS <= 2 * len(VICTIMS), again
-    # Broken weights or prompts would show at once: rewards begin at 0.6 and rise. A step has 128
-    # answers: a standard error of 0.04.
+    # What was learned survives every kill. A step has 128 answers: a standard error of 0.04.
     rewards = [row["reward"] for row in rows if "reward" in row]
     assert min(rewards) > rewards[0] - 0.15, rewards
+    assert sum(rewards[-4:]) / 4 > rewards[0] + 0.1, rewards

@@ -87,9 +87,8 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "project").mkdir()
     with mock_aws(), signed_in("admin", "of the mock"):
         yield
-    shutil.rmtree(
-        ssh_connections(user), ignore_errors=True
-    )  # there where a test got as far as the head
+    # It is there where a test got as far as the head.
+    shutil.rmtree(ssh_connections(user), ignore_errors=True)
 
 
 AWS_COMMAND = """#!/bin/bash
