@@ -72,7 +72,8 @@ async def measure_raw(
     config: RunConfig, seconds: float, counts: Sequence[int] = (1, 8, IN_FLIGHT)
 ) -> dict[int, Load]:
     """The judge's service around an engine in this process, without HTTP: by requests in flight."""
-    torch.set_num_threads(1)  # as a replica's
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a replica has
     model = resolve_model(config.policy_model)
     engine = Engine(engine_options(config, model))
     try:
@@ -93,6 +94,7 @@ async def measure_raw(
         return {clients: await drive(ask, clients, seconds) for clients in counts}
     finally:
         engine.shutdown()
+        torch.set_num_threads(threads)
 
 
 async def drive(
