@@ -350,4 +350,4 @@ def test_what_is_not_as_written_is_found(
     (call,) = shell.read("here", line)
     findings.try_(call, lambda: read(call, shell.place, monkeypatch))
     (wrong,) = findings.wrong
-    assert words in wrong.replace("\n", " ")
+    assert words in " ".join(wrong.split())

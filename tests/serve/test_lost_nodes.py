@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -59,6 +60,10 @@ def test_a_lost_machine_makes_no_answer_wrong(monkeypatch: pytest.MonkeyPatch) -
         return deployment(*arguments, **options)
 
     monkeypatch.setattr(service.serve, "deployment", placed)
+    # Both nodes are this machine, where two proxies would share the port, and connections to the
+    # lost one would end with it.
+    start = partial(service.serve.start, proxy_location="HeadOnly")
+    monkeypatch.setattr(service.serve, "start", start)
     variables = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     environment = {"env_vars": {**variables, **ENVIRONMENT}}
     with reserved_ports(1) as (port,), local_cluster(1, runtime_env=environment) as cluster:
@@ -79,11 +84,7 @@ def test_a_lost_machine_makes_no_answer_wrong(monkeypatch: pytest.MonkeyPatch) -
             for one in asking:
                 one.result()
         serve.shutdown()
-    # Both nodes are this machine, and their proxies share the port: who had come by that of the
-    # lost one lost the connection with it.
-    broken = sum(n for status, n in client.statuses.items() if isinstance(status, str))
-    assert broken <= CLIENTS, client.statuses
-    assert {status for status in client.statuses if isinstance(status, int)} <= {200, 503}
+    assert client.statuses.keys() <= {200, 503}, client.statuses
     for reply in client.replies:
         if reply.status_code == 503:
             assert int(reply.headers["Retry-After"]) >= 1

@@ -222,7 +222,7 @@ def test_two_shards_fill_one_directory(quickstart: tuple[Path, str], tmp_path: P
     for shard, others in (("0/2", "8 of 16 units"), ("1/2", "16 of 16 units")):
         output = run("annotate", "--shard", shard, *arguments)
         assert f"shard {shard}: 8 of the run's 16 units" in output
-        assert f"seen from shard {shard}: {others}" in output.replace("\n", " ")
+        assert f"seen from shard {shard}: {others}" in " ".join(output.split())
     assert "every unit is already done" in run("annotate", *arguments), "the whole run"
     status = read_status(RunStore(folder))
     assert (status.state, status.units, status.problems) == ("done", 16, 64)
@@ -349,7 +349,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
 
 def test_a_stage_without_its_input_names_the_stage_before(tmp_path: Path) -> None:
     output = run("train", f"run_dir={tmp_path}/run", code=2)
-    assert "stepwiser label" in output.replace("\n", " ")
+    assert "stepwiser label" in " ".join(output.split())
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
