@@ -1,12 +1,13 @@
-"""What the annotation engine is worth: speed, tokens, live labels, nodes that come and go, scale.
+"""What annotation is worth: speed, tokens, live labels, nodes that come and go, scale, storage.
 
     python -m benchmarks.annotation            about two hours on two cores
     python -m benchmarks.annotation --quick    within five minutes
     python -m benchmarks.annotation --only speed tokens
 
-The parts are modules of their own (`speed`, `tokens`, `live`, `elastic`, `scale`), each with an
-account of how it measures. All compare arms of one run, so that figures are ratios. The last line
-is one JSON object; a part that is left out (`--quick` leaves out `elastic`) has no figure there.
+The parts are modules of their own (`speed`, `tokens`, `live`, `elastic`, `scale`, `storage`), each
+with an account of how it measures. All compare arms of one run, so that figures are ratios. The
+last line is one JSON object; a part that is left out (`--quick` leaves out `elastic`) has no figure
+there.
 """
 
 from __future__ import annotations
@@ -165,7 +166,26 @@ def _scale(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
-MEASURES = {"speed": _speed, "tokens": _tokens, "live": _live, "elastic": _elastic, "scale": _scale}
+def _storage(console: Console, out: Path, quick: bool) -> dict[str, Any]:
+    from benchmarks.annotation.storage import measure_storage
+
+    policy = _policy(out, quick) / "models" / "policy"
+    found = measure_storage(out / "storage", policy, *((1, 24) if quick else (5, 192)))
+    table = titled_table("Tokens/s into a folder and into a bucket", "folder", "bucket", left=())
+    for row in found["rows"]:
+        table.add_row(f"{row['folder']:,.0f}", f"{row['bucket']:,.0f}")
+    console.print(table)
+    return {"bucket_vs_folder": found["bucket_vs_folder"]}
+
+
+MEASURES = {
+    "speed": _speed,
+    "tokens": _tokens,
+    "live": _live,
+    "elastic": _elastic,
+    "scale": _scale,
+    "storage": _storage,
+}
 
 if __name__ == "__main__":
     measure_parts(__doc__, MEASURES, "runs/annotation")

@@ -4,8 +4,9 @@ Clusters are process trees of this machine, each with its own Ray, its own cache
 `unshare` may, its own host name, so that a killed one is known by its silence alone. The bucket is
 moto's behind a proxy that throttles (503 SlowDown).
 
-- `storm`: real engines with the packaged model. Clusters join and leave at random moments, some by
-  SIGTERM and some by SIGKILL of the whole tree. Then every row is read.
+- `storm`: real engines with the packaged model, and solutions that are given, so that every chunk
+  of the run is known beforehand. Clusters join and leave at random moments, some by SIGTERM and
+  some by SIGKILL of the whole tree. Then every row is read.
 - `pace`: engines of fixed speeds (a queue that gives out so many tokens a second), since real ones
   would share one core, and the sum of their speeds would be that of the core. First each cluster
   annotates a run of its own, all at the same time, then all join one: what the shared core costs is
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import random
 import secrets
@@ -48,6 +50,8 @@ from stepwiser.run.units import (
     read_summary,
     read_unit,
 )
+from stepwiser.tasks import make_problems
+from stepwiser.tasks.arithmetic import solution_chunks
 
 SMALL = (
     "annotate.responses=4",
@@ -191,7 +195,9 @@ def storm(out: Path, address: str, problems: int, killed: int, left: int) -> dic
     _give_policy(run)
     store = RunStore(run)
     program = [sys.executable, "-m", "pipelines.cli", "annotate"]
-    first = ["-c", str(CONFIG), f"run_dir={run}", f"data.limit={problems}", *SMALL]
+    source, rows = _solutions(out / "solutions.jsonl", problems)
+    first = ["-c", str(CONFIG), f"run_dir={run}", f"annotate.source={source}", *SMALL]
+    first.append("annotate.stop_below=0")
     join = ["--join", run, "engine.count=1"]
     rng = random.Random(7)
     ends = [signal.SIGKILL] * killed + [signal.SIGTERM] * left
@@ -227,7 +233,24 @@ def storm(out: Path, address: str, problems: int, killed: int, left: int) -> dic
         for one in clusters:
             one.vanish()
     _say(store, f"ends: {dict(codes)}; not used: {len(ends)}")
-    return {**rows_of(store), "ends_left": float(len(ends))}
+    figures = rows_of(store)
+    figures["join_lost"] += abs(rows - figures["join_chunks"])
+    return {**figures, "ends_left": float(len(ends))}
+
+
+def _solutions(file: Path, problems: int) -> tuple[Path, int]:
+    """Given to the run, so that it is known beforehand which chunks it has to value: one solution
+    of each problem, every other with a wrong step. Returns how many chunks they have."""
+    chunks = 0
+    with file.open("w") as lines:
+        for number, problem in enumerate(make_problems(problems, seed=5)):
+            steps = solution_chunks(problem)
+            if number % 2:
+                steps[1] = steps[1].partition("=")[0] + "=7\n"
+            row = {"id": f"s{number}", "problem": problem.question, "steps": steps}
+            lines.write(json.dumps(row | {"answer": problem.answer}) + "\n")
+            chunks += len(steps)
+    return file, chunks
 
 
 def _say(store: RunStore, words: str) -> None:

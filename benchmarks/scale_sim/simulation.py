@@ -49,6 +49,7 @@ class _Mark:
     seconds: float
     tokens: int
     busy: np.ndarray
+    """Seconds that each labeler, then each checker, has worked, without what waits for it."""
     units: int
     sent: int
 
@@ -60,7 +61,7 @@ def simulate(work: Work, rate: EngineRate, services: Services, engines: int) -> 
     load = steady_load(services, engines)
     news = at(services.news_s, engines)
     seen: deque[dict[int, Reading]] = deque()
-    marks: list[_Mark] = []
+    marks: list[_Mark] = [_mark(state, np.zeros_like(state.busy))]
     backlog, unit, ended = 0.0, 0, False
     while not ended:
         waiting = round(int(state.held_back.sum()) / engines)
@@ -79,14 +80,13 @@ def simulate(work: Work, rate: EngineRate, services: Services, engines: int) -> 
         allowed = admission.observe(seen[0], int(state.inside.sum())) or COLD_START
         state.allowed[:] = [max(1, (allowed + i) // labelers) for i in range(labelers)]
         unit = hand_out(state, cost, unit)
-        marks.append(_mark(state))
-        state.busy[:labelers] += news
+        state.busy[:labelers] += news * state.clock[1]
         state.free_at[:] = np.maximum(state.free_at, state.clock[0]) + news * state.clock[1]
         period = max(PERIOD_S, load["driver"] * state.clock[1])
         ended = bool(advance(state, cost, state.clock[0] + period))
-        used = use(marks[-1], _mark(state), services, load)
+        marks.append(_mark(state, marks[-1].busy))
+        used = use(marks[-2], marks[-1], services, load)
         state.clock[1] = max(1.0, used["cores of the head"])
-    marks.append(_mark(state))
     tokens, end = work.tokens, marks[-1]
     low = next(mark for mark in marks if mark.tokens >= 0.2 * tokens)
     high = next((m for m in marks if m.tokens >= 0.6 * tokens and m.seconds > low.seconds), end)
@@ -99,9 +99,13 @@ def simulate(work: Work, rate: EngineRate, services: Services, engines: int) -> 
     return Outcome(engines, end.seconds, tokens / end.seconds, middle, shares)
 
 
-def _mark(state: State) -> _Mark:
+def _mark(state: State, earlier: np.ndarray) -> _Mark:
+    """``earlier``: the work that was done by the look before. A checker may be waiting for its
+    labeler, which would count as work that it has yet to do."""
     _, units, _, tokens, sent = (int(count) for count in state.counts[:5])
-    return _Mark(float(state.clock[0]), tokens, state.busy.copy(), units, sent)
+    to_do = np.concatenate([state.free_at, state.check_at]) - state.clock[0]
+    done = np.maximum(earlier, state.busy - np.maximum(0.0, to_do))
+    return _Mark(float(state.clock[0]), tokens, done, units, sent)
 
 
 def steady_load(services: Services, engines: int) -> dict[str, float]:

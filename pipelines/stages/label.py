@@ -39,7 +39,7 @@ from stepwiser.errors import UserError
 from stepwiser.evaluation.label_agreement import LabelAgreement, label_agreement
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.store import RunStore
-from stepwiser.run.units import finished_units, read_repeats, read_unit
+from stepwiser.run.units import finished_units, read_repeats, read_summary, read_unit
 
 TABLE = "judge_prompts"
 
@@ -72,6 +72,8 @@ def run(session: Session) -> dict[str, Any]:
             .materialize()
         )
         table = labelled.to_pandas()
+        if table.empty:
+            raise _nothing_to_label(store, units)
         denied: frozenset[str] = frozenset()
         critic = None
         if config.critic.model is not None:
@@ -94,6 +96,20 @@ def run(session: Session) -> dict[str, Any]:
     store.write_metrics("label", metrics)
     _print(session, metrics)
     return metrics
+
+
+def _nothing_to_label(store: RunStore, units: list[str]) -> UserError:
+    """Why there is no prompt, with what was annotated."""
+    counts: Counter[str] = Counter()
+    for unit in units:
+        counts.update(read_summary(store, unit)["counts"])
+    return UserError(
+        f"{store.place}: no chunk can be labelled. {counts['problems']} problems are annotated, "
+        f"{counts['mixed_problems']} with right and wrong responses, which give "
+        f"{counts['trajectories']} trajectories of {counts['chunks']} chunks. Annotate more or "
+        "other problems (data.limit, data.source), with more responses (annotate.responses), or "
+        "with a policy that solves some of them"
+    )
 
 
 def _write(store: RunStore, rows: ray.data.Dataset) -> None:

@@ -43,6 +43,11 @@ class _Replaced(Exception):
     """A file is another one in the middle of its reading."""
 
 
+class _Undivided(Exception):
+    """The store gives no parts of files that a client would believe to be such: rclone's server
+    answers 200 where HTTP has 206."""
+
+
 class Objects:
     """`Storage` in a bucket."""
 
@@ -98,7 +103,10 @@ class Objects:
                     temporary.write_bytes(data)
                 return
             with contextlib.suppress(_Replaced):
-                self._fetch(name, size, version, target)
+                try:
+                    self._fetch(name, size, version, target)
+                except _Undivided:
+                    self._patiently("read", name, lambda: self._fetch_whole(name, target))
                 return
         raise named(RuntimeError("it is replaced all the time"), "read", self._called(name))
 
@@ -106,7 +114,12 @@ class Objects:
         def piece(begin: int) -> bytes:
             end = min(begin + PIECE, size)
             options = {"range": (begin, end), "if_match": version}
-            data = bytes(self._store.get(name, options=options).bytes())
+            try:
+                data = bytes(self._store.get(name, options=options).bytes())
+            except GenericError as error:
+                if "non-partial response" in str(error):
+                    raise _Undivided from error
+                raise
             if len(data) != end - begin:
                 raise ValueError(f"{len(data)} bytes came of {end - begin}")
             return data
@@ -117,7 +130,7 @@ class Objects:
             except (FileNotFoundError, PreconditionError) as error:
                 raise _Replaced from error
 
-        from obstore.exceptions import PreconditionError
+        from obstore.exceptions import GenericError, PreconditionError
 
         with (
             writing(target) as temporary,
@@ -126,6 +139,15 @@ class Objects:
         ):
             for part in threads.map(patiently, range(0, size, PIECE)):
                 file.write(part)
+
+    def _fetch_whole(self, name: str, target: Path) -> None:
+        """A large file in one request, part after part of its answer."""
+        answer = self._store.get(name)
+        with writing(target) as temporary, temporary.open("wb") as file:
+            for part in answer.stream(min_chunk_size=PIECE):
+                file.write(part)
+            if file.tell() != answer.meta["size"]:
+                raise ValueError(f"{file.tell()} bytes came of {answer.meta['size']}")
 
     def put(self, name: str, data: bytes | Path) -> None:
         # From a path the parts are read as they are sent, and sent again where one is lost.

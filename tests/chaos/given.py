@@ -53,7 +53,7 @@ def keys_of(number: int, problem: ArithmeticProblem) -> set[tuple[str, int]]:
     }
 
 
-def keys_in(folder: Path) -> list[set[tuple[str, int]]]:
+def keys_in(folder: Path | str) -> list[set[tuple[str, int]]]:
     """Those that the finished units of a run have, by position; each unit has one problem."""
     store = RunStore(folder)
     found = [merge.keys_of(store, unit) for unit in finished_units(store)]

@@ -22,7 +22,7 @@ from tests.chaos.killing import Family, digests, finished, kill_at_random
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-UNITS = 240
+UNITS = 120
 KILLS = Counter(labeler=7, engine=5, driver=3, registry=3, worker=2)
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 
@@ -52,7 +52,7 @@ def _check_rows(folder: Path, rollouts: int) -> None:
 def test_twenty_kills_leave_each_row_once(tmp_path: Path) -> None:
     problems = make_problems(UNITS, seed=5)
     folder = tmp_path / "run"
-    arguments = given.make_run(folder, problems)
+    arguments = [*given.make_run(folder, problems), "annotate.rollouts=4"]
     with Family("annotate", *arguments) as family:
         seen = kill_at_random(family, folder, UNITS, KILLS, SEED)
         output = family.finish()
@@ -61,7 +61,7 @@ def test_twenty_kills_leave_each_row_once(tmp_path: Path) -> None:
     assert sum(KILLS.values()) == 20
 
     assert given.keys_in(folder) == [given.keys_of(n, p) for n, p in enumerate(problems)]
-    _check_rows(folder, rollouts=8)
+    _check_rows(folder, rollouts=4)
     changed = [unit for unit, before in seen.items() if digests(folder, unit) != before]
     assert not changed, "what was finished before a kill stays as it was"
     assert not list(folder.rglob("*.tmp"))

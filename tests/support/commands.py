@@ -16,7 +16,8 @@ from tests.support.preload import FORKED_COMMAND
 SMALL = (
     "data.limit=64",
     "segment.problems=96",
-    "segment.evaluation_problems=32",
+    "segment.sft.steps=60",
+    "segment.evaluation_problems=16",
     "annotate.problems_per_unit=4",
     "annotate.rollouts=8",
     "annotate.responses=8",
@@ -34,15 +35,15 @@ SMALL = (
     "evaluate.calibration_trajectories=8",
     "evaluate.faithfulness=6",
     "evaluate.beyond=12",
-    "solve.problems=16",
+    "solve.problems=8",
     "solve.plain_samples=4",
     "solve.methods=[chunk_reset,best_of_n,weighted_vote,beam_search,early_stop]",
     "solve.searches=2",
     "solve.beams=2",
-    "select.problems=24",
+    "select.problems=16",
     "select.responses=4",
     "finetune.sft.steps=4",
-    "finetune.evaluation_problems=32",
+    "finetune.evaluation_problems=16",
     "finetune.evaluation_samples=2",
 )
 

@@ -12,18 +12,27 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from stepwiser.annotation.joining import UNIT_LEASES
+from stepwiser.run.model_exports import publish_model
 from stepwiser.run.status import read_status
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import BY, finished_units, read_plan, read_summary, read_unit
 from stepwiser.storage.lease import Leases
+from stepwiser.tasks import make_problems
+from tests.chaos import given
 from tests.chaos.killing import Family
-from tests.stepwiser.storage.servers import BUCKET, s3_server, use_endpoint
+from tests.stepwiser.storage.servers import BUCKET, rclone_server, s3_server, use_endpoint
 from tests.support.commands import finish, run, start
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SMALLEST = ("segment.problems=48", "segment.evaluation_problems=8", "engine.count=1")
+SMALLEST = (
+    "segment.problems=32",
+    "segment.sft.steps=30",
+    "segment.evaluation_problems=8",
+    "engine.count=1",
+    "data.limit=48",
+)
 ADDRESS = f"s3://{BUCKET}/the run"
 
 
@@ -58,18 +67,18 @@ def test_two_join_a_run_in_a_bucket_and_the_second_outlives_the_first(
         assert second.returncode == 0, output
         units = finished_units(store)
         plan = read_plan(store)
-        assert plan is not None and units == set(plan["units"]) and len(units) == 16
+        assert plan is not None and units == set(plan["units"]) and len(units) == 12
         did = Counter(writers(store).values())
         assert len(did) == 2 and did[one] >= 1
         words = re.search(r"\S+ did (\d+) of these (\d+) units, others (\d+)", output)
         assert words, output
         mine, among, others = map(int, words.groups())
-        assert mine + others == among and mine == 16 - did[one]
+        assert mine + others == among and mine == 12 - did[one]
         # Every row once, whatever the first had under way.
         rows = [read_unit(store, unit)[0] for unit in units]
         assert max(Counter(row.trajectory_id for part in rows for row in part).values()) == 1
         status = json.loads(CliRunner().invoke(app, ["status", ADDRESS, "--json"]).output)
-        assert (status["state"], status["problems"], status["free_units"]) == ("done", 64, 0)
+        assert (status["state"], status["problems"], status["free_units"]) == ("done", 48, 0)
         assert status["owners"] == [] and not store.storage.names(UNIT_LEASES)
         # Another machine goes on: it has nothing of the run, and nothing is done again.
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
@@ -81,3 +90,22 @@ def test_two_join_a_run_in_a_bucket_and_the_second_outlives_the_first(
         assert b"Annotation" in store.storage.read("reports/report.html")
         assert read_status(store).state == "done"
     assert not list(ROOT.glob("s3:*"))
+
+
+def test_a_store_that_holds_no_conditions_serves_one_start_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rclone_server(tmp_path / "server.log", tmp_path / "objects") as url:
+        use_endpoint(monkeypatch, url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        problems = make_problems(8, seed=5)
+        made = given.make_run(tmp_path / "made", problems)
+        store = RunStore(ADDRESS)
+        publish_model(tmp_path / "made" / "models" / "policy", store.model("policy"))
+        small = (*made, f"run_dir={ADDRESS}", "engine.count=1")
+        said = run("quickstart", *small, "--stages", "annotate,report")
+        assert "this store has no conditional puts" in " ".join(said.split())
+        assert "every unit is already done" in run("annotate", *small)
+        assert given.keys_in(ADDRESS) == [given.keys_of(n, p) for n, p in enumerate(problems)]
+        assert b"Annotation" in store.storage.read("reports/report.html")
+        assert read_status(store).state == "done"

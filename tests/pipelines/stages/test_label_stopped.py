@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages.label import _compare_rules, _refuse_unsettled
+from pipelines.stages.label import _compare_rules, _nothing_to_label, _refuse_unsettled
 from stepwiser.annotation.judge_prompts import label_trajectory
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig, load_config
@@ -110,3 +110,10 @@ def test_a_rule_that_has_to_agree_is_refused_where_it_is_open(tmp_path: Path) ->
     session = _session(tmp_path, agree_with=[{"rule": "abs_q"}])
     with pytest.raises(UserError, match="label.agree_with=abs_q is open for 1 chunks"):
         _refuse_unsettled(session, _compare_rules(session, ["aaaa"])[1])
+
+
+def test_without_a_chunk_it_is_said_what_was_annotated(tmp_path: Path) -> None:
+    store = _session(tmp_path).store
+    write_unit(store, "bbbb", [])
+    said = str(_nothing_to_label(store, ["bbbb"]))
+    assert "2 problems are annotated" in said and "data.limit" in said

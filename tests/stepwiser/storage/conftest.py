@@ -1,4 +1,4 @@
-"""One S3 server for the tests of a module."""
+"""S3 servers, one of each kind for all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stepwiser.storage.servers import FaultyProxy, faulty_proxy, s3_server, use_endpoint
+from tests.stepwiser.storage.servers import (
+    FaultyProxy,
+    faulty_proxy,
+    rclone_server,
+    s3_server,
+    use_endpoint,
+)
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +27,10 @@ def proxy(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]
     with faulty_proxy(s3_url) as proxy:
         use_endpoint(monkeypatch, proxy.url)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("rclone")
+    with rclone_server(folder / "server.log", folder / "objects") as url:
+        yield url

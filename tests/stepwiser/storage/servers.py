@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,9 +27,9 @@ CREDENTIALS = {
 }
 
 
-def moto_server() -> Path:
-    """The program; it has an environment of its own, since it wants older packages than we do."""
-    program = Path(sys.prefix) / "s3" / "bin" / "moto_server"
+def _program(name: str) -> Path:
+    """Of an environment of its own, since moto wants older packages than we do."""
+    program = Path(sys.prefix) / "s3" / "bin" / name
     if not program.is_file():
         pytest.skip(f"no S3 server at {program}: `make setup` installs it")
     return program
@@ -36,21 +37,42 @@ def moto_server() -> Path:
 
 @contextlib.contextmanager
 def s3_server(log: Path) -> Iterator[str]:
-    """An S3 server with an empty bucket; gives its URL."""
-    program = moto_server()
+    """moto's S3 server with an empty bucket; gives its URL."""
+    port = _free_port()
+    with _serving([_program("moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, log) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def rclone_server(log: Path, folder: Path) -> Iterator[str]:
+    """rclone's S3 server, which keeps objects as files of a folder and takes no notice of
+    conditions, with an empty bucket; gives its URL."""
+    port = _free_port()
+    key = ",".join(CREDENTIALS[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+    words = [_program("rclone"), "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}"]
+    (folder / BUCKET).mkdir(parents=True)
+    with _serving([*words, "--auth-key", key, "--config", os.devnull], port, log) as url:
+        yield url
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _serving(words: list[str | Path], port: int, log: Path) -> Iterator[str]:
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [program, "-H", "127.0.0.1", "-p", str(port)], stdout=file, stderr=file
-        )
+        process = subprocess.Popen(words, stdout=file, stderr=file)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120.0
         while True:
             try:
                 make_bucket(url, BUCKET)
+                break
+            except urllib.error.HTTPError:  # it has one, and wants signed requests
                 break
             except OSError:
                 assert process.poll() is None, log.read_text()

@@ -15,7 +15,7 @@ from stepwiser.errors import UserError
 from stepwiser.storage.interface import Storage
 from stepwiser.storage.objects import PIECE, SHARDS, Objects
 from stepwiser.storage.places import open_storage
-from tests.stepwiser.storage.servers import BUCKET, FaultyProxy
+from tests.stepwiser.storage.servers import BUCKET, FaultyProxy, use_endpoint
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -28,7 +28,34 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
         yield open_storage("run_dir", f"s3://{BUCKET}/{tmp_path.name}/a run")
 
 
+@pytest.fixture
+def without_conditions(rclone_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """In a store of another make, which writes whatever the condition."""
+    use_endpoint(monkeypatch, rclone_url)
+    return open_storage("run_dir", f"s3://{BUCKET}/{tmp_path.name}/a run")
+
+
 def test_a_file_is_what_was_put_last(storage: Storage, tmp_path: Path) -> None:
+    _put_and_look(storage, tmp_path)
+
+
+def test_a_store_of_another_make_keeps_files_and_is_known_to_hold_no_conditions(
+    without_conditions: Storage, tmp_path: Path
+) -> None:
+    _put_and_look(without_conditions, tmp_path)
+    assert not without_conditions.holds_conditions()
+    data = bytes(range(256)) * (2 * PIECE // 256) + b"the end"
+    (tmp_path / "model").write_bytes(data)
+    without_conditions.put("model", tmp_path / "model")
+    without_conditions.fetch("model", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    names = sorted(f"many/{(i * 2654435761) % 2**32:08x}.json" for i in range(1050))
+    for name in names:
+        without_conditions.put(name, b"")
+    assert without_conditions.names("many") == names
+
+
+def _put_and_look(storage: Storage, tmp_path: Path) -> None:
     assert not storage.exists("units/a 50%.json")
     with pytest.raises(FileNotFoundError):
         storage.read("units/a 50%.json")
