@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ def arguments(about: str | None, quick: str, out: str | None) -> argparse.Argume
     """The options of every benchmark, the first line of whose docstring says what it is about.
 
     ``quick``: what --quick leaves; ``out``: the folder of the run directories where --out names
-    none, None for a temporary one.
+    none, None for a temporary one. Told to end, the program ends as after Ctrl-C from here on, and
+    all that it has started with it.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument(

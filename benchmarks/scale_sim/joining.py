@@ -53,10 +53,11 @@ from stepwiser.run.units import (
 from stepwiser.tasks import make_problems
 from stepwiser.tasks.arithmetic import solution_chunks
 
+PER_UNIT = 2
 SMALL = (
     "annotate.responses=4",
     "annotate.rollouts=4",
-    "annotate.problems_per_unit=2",
+    f"annotate.problems_per_unit={PER_UNIT}",
     "engine.count=1",
     "cluster.object_store_mb=100",
     "tracker=none",
@@ -200,8 +201,8 @@ def storm(out: Path, address: str, problems: int, killed: int, left: int) -> dic
     first.append("annotate.stop_below=0")
     join = ["--join", run, "engine.count=1"]
     rng = random.Random(7)
-    ends = [signal.SIGKILL] * killed + [signal.SIGTERM] * left
-    rng.shuffle(ends)
+    kinds = [signal.SIGKILL] * killed + [signal.SIGTERM] * left
+    ends = rng.sample(kinds, len(kinds))
     clusters = [Cluster("c0", out, [*program, *first])]
     codes: Counter[str] = Counter()
     try:
@@ -213,9 +214,12 @@ def storm(out: Path, address: str, problems: int, killed: int, left: int) -> dic
                 time.sleep(rng.uniform(0.0, 5.0))
             if not ends:
                 break
+            # Over the first three quarters of the work, however quick the machine is.
+            due = problems // PER_UNIT * 3 * sum(codes.values()) // (4 * len(kinds))
+            _until(functools.partial(_has_done, store, due), f"{due} units", clusters)
             victim = rng.choice(clusters)
             _until(functools.partial(_works, victim), f"work of {victim.name}", clusters)
-            time.sleep(rng.uniform(2.0, 20.0))
+            time.sleep(rng.uniform(2.0, 10.0))
             if victim.process.poll() is not None:
                 break  # all is done already
             end = ends.pop()
@@ -251,6 +255,10 @@ def _solutions(file: Path, problems: int) -> tuple[Path, int]:
             lines.write(json.dumps(row | {"answer": problem.answer}) + "\n")
             chunks += len(steps)
     return file, chunks
+
+
+def _has_done(store: RunStore, units: int) -> bool:
+    return len(finished_units(store)) >= units
 
 
 def _say(store: RunStore, words: str) -> None:

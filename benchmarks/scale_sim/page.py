@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.scale_sim.nodes import Measured
 from benchmarks.scale_sim.services import A100_7B, Services
-from benchmarks.scale_sim.simulation import Outcome, efficiency
+from benchmarks.scale_sim.simulation import Outcome, bottleneck, efficiency
 from benchmarks.scale_sim.work import LIMIT, RUNAWAY
 from stepwiser.report.ablation import standalone
 from stepwiser.report.drawing.charts import Axis, Mark, Plot
@@ -126,13 +126,13 @@ where no end shows. *Before the end*: the same of the middle of the run, where a
 is missing of 1 there was waited for at a central part; what the whole run has less is its end, when
 the longest answers are left.
 
-**The bottleneck at 1,024 engines: {bottleneck}.** Shares of what each part can do, in the middle of
-the run:
+**The bottleneck at 1,024 engines: {bottleneck}**, the first that will have no room. Shares of what
+each part can do, in the middle of the run (of the cores: what would run if there were enough):
 
 {paper_use}
 
 Engines {faster:.1f} times as fast (a smaller model, a newer card) ask as much more of everything
-central:
+central; at 1,024 the bottleneck is {fast_bottleneck}:
 
 {fast}
 
@@ -207,6 +207,7 @@ def page(
         bottleneck=figures["bottleneck"],
         paper_use="\n".join(use_table(paper)),
         faster=fast[0].middle_tokens_per_s / paper[0].middle_tokens_per_s,
+        fast_bottleneck=bottleneck(fast[0], fast[-1]),
         fast="\n".join(table(fast, {})),
         fast_use="\n".join(use_table(fast)),
         checks="\n".join(check_table(measured.checks)),
