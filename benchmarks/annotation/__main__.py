@@ -170,7 +170,7 @@ def _storage(console: Console, out: Path, quick: bool) -> dict[str, Any]:
     from benchmarks.annotation.storage import measure_storage
 
     policy = _policy(out, quick) / "models" / "policy"
-    found = measure_storage(out / "storage", policy, *((1, 24) if quick else (5, 192)))
+    found = measure_storage(out / "storage", policy, *((1, 24) if quick else (3, 96)))
     table = titled_table("Tokens/s into a folder and into a bucket", "folder", "bucket", left=())
     for row in found["rows"]:
         table.add_row(f"{row['folder']:,.0f}", f"{row['bucket']:,.0f}")

@@ -106,6 +106,11 @@ class Network:
         self.machines.pop(address).wait()
         shutil.rmtree(WORLD / f"host-{address.rpartition('.')[2]}")
 
+    def plug(self, address: str, connected: bool) -> None:
+        """Pull the machine's cable, or put it back; what runs there goes on."""
+        number = address.rpartition(".")[2]
+        run("ip", "link", "set", f"veth{number}", "up" if connected else "down")
+
     def ssh(self, address: str, command: str) -> str:
         return run("ssh", "-q", "-i", str(self.key), "-o", "StrictHostKeyChecking=no",
                    "-o", "UserKnownHostsFile=/dev/null", f"root@{address}", command)  # fmt: skip

@@ -3,10 +3,11 @@
     unshare --net --mount --pid --uts --fork --mount-proc --kill-child \\
         python -m tests.cluster.hosts.walk [PICTURE.svg]
 
-The autoscaler starts with the head alone: demand brings the machines up, one is lost in the middle
-of the work and replaced by an empty one, idleness takes them down. Prints what happens as it does,
-and at the end a line of JSON: `problems`, `units`, `rows`, `expected_rows`, `most`, `at_end`,
-`left` (processes by machine), `trace` (seconds, machines with Ray, engines up, units done).
+The autoscaler starts with the head alone: demand brings the machines up. In the middle of the work
+one is lost, and replaced by an empty one, and the other is cut off from the network until Ray has
+given it up. Idleness takes them down. Prints what happens as it does, and at the end a line of
+JSON: `problems`, `units`, `rows`, `expected_rows`, `most`, `at_end`, `left` (processes by machine),
+`trace` (seconds, machines with Ray, engines up, units done).
 """
 
 from __future__ import annotations
@@ -163,13 +164,15 @@ def main() -> None:
     trace.wait("demand has brought both machines", lambda: len(trace.alive()) == 3)
     trace.wait("engines work on every machine", lambda: len(trace.engines()) == 3)
     trace.wait("the first units are done", lambda: trace.units() >= PROBLEMS // 10)
-    victim = trace.alive()[WORKERS[0]]
+    gone = {trace.alive()[address] for address in WORKERS}
     network.lose(WORKERS[0])
-    print("lost", WORKERS[0], flush=True)
-    trace.wait("its loss is seen", lambda: victim not in trace.alive().values())
+    network.plug(WORKERS[1], connected=False)
+    print("lost", WORKERS[0], "and the cable of", WORKERS[1], flush=True)
+    trace.wait("both losses are seen", lambda: not gone & set(trace.alive().values()))
     network.start(WORKERS[0])
-    trace.wait("an empty machine has taken its place", lambda: len(trace.alive()) == 3)
-    trace.wait("with an engine of its own", lambda: len(trace.engines()) == 3)
+    network.plug(WORKERS[1], connected=True)
+    trace.wait("an empty machine and the one that is back", lambda: len(trace.alive()) == 3)
+    trace.wait("with engines of their own", lambda: len(trace.engines()) == 3)
     assert job.wait(timeout=1800) == 0, "the job failed"
     trace.wait("idleness has taken the machines down", lambda: list(trace.alive()) == [HEAD])
     at_end = len(trace.alive())
