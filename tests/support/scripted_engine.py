@@ -7,6 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -76,6 +77,21 @@ class ScriptedEngine:
             weight_version=self._version,
             seconds=time.monotonic() - self._started,
         )
+
+
+class SluggishEngine(ScriptedEngine):
+    """The first to start takes ten times as long as the others."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        try:
+            Path(options.model).with_name("sluggard").open("x").write(str(os.getpid()))
+            self._factor = 10
+        except FileExistsError:
+            self._factor = 1
+
+    async def _one(self, sampling: Sampling) -> None:
+        await super()._one(replace(sampling, max_tokens=self._factor * sampling.max_tokens))
 
 
 class SleepyEngine(ScriptedEngine):

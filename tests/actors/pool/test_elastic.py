@@ -23,7 +23,13 @@ from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.tasks import load_base_model_dir, make_problems
 from tests.support.engines import engine_options
-from tests.support.scripted_engine import SLOTS, Elsewhere, ScriptedEngine, work
+from tests.support.scripted_engine import (
+    SLOTS,
+    Elsewhere,
+    ScriptedEngine,
+    SluggishEngine,
+    work,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +53,8 @@ def make_pool(cluster, tmp_path) -> Iterator[Callable[..., EnginePool]]:
         pool = EnginePool(
             EngineOptions(model=str(log), max_num_seqs=SLOTS),
             count=count,
-            build=ScriptedEngine,
             start_timeout_s=WAIT_S,
-            **options,
+            **{"build": ScriptedEngine, **options},
         )
         pools.append(pool)
         return pool
@@ -138,6 +143,17 @@ def test_a_node_that_vanishes_takes_no_request_with_it(cluster, make_pool):
 
     asyncio.run(asyncio.wait_for(scenario(), 240.0))
     _ends_clean(pool)
+
+
+def test_a_node_that_is_ten_times_slower_gets_a_tenth_of_the_work(cluster, make_pool, tmp_path):
+    cluster.add_node(1)
+    cluster.add_node(1)
+    pool = make_pool(2, build=SluggishEngine)
+    answers = asyncio.run(asyncio.wait_for(work(pool, range(240)), 120.0))
+    assert _numbers(answers) == list(range(240))
+    slow = _pids(answers)[int((tmp_path / "sluggard").read_text())]
+    # In the time that the other takes for 218 it can do 22. Shared evenly it would have 120.
+    assert 4 <= slow <= 44, slow
 
 
 def test_a_node_that_announces_its_end_answers_what_it_has(cluster, make_pool, tmp_path):
