@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from dataclasses import dataclass
 from typing import Any
 
 from actors.engine import vllm_internals
 from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, slots
+from actors.engine.engine_options import EngineOptions
+from actors.engine.gpu_memory import MemoryNote
 from actors.engine.logprobs import read_logprobs
 from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
@@ -29,38 +30,6 @@ _CPU_KV_CACHE_BYTES = 512 * 2**20
 MAX_TOP_LOGPROBS = 64
 _MEMORY = ("weights", "kv_cache")
 """What sleeping frees on a GPU, by vLLM's names, in the order in which it is taken back."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How one engine is built."""
-
-    model: str
-    """A directory that the engine's node can read, or a name on the Hub (`org/name@commit`)."""
-    dtype: str = "auto"
-    """``float32``, ``bfloat16`` or ``auto`` (what the checkpoint says)."""
-    max_model_len: int = 2048
-    """Longest prompt plus continuation, in tokens."""
-    max_num_seqs: int = 256
-    """Sequences decoded at once."""
-    max_num_batched_tokens: int | None = None
-    kv_cache_bytes: int | None = None
-    gpu_memory_utilization: float | None = None
-    tensor_parallel_size: int = 1
-    enforce_eager: bool = False
-    multiprocess: bool = False
-    """Run vLLM's core in a process of its own."""
-    seed: int = 0
-    enable_sleep: bool = False
-    """Let `Engine.sleep` free GPU memory; without effect on a CPU."""
-    trust_remote_code: bool = False
-    """Run code that the model brings."""
-    allow_pickled_weights: bool = False
-    """Load weights that are no safetensors."""
-    adapter_rank: int = 0
-    """Rank that there is room for; above 0 new weights are adapters, and the model's stay."""
-    adapter_versions: int = 1
-    """Versions of the adapter that run in one step; requests of others wait."""
 
 
 def engine_environment(options: EngineOptions) -> dict[str, str]:
@@ -149,6 +118,8 @@ class VllmCore:
             **{name: value for name, value in sizes.items() if value is not None},
         )
         self._llm = LLMEngine.from_engine_args(arguments)
+        self._memory = MemoryNote()
+        self._llm.collective_rpc("stepwiser_note_memory", args=(self._memory.file,))
         self._figures = vllm_internals.SchedulerFigures(self._llm)
         if options.multiprocess:
             self._figures.unlog()
@@ -251,7 +222,10 @@ class VllmCore:
 
     def step(self) -> list[Any]:
         """One step of every running sequence; requests that are finished with it or stream."""
-        outputs = list(self._llm.step())
+        try:
+            outputs = list(self._llm.step())
+        except Exception as error:
+            raise self._memory.explained(error) from error
         for output in outputs:
             if output.finished:
                 self._ended(output.request_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import vllm_internals
+from actors.engine.gpu_memory import write_note_of
 from actors.weight_sync.transfer import TransferFailed, TransferSpec
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder
@@ -99,6 +100,10 @@ class WeightUpdater:
         _, device = vllm_internals.rank_and_device(self)
         if device.type == "cpu":
             vllm_internals.take_adapter_kernels()
+
+    def stepwiser_note_memory(self, file: str) -> None:
+        """Have passes that do not fit on the GPU say so in a file."""
+        write_note_of(self, file)
 
     def stepwiser_receive(self, transfer: bytes) -> str | None:
         """Take what a learner sends (a pickled TransferSpec); says why it failed."""

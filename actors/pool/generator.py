@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.engine.engine import Engine, EngineFailure, EngineOptions, EngineStats
+from actors.engine.gpu_memory import OutOfGpuMemory, admitting_less
 from actors.pool.quarantine import UNLIMITED, QuarantineGate
 from actors.pool.registry import Publication, StaleWeights
 from actors.pool.routing import Load
@@ -36,7 +37,7 @@ class RolloutGenerator:
     """Holds an engine. A restarted one loads the newest weights before it answers anything.
 
     When vLLM fails, open requests raise EngineFailure and the process ends, so that Ray starts it
-    afresh. Counters go on over restarts.
+    afresh; where it ran out of GPU memory, with less at a time. Counters go on over restarts.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class RolloutGenerator:
         index: int,
         build: Callable[[EngineOptions], Any] = Engine,
     ) -> None:
-        self._engine = build(options)
         self._registry = ray.get_actor(registry)
         self._index = index
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            options = admitting_less(options, ray.get(self._registry.ran_out.remote(index)))
+        self._engine = build(options)
         self._tokens: Counter[str] = Counter()
         self._sequences: Counter[str] = Counter()
         self._gate = QuarantineGate()
@@ -254,7 +257,9 @@ class RolloutGenerator:
                     self._index, self._serial or 0, await self.stats(), self._loads()
                 )
                 await asyncio.sleep(1.0)
-        except EngineFailure:
+        except EngineFailure as failure:
+            if isinstance(failure.__cause__, OutOfGpuMemory):
+                await self._registry.note_ran_out.remote(self._index)
             # Answers on their way out still have to leave, and no crash shall chase the last.
             await asyncio.sleep(2.0)
             os._exit(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,6 +84,7 @@ class EngineRegistry:
         self._posted = asyncio.Event()
         self._in_use = 0
         self._stats: dict[int, EngineStats] = {}
+        self._ran_out: Counter[int] = Counter()
         self._loads: dict[int, Mapping[str, Load]] = {}
         self._totals: dict[int, Load] = {}
         self._members: dict[int, Any] = {}
@@ -203,6 +205,14 @@ class EngineRegistry:
         self._stats[index] = stats
         self._loads[index] = loads
         self._totals[index] = sum(loads.values(), Load())
+
+    async def note_ran_out(self, index: int) -> None:
+        """An engine ended since a pass did not fit on its GPU."""
+        self._ran_out[index] += 1
+
+    async def ran_out(self, index: int) -> int:
+        """How often that was so."""
+        return self._ran_out[index]
 
     async def last_stats(self, index: int) -> EngineStats | None:
         """The counters an engine last sent."""

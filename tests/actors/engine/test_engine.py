@@ -329,8 +329,15 @@ def test_a_failure_inside_vllm_reaches_every_caller(models, prompt, monkeypatch)
 
 _TWO_PROCESSES = """
 import sys, time
-from actors.engine.engine import Engine, EngineOptions
+from actors.engine.engine import Engine, EngineFailure, EngineOptions
+from actors.engine.gpu_memory import OutOfGpuMemory
 from stepwiser.prompting.generation import Sampling
+
+def run_out(worker):
+    def too_much(*arguments, **named):
+        import torch
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is full")
+    worker.model_runner.execute_model = too_much
 
 if __name__ == "__main__":
     engine = Engine(EngineOptions(
@@ -351,20 +358,28 @@ if __name__ == "__main__":
     assert 0.0 < min(usages) < max(usages) < 1.0, seen
     after = engine.stats()
     assert (after.sequences_running, after.sequences_waiting, after.kv_usage) == (0, 0, 0.0), after
+    engine._core._llm.collective_rpc(run_out)
+    failure = engine.submit(list(range(5, 40)), Sampling(max_tokens=2)).exception(60.0)
+    assert isinstance(failure, EngineFailure), failure
+    assert isinstance(failure.__cause__, OutOfGpuMemory), failure.__cause__
+    assert "Tried to allocate 9 GiB" in str(failure), failure
     engine.shutdown()
     print("told")
 """
 
 
 @pytest.mark.slow
-def test_a_core_in_another_process_tells_how_full_its_cache_is(models, tmp_path):
+def test_a_core_in_another_process_tells_how_full_its_cache_is_and_of_what_it_died(
+    models, tmp_path
+):
     # vLLM settles how many processes it takes when the first engine of a process is made.
     script = tmp_path / "two_processes.py"
     script.write_text(_TWO_PROCESSES)
     root = str(ROOT)
     done = subprocess.run(
         [sys.executable, str(script), str(models[0])],
-        env=os.environ | {"PYTHONPATH": root},
+        # By which a function of the test gets there.
+        env=os.environ | {"PYTHONPATH": root, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
         capture_output=True,
         text=True,
         timeout=300,

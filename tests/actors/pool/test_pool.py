@@ -218,6 +218,33 @@ def test_a_failure_inside_vllm_moves_the_requests_and_restarts_the_engine(pool):
     asyncio.run(asyncio.wait_for(scenario(), 240.0))
 
 
+def test_an_engine_that_ran_out_of_gpu_memory_comes_back_and_admits_less(pool, options):
+    def run_out(generator) -> int:
+        def break_worker(worker) -> None:
+            def too_much(*_, **__):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+            worker.model_runner.execute_model = too_much
+
+        generator._engine._core._llm.collective_rpc(break_worker)
+        return os.getpid()
+
+    async def scenario():
+        broken = await pool.actors[1].__ray_call__.remote(run_out)
+        work = [pool.generate(PROMPT, Sampling(max_tokens=20)) for _ in range(16)]
+        answers = await asyncio.gather(*work)
+        assert all(len(samples) == 1 for samples in answers)
+        while await pool.actors[1].ready.remote() == broken:
+            await asyncio.sleep(0.1)
+        stats = [await actor.stats.remote() for actor in pool.actors]
+        assert [s.max_num_seqs for s in stats] == [
+            options.max_num_seqs,
+            options.max_num_seqs // 2,
+        ]
+
+    asyncio.run(asyncio.wait_for(scenario(), 240.0))
+
+
 def test_a_pool_that_can_never_fit_is_refused_at_once(ray_local, options):
     with pytest.raises(UserError, match="3 engines need 12 CPU.*the cluster has 4 CPU"):
         EnginePool(options, count=3, cpus=4.0)
