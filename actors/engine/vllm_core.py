@@ -225,7 +225,10 @@ class VllmCore:
         try:
             outputs = list(self._llm.step())
         except Exception as error:
-            raise self._memory.explained(error) from error
+            explained = self._memory.explained(error)
+            if explained is error:
+                raise
+            raise explained from error
         for output in outputs:
             if output.finished:
                 self._ended(output.request_id)
