@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine.engine_options import EngineOptions
+from actors.torch_errors import first_words, is_out_of_memory
 
 HALVINGS = 3
 """At most: an eighth of what was asked for is slow, and less would not be what is missing."""
@@ -47,15 +48,6 @@ class MemoryNote:
             said = Path(self.file).read_text()
             Path(self.file).unlink()
         return error if said is None else OutOfGpuMemory(said)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"
-
-
-def first_words(error: BaseException) -> str:
-    """Of torch's account: what was asked for and what there was, without its advice."""
-    return ". ".join(str(error).split(". ")[:3])
 
 
 def write_note_of(worker: Any, file: str) -> None:

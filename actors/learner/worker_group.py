@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from actors.learner.checkpoints import mend
 from actors.learner.deepspeed_worker import EngineConfig
+from actors.torch_errors import first_words, is_out_of_memory
 from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from stepwiser.run.metrics_file import Metrics, MetricsTail
@@ -275,7 +276,7 @@ def _readable(group: WorkerGroup, error: Exception) -> Exception:
             cause = inner
         if isinstance(cause, UserError):
             return UserError(str(cause))
-        if type(cause).__name__ == "OutOfMemoryError":  # torch's, which this process has not loaded
+        if is_out_of_memory(cause):
             return out_of_gpu_memory(group, cause)
         return TrainingError(
             f"training {group.name!r} failed on rank {rank} after {group.max_failures} restarts: "
@@ -286,7 +287,6 @@ def _readable(group: WorkerGroup, error: Exception) -> Exception:
 
 def out_of_gpu_memory(group: WorkerGroup, error: BaseException) -> UserError:
     """What to set where a pass did not fit on a GPU."""
-    said = ". ".join(str(error).split(". ")[:3])
     budget = group.max_tokens_per_microbatch
     remedies = [f"lower learner.max_tokens_per_microbatch={budget} (to {budget // 2})"]
     if not group.gradient_checkpointing:
@@ -294,8 +294,8 @@ def out_of_gpu_memory(group: WorkerGroup, error: BaseException) -> UserError:
     if group.gpus_per_worker < 1:
         remedies.append("leave more to the learner (engine.gpu_memory_utilization)")
     return UserError(
-        f"training {group.name!r} ran out of GPU memory ({said}): {', or '.join(remedies)}; the "
-        "same command goes on from the last checkpoint"
+        f"training {group.name!r} ran out of GPU memory ({first_words(error)}): "
+        f"{', or '.join(remedies)}; the same command goes on from the last checkpoint"
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -198,6 +199,16 @@ async def _kept(pool: PoolClient) -> None:
     await pool._registry.keep.remote(newest.serial)
 
 
+async def _breaks(pool: EnginePool, break_core: Callable[[Any], int]) -> None:
+    """The second engine ends while there is work for both: all is answered, and it comes back."""
+    broken = await pool.actors[1].__ray_call__.remote(break_core)
+    work = [pool.generate(PROMPT, Sampling(max_tokens=20)) for _ in range(16)]
+    answers = await asyncio.gather(*work)
+    assert all(len(samples) == 1 for samples in answers)
+    while await pool.actors[1].ready.remote() == broken:
+        await asyncio.sleep(0.1)
+
+
 def test_a_failure_inside_vllm_moves_the_requests_and_restarts_the_engine(pool):
     def break_core(generator) -> int:
         def broken():
@@ -206,16 +217,7 @@ def test_a_failure_inside_vllm_moves_the_requests_and_restarts_the_engine(pool):
         generator._engine._core.step = broken
         return os.getpid()
 
-    async def scenario():
-        broken = await pool.actors[1].__ray_call__.remote(break_core)
-        work = [pool.generate(PROMPT, Sampling(max_tokens=20)) for _ in range(16)]
-        answers = await asyncio.gather(*work)
-        assert all(len(samples) == 1 for samples in answers)
-        while (pid := await pool.actors[1].ready.remote()) == broken:
-            await asyncio.sleep(0.1)
-        assert pid != broken
-
-    asyncio.run(asyncio.wait_for(scenario(), 240.0))
+    asyncio.run(asyncio.wait_for(_breaks(pool, break_core), 240.0))
 
 
 def test_an_engine_that_ran_out_of_gpu_memory_comes_back_and_admits_less(pool, options):
@@ -230,12 +232,7 @@ def test_an_engine_that_ran_out_of_gpu_memory_comes_back_and_admits_less(pool, o
         return os.getpid()
 
     async def scenario():
-        broken = await pool.actors[1].__ray_call__.remote(run_out)
-        work = [pool.generate(PROMPT, Sampling(max_tokens=20)) for _ in range(16)]
-        answers = await asyncio.gather(*work)
-        assert all(len(samples) == 1 for samples in answers)
-        while await pool.actors[1].ready.remote() == broken:
-            await asyncio.sleep(0.1)
+        await _breaks(pool, run_out)
         stats = [await actor.stats.remote() for actor in pool.actors]
         assert [s.max_num_seqs for s in stats] == [
             options.max_num_seqs,
