@@ -25,6 +25,7 @@ from actors.learner.worker_group import WorkerGroup, engine_config, keep_checkpo
 from actors.weight_sync.sender import make_sender
 from actors.weight_sync.transfer import TransferBackend
 from stepwiser.run.metrics_file import LOST, Metrics, append_metrics, read_metrics
+from stepwiser.run.model_exports import folder_to_fill, publish_model
 from stepwiser.training.experience import ExperienceBatch
 from stepwiser.training.grpo import GRPOLossConfig, grpo_loss, loss_denominator
 from stepwiser.training.packing import pack_micro_batches, prompt_units, split_groups
@@ -48,8 +49,8 @@ class GRPOTrainOptions:
     model_dir: str
     """Hugging Face directory the judge starts from."""
     output_dir: str
-    """Where the judge that is kept stands in the end, in the same format: the last or the best.
-    Beside it stand both, under its name with ``-last`` and ``-best``."""
+    """Path or address at which the judge that is kept stands in the end, in the same format: the
+    last or the best. Beside it stand both, under its name with ``-last`` and ``-best``."""
     metrics_path: str
     steps: int
     minibatches: int
@@ -103,11 +104,6 @@ class GRPOTrainOptions:
     def best_dir(self) -> str:
         """Made by the evaluator."""
         return f"{self.output_dir}-best"
-
-    @property
-    def candidates_dir(self) -> str:
-        """Judges that wait to be evaluated."""
-        return f"{self.output_dir}-candidates"
 
 
 def steps_trained(metrics_path: str, name: str) -> int:
@@ -176,7 +172,7 @@ class GRPOLoop:
             options.evaluation,
             self._worker_config.get("evaluator"),
             worker,
-            options.candidates_dir,
+            options.best_dir,
             options.steps,
         )
 
@@ -216,7 +212,10 @@ class GRPOLoop:
                 self._checkpoint(step, metrics)
         if step > start:
             self._checkpoint(step, {"step": step - 1})
-        self._worker.export(self._options.last_dir)
+        last = folder_to_fill(self._options.last_dir)
+        self._worker.export(last)
+        if self._worker.rank == 0:
+            publish_model(last, self._options.last_dir)
         self._evaluation.finish()
         path, name = self._options.metrics_path, self._options.group.name
         if self._worker.rank == 0 and steps_trained(path, name) != step:

@@ -14,6 +14,12 @@ import torch
 from actors.learner.answers import answer
 from actors.learner.deepspeed_worker import DeepSpeedWorker
 from actors.rollout.evaluator import EvaluationStatus
+from stepwiser.run.model_exports import (
+    candidates_of,
+    drop_candidates,
+    folder_to_fill,
+    publish_model,
+)
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,15 @@ class InlineEvaluation:
         options: InlineEvaluationOptions | None,
         evaluator: Any,
         worker: DeepSpeedWorker,
-        candidates: str,
+        best: str,
         steps: int,
     ) -> None:
-        """``options``: None for a training without evaluations. ``candidates``: folder for judges
-        that wait to be evaluated."""
+        """``options``: None for a training without evaluations. ``best``: path or address of the
+        best judge, by which those lie that wait to be evaluated."""
         self._options = options
         self._evaluator = evaluator
         self._worker = worker
-        self._candidates = Path(candidates)
+        self._best = best
         self._steps = steps
         self._call: Any = None
         self._stop = False
@@ -64,7 +70,7 @@ class InlineEvaluation:
         if self._worker.rank == 0:
             # Of a learner that died; what is being evaluated just now ends with an error, unless
             # its engines have loaded it already.
-            shutil.rmtree(self._candidates, ignore_errors=True)
+            drop_candidates(self._best)
             status: EvaluationStatus = ray.get(
                 self._evaluator.status.remote(version), timeout=self._options.timeout_s
             )
@@ -84,10 +90,14 @@ class InlineEvaluation:
             return
         self._settle()
         # A name of its own, as a version may be trained again.
-        directory = self._candidates / f"step-{version:06d}-{time.time_ns()}"
-        self._worker.export(directory)
+        place = f"{candidates_of(self._best)}/step-{version:06d}-{time.time_ns()}"
+        folder = folder_to_fill(place)
+        self._worker.export(folder)
         if self._worker.rank == 0:
-            self._call = self._evaluator.evaluate.remote(version, str(directory))
+            publish_model(folder, place)
+            if folder != Path(place):
+                shutil.rmtree(folder.parent)  # who wants it fetches it, and its name is used once
+            self._call = self._evaluator.evaluate.remote(version, place)
 
     def stop(self) -> bool:
         """Whether training should end here; the same on every rank."""
@@ -102,7 +112,7 @@ class InlineEvaluation:
         if self._options is not None:
             self._take()
             if self._worker.rank == 0:
-                shutil.rmtree(self._candidates, ignore_errors=True)
+                drop_candidates(self._best)
 
     def _settle(self) -> None:
         """Wait for the answer, on every rank."""

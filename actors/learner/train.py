@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from actors.learner.grpo_loop import KIND, GRPOTrainOptions, grpo_worker, steps_trained
@@ -37,7 +36,7 @@ def train_grpo(
     collector: Any,
     on_metrics: Callable[[Metrics], None] | None = None,
     evaluator: Any = None,
-    describe: Callable[[Path, int], None] | None = None,
+    describe: Callable[[str, int], None] | None = None,
 ) -> TrainResult:
     """Train the judge; blocks. A run of the same name and path is continued, not started anew.
 
@@ -55,7 +54,7 @@ def train_grpo(
     ``sleep()`` before the learner needs the engines' memory (`colocated`).
 
     ``evaluator``: an `Evaluator` actor, where ``options.evaluation`` asks for evaluations.
-    ``on_metrics`` gets the lines of both, told apart by their ``kind``. ``describe(directory,
+    ``on_metrics`` gets the lines of both, told apart by their ``kind``. ``describe(place,
     version)`` completes the last and the best judge before one of them takes its final name.
     """
     run_worker_group(
@@ -70,14 +69,14 @@ def train_grpo(
     steps = steps_trained(path, name)
     write_lost(path, KIND, name, steps)
     metrics = tuple(line for line in read_metrics(path, KIND, name) if line["step"] < steps)
-    last, best = Path(options.last_dir), Path(options.best_dir)
+    last, best = options.last_dir, options.best_dir
     figures = read_evaluation(best)
     if describe is not None:
         describe(last, steps)
         if figures is not None:
             describe(best, int(figures["version"]))
     chosen: Literal["last", "best"] = options.keep if figures is not None else "last"
-    link_model(best if chosen == "best" else last, Path(options.output_dir))
+    link_model(best if chosen == "best" else last, options.output_dir)
     return TrainResult(
         model_dir=options.output_dir,
         kept=chosen,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ import ray
 from actors.pinned import Pinned
 from actors.pool.client import PoolClient
 from stepwiser.config import PromptConfig
+from stepwiser.config.addresses import object_address
 from stepwiser.data.records import JudgePrompt, StepItem
 from stepwiser.evaluation.processbench import first_negative, score_official
 from stepwiser.evaluation.scoring import judge_items
 from stepwiser.judging.judges import GenerativeJudge
 from stepwiser.prompting.generation import Sample, Sampling
+from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.metrics_file import append_metrics, read_metrics
 from stepwiser.run.model_exports import (
@@ -32,8 +34,10 @@ from stepwiser.run.model_exports import (
     adapter_of,
     best_of,
     evaluations_since,
+    is_model,
     keep_if_best,
     read_evaluation,
+    write_model_file,
 )
 
 EVALUATION = "evaluation"
@@ -51,7 +55,7 @@ class EvaluatorOptions:
     prompts: PromptConfig
     metrics_path: str
     best_dir: str
-    """Where the best judge is kept."""
+    """Path or address at which the best judge is kept."""
     max_tokens: int
     temperature: float
     best_by: str
@@ -136,23 +140,22 @@ class Evaluator:
         """What is known of a version that training goes on from."""
         return self._status(version, self._versions())
 
-    async def evaluate(self, version: int, directory: str) -> EvaluationStatus:
-        """Score the judge after ``version`` steps, whose weights are also in ``directory``.
+    async def evaluate(self, version: int, candidate: str) -> EvaluationStatus:
+        """Score the judge after ``version`` steps, whose weights also lie at ``candidate``.
 
-        The directory becomes the best judge or goes away. Raises RuntimeError when the engines
+        The candidate becomes the best judge or goes away. Raises RuntimeError when the engines
         change their weights before it is done.
         """
         async with self._turn:
-            candidate = Path(directory)
             figures = read_evaluation(candidate)
-            if figures is None and candidate.is_dir():
-                figures = await self._score(version, directory)
-                (candidate / EVALUATION_FILE).write_text(json.dumps(figures))
-            best_dir = Path(self._options.best_dir)
-            # Without the directory this is a call that Ray repeats after the one before had moved
+            if figures is None and is_model(candidate):
+                figures = await self._score(version, candidate)
+                write_model_file(candidate, EVALUATION_FILE, json.dumps(figures))
+            best = self._options.best_dir
+            # Without the candidate this is a call that Ray repeats after the one before had moved
             # it: what remains is to see that its line was written.
-            figures = figures or read_evaluation(best_dir) or {}
-            keep_if_best(candidate, best_dir, self._options.best_by)
+            figures = figures or read_evaluation(best) or {}
+            keep_if_best(candidate, best, self._options.best_by)
             versions = self._versions()
             if figures.get("version") == version:
                 status = self._status(version, [*versions, version])
@@ -166,15 +169,15 @@ class Evaluator:
         return [int(line["version"]) for line in lines]
 
     def _status(self, version: int, versions: Sequence[int]) -> EvaluationStatus:
-        best = best_of(Path(self._options.best_dir), self._options.best_by)
+        best = best_of(self._options.best_dir, self._options.best_by)
         patience = self._options.patience
         since = evaluations_since(best, version, versions)
         return EvaluationStatus(version in versions, patience is not None and since >= patience)
 
-    async def _score(self, version: int, directory: str) -> dict[str, float]:
+    async def _score(self, version: int, candidate: str) -> dict[str, float]:
         began = time.monotonic()
         if self._options.own_engines:
-            weights = await asyncio.to_thread(_stored_weights, directory)
+            weights = await asyncio.to_thread(_stored_weights, candidate)
             await self._pool.update_weights(weights, version, self._options.load_timeout_s)
         generator = OneVersion(self._pool, version)
         prompts = await self._collector.heldout_prompts.remote()
@@ -235,8 +238,12 @@ class Evaluator:
         return GenerativeJudge(generator, self._format, sampling)
 
 
-def _stored_weights(directory: str) -> list[Any]:
-    """References to the weights, or to the adapter that they were merged with: the directory has
+def _stored_weights(candidate: str) -> list[Any]:
+    """References to the weights, or to the adapter that they were merged with: the candidate has
     moved or gone when an engine that restarts needs them."""
-    files = sorted((adapter_of(directory) or Path(directory)).glob("*.safetensors"))
-    return [ray.put(file.read_bytes()) for file in files]
+    folder = model_folder(candidate)
+    files = sorted((adapter_of(folder) or folder).glob("*.safetensors"))
+    weights = [ray.put(file.read_bytes()) for file in files]
+    if object_address(candidate):
+        shutil.rmtree(folder)  # a copy, which nobody else asks for
+    return weights

@@ -142,8 +142,9 @@ class LiveOptions:
     """How prompts of a live annotation are read."""
 
     reading: Reading
-    log: str
-    """File with a line for every round of sampling: step, round, prompt ids."""
+    run: str
+    """Path or address of the run directory, whose `read_log.READ_LOG` has a line for every round of
+    sampling."""
     remembered: int
     """Steps that may be asked for again, by a learner that restarts from its last checkpoint."""
 
@@ -160,8 +161,7 @@ class LivePrompts:
         self._buffer = PromptBuffer(options.reading, seed)
         self._changed = asyncio.Event()
         self._failure: str | None = None
-        self._log = PromptReadLog(options.log)
-        self._log.repair()
+        self._log = PromptReadLog(options.run)
         sampling_rounds = self._log.read()
         self._reads = count_reads(sampling_rounds)
         steps = 1 + max((sample.step for sample in sampling_rounds), default=-1)

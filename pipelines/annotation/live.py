@@ -27,7 +27,7 @@ from stepwiser.annotation.stopping import Question, StoppingRule, stopping_plan
 from stepwiser.config.annotation import Shard
 from stepwiser.data.records import JudgePrompt
 from stepwiser.errors import UserError
-from stepwiser.run.read_log import PromptReadLog, count_reads, read_log_path, rollouts_read
+from stepwiser.run.read_log import PromptReadLog, count_reads, rollouts_read
 from stepwiser.run.resource_plan import engine_range
 from stepwiser.run.units import UnitLog, finished_units, read_unit, write_plan
 from stepwiser.training.prompt_buffer import Reading
@@ -51,7 +51,7 @@ def live_options(session: Session) -> LiveOptions:
         )
     return LiveOptions(
         Reading(train.steps, train.prompts_per_step, train.live_ahead, train.live_reads),
-        str(read_log_path(session.store)),
+        session.store.place,
         # Two checkpoints are kept, one may be on its way, and the steps after them may be lost.
         remembered=3 * train.checkpoint_every + 8,
     )
@@ -73,7 +73,7 @@ class LiveAnnotation:
         self._todo = {name: rows for name, rows in self.units.items() if name not in done}
         # Of an earlier start, or of `stepwiser annotate`: offered before anything new is made.
         self._ready = deque(name for name in self.units if name in done)
-        read = count_reads(PromptReadLog(read_log_path(session.store)).read())
+        read = count_reads(PromptReadLog(session.store.place).read())
         self._read_before = set(read)
         self._log = UnitLog(session.store, Shard.parse(session.config.cluster.shard))
         self._gpus = engine_range(session.config)[0] * session.config.engine.gpus
@@ -143,9 +143,7 @@ class LiveAnnotation:
             return False
         self._ready.extendleft(reversed(self._handed_over))
         self._handed_over.clear()
-        self._read_before = set(
-            count_reads(PromptReadLog(read_log_path(self._session.store)).read())
-        )
+        self._read_before = set(count_reads(PromptReadLog(self._session.store.place).read()))
         await self._offer_what_was_read()
         return True
 
@@ -230,7 +228,7 @@ class LiveAnnotation:
 def reading_metrics(session: Session) -> dict[str, Any]:
     """What training read of what was annotated; the rest of the annotation's account is its own."""
     units = sorted(finished_units(session.store))
-    reads = count_reads(PromptReadLog(read_log_path(session.store)).read())
+    reads = count_reads(PromptReadLog(session.store.place).read())
     rule = LabelRule(session.config.label.rule)
     used, made = rollouts_read(session.store, units, reads.keys(), rule)
     return {

@@ -25,7 +25,7 @@ def print_cost(
     config: Path | None,
     model: str | None,
     gpus: str,
-    run: Path | None,
+    run: str | None,
     tokens_per_s: float | None,
     prices: tuple[float | None, float | None],
     overrides: Mapping[str, float],
@@ -72,16 +72,18 @@ def print_cost(
     _print_rates(work, rates, parameters, count, gpu, dollars)
 
 
-def _of_run(run: Path, gpu: str) -> tuple[cost.Work, cost.Rate | None, float | None]:
+def _of_run(run: str, gpu: str) -> tuple[cost.Work, cost.Rate | None, float | None]:
     """Work and rate of a run, and the parameters of its policy where they can be counted."""
     store = RunStore(run)
     config = store.config()
     metrics = store.read_metrics("annotate")
     if metrics is None or not metrics.keys() >= {"counts", "rollouts_per_prefix"}:
         raise UserError(f"{run} has no metrics/annotate.json yet: run `stepwiser annotate` first")
-    parameters = cost.parameters_of(store.model_dir("policy")) or _parameters(store, config)
+    # Of a run at an address they are not worth fetching all weights.
+    own = None if store.remote else cost.parameters_of(store.model_dir("policy"))
+    parameters = own or _parameters(store, config)
     measured = store.read_metrics("cost-annotate") or {}
-    name = run.name
+    name = store.place.rstrip("/").rpartition("/")[2]
     try:
         work = cost.work_of_run(metrics["counts"], metrics["rollouts_per_prefix"], name)
     except ZeroDivisionError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.words import explained, place
+from pipelines.cli.words import explained, place, run_place
 
 
 def plan(
@@ -28,8 +28,12 @@ def plan(
         ),
     ] = "8xA100",
     run: Annotated[
-        Path | None,
-        typer.Option(parser=place, help="Take the work and a rate from this run directory."),
+        str | None,
+        typer.Option(
+            parser=run_place,
+            metavar="RUN",
+            help="Take the work and a rate from this run directory.",
+        ),
     ] = None,
     rate: Annotated[
         float | None,

@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, MutableMapping
-from pathlib import Path
 from typing import Any
 
-from stepwiser.run.store import json_lines
+from stepwiser.run.store import objects_of
+from stepwiser.storage.interface import Storage
+from stepwiser.storage.lines import add_line, line_bytes
 
 _KEY = "key"
 
 
 class AnswersFile(MutableMapping[str, dict[str, Any]]):
-    """What was set is on disk when the call returns; a line that was cut off is asked again.
+    """What was set is there to stay when the call returns; a line that was cut off is asked again.
 
     One process writes it at a time.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows = {
-            row.pop(_KEY): row for row in json_lines(path) if isinstance(row.get(_KEY), str)
-        }
-        # After what a killed process cut off.
-        self._broken = path.is_file() and not path.read_bytes().endswith(b"\n")
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage, self._name = storage, name
+        rows = objects_of(line_bytes(storage, name).splitlines())
+        self._rows = {row.pop(_KEY): row for row in rows if isinstance(row.get(_KEY), str)}
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         return self._rows[key]
 
     def __setitem__(self, key: str, value: dict[str, Any]) -> None:
         self._rows[key] = value
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._broken + json.dumps({_KEY: key, **value}) + "\n")
-        self._broken = False
+        add_line(self._storage, self._name, json.dumps({_KEY: key, **value}))
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError(f"{self._path} keeps what it has; {key!r} stays")
+        raise TypeError(f"{self._name} keeps what it has; {key!r} stays")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)

@@ -15,7 +15,6 @@ from pipelines.monitoring.formatting import interval, known, titled_table
 from pipelines.session.session import Session
 from stepwiser.data.records import StepItem
 from stepwiser.evaluation.benchmarks import BenchmarkScore, benchmark_score, to_csv, to_latex
-from stepwiser.storage.folder import writing
 
 OWN_LABELS = "held-out chunks"
 CSV, LATEX = "reports/benchmarks.csv", "reports/benchmarks.tex"
@@ -51,7 +50,7 @@ class BenchmarkTable:
     def write(self) -> list[dict[str, Any]]:
         """CSV and LaTeX into `reports/`; returns the rows for the stage's metrics."""
         for name, text in ((CSV, to_csv(self._scores)), (LATEX, to_latex(self._scores))):
-            with writing(self._session.store.root / name) as temporary:
+            with self._session.store.writing(name) as temporary:
                 temporary.write_text(text, "utf-8")
         return [asdict(score) for score in self._scores]
 
@@ -59,7 +58,7 @@ class BenchmarkTable:
         """The table on the terminal, and where the files are."""
         self._session.console.print(self._table())
         self._session.console.print(
-            f"benchmarks: {self._session.store.root / CSV}, {LATEX}", soft_wrap=True
+            f"benchmarks: {self._session.store.called(CSV)}, {LATEX}", soft_wrap=True
         )
 
     def _table(self) -> Table:

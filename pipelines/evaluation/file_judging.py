@@ -26,7 +26,7 @@ from stepwiser.data.files import FileRow, checked
 from stepwiser.data.records import content_id
 from stepwiser.data.solutions import FileSolution, read_solutions
 from stepwiser.errors import UserError
-from stepwiser.storage.folder import writing
+from stepwiser.storage.folder import Folder, writing
 
 REMOTE_AT_A_TIME = 64
 """Solutions that a server is asked about at once; what it has no room for comes back later."""
@@ -96,7 +96,7 @@ class FileJudging:
                 self._work.append(_Work(solution, request))
         self._rejected.sort(key=_row_index)
         checked(self._rejected, str(job.source), job.skip_bad_rows)
-        self._answers = AnswersFile(job.journal)
+        self._answers = AnswersFile(Folder(job.journal.parent), job.journal.name)
         self._keys: list[str] = []
 
     def open(self, *judge: object) -> list[int]:

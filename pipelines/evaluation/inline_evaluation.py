@@ -19,9 +19,8 @@ from stepwiser.errors import UserError
 from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.metrics_file import Metrics, read_metrics
 from stepwiser.run.model_card import Training, model_card
-from stepwiser.run.model_exports import read_evaluation
-from stepwiser.run.store import environment
-from stepwiser.storage.folder import writing
+from stepwiser.run.model_exports import read_evaluation, write_model_file
+from stepwiser.run.store import CURVE, environment
 
 CARD = "README.md"
 
@@ -89,8 +88,8 @@ def evaluator(
         name=name,
         model_dir=start,
         prompts=config.judge_prompts,
-        metrics_path=str(session.store.curve),
-        best_dir=str(session.store.model_dir(f"{name}-best")),
+        metrics_path=session.store.called(CURVE),
+        best_dir=session.store.model(f"{name}-best"),
         max_tokens=min(train.max_response_tokens, config.judge_max_tokens),
         temperature=train.temperature,
         best_by=train.best_by,
@@ -140,12 +139,13 @@ def log_evaluation(tracker: Trackers, row: Metrics) -> None:
 
 
 def write_card(
-    session: Session, name: str, directory: Path, version: int, prompts: Mapping[str, int]
+    session: Session, name: str, place: str, version: int, prompts: Mapping[str, int]
 ) -> None:
     """The model card of a judge after ``version`` steps."""
-    curve = read_metrics(str(session.store.curve), "train", name)
-    lines = read_metrics(str(session.store.curve), EVALUATION, name)
-    evaluated = read_evaluation(directory)
+    path = session.store.called(CURVE)
+    curve = read_metrics(path, "train", name)
+    lines = read_metrics(path, EVALUATION, name)
+    evaluated = read_evaluation(place)
     training = Training(
         version=version,
         **_base(session),
@@ -154,8 +154,7 @@ def write_card(
         evaluation=evaluated or next((r for r in lines if r.get("version") == version), None),
         packages=environment()["packages"],
     )
-    with writing(directory / CARD) as temporary:
-        temporary.write_text(model_card(session.config, training))
+    write_model_file(place, CARD, model_card(session.config, training))
 
 
 def _base(session: Session) -> dict[str, str]:

@@ -21,7 +21,7 @@ def evaluation_items(session: Session) -> list[StepItem]:
     config = session.config.evaluate
     if config.source != "embedded":
         return file_items(session, config.name, config.source, config.limit)
-    path = session.store.root / "evaluation" / f"{config.name}.json"
+    path = session.store.file(f"evaluation/{config.name}.json")
     if path.is_file():
         return load_step_items(str(path), None)
     # Two problems may have got the same words for a solution, which name it.

@@ -65,9 +65,8 @@ def judge_specs(session: Session) -> Iterator[JudgeSpec]:
         (JUDGE, JUDGE, "generative"),
         (DISCRIMINATIVE, DISCRIMINATIVE, "discriminative"),
     ):
-        path = session.store.model_dir(folder)
-        if (path / "config.json").is_file():
-            yield JudgeSpec(name, str(path), kind)
+        if session.store.has_model(folder):
+            yield JudgeSpec(name, session.store.model(folder), kind)
 
 
 def compared_judges(session: Session) -> Iterator[JudgeSpec]:
@@ -164,7 +163,7 @@ def _critic(session: Session, settings: JudgeConfig, votes: int) -> Iterator[End
         votes=votes,
         max_tokens=config.judge_max_tokens,
         temperature=config.evaluate.temperature,
-        kept=AnswersFile(session.store.root / "answers" / f"{settings.name}.jsonl"),
+        kept=AnswersFile(session.store.storage, f"answers/{settings.name}.jsonl"),
     )
     for reason, count in sorted(client.failures.items()):
         session.console.print(

@@ -108,7 +108,7 @@ class JudgementCache:
         import pyarrow.parquet as pq
 
         seconds = 0.0
-        path = self.session.store.table_dir(table) / f"{unit}.parquet"
+        path = self.session.store.file(f"{table}/{unit}.parquet")
         if path.is_file():
             kept = pq.read_table(path)
             said = kept.schema.metadata or {}

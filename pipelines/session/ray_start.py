@@ -40,14 +40,17 @@ def start_ray(config: RunConfig) -> bool:
         )
     # Submitted jobs and `ray start` leave an address in the environment.
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    # Ray takes no variable from both, a job and its driver.
-    own = _of_job()
-    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    variables = {**ENVIRONMENT, **passed}  # the first for the proxies of stage serve
-    environment = {"env_vars": {n: value for n, value in variables.items() if n not in own}}
     if address:
+        # Ray takes no variable from both, a job and its driver.
+        own = _of_job()
+        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        variables = {**ENVIRONMENT, **passed}  # the first for the proxies of stage serve
+        environment = {"env_vars": {n: value for n, value in variables.items() if n not in own}}
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
         return False
+    # Handed down, and not by a runtime environment: that is another process for each worker, and
+    # none for those that Ray starts ahead.
+    os.environ.update(ENVIRONMENT)
     # One process less for each training: nobody takes this machine away with a notice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
@@ -58,7 +61,6 @@ def start_ray(config: RunConfig) -> bool:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env=environment,
         )
     except BaseException as error:
         ray.shutdown()  # what there is of it

@@ -6,14 +6,13 @@ directory, so that any of them can be looked at, or gone on with, like any other
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,12 @@ from stepwiser.config.impossible import refuse_impossible
 from stepwiser.data.records import Judgement, StepItem
 from stepwiser.errors import UserError
 from stepwiser.evaluation.scoring import judge_items, score_judge
-from stepwiser.report.ablation import MAIN, Ablation, gap_text, write_reports
-from stepwiser.run.store import RunStore
+from stepwiser.report.ablation import MAIN, TABLE, Ablation, gap_text, reports
+from stepwiser.run.store import FETCHES, RunStore, read_json
+from stepwiser.storage.folder import writing
+from stepwiser.storage.interface import Storage
+from stepwiser.storage.places import absolute
+from stepwiser.storage.trees import LIST
 from stepwiser.training.ablation import (
     SHARED,
     STAGES,
@@ -67,7 +70,7 @@ def run_ablation(config: RunConfig, only: Sequence[str], out: Path | None) -> di
     """
     arms = arms_of(config, only)
     refuse_impossible(config, "ablate", ("ablate",))
-    store = RunStore(Path(config.run_dir).resolve())
+    store = RunStore(absolute(config.run_dir))
     seeds = range(config.seed, config.seed + config.ablate.seeds)
     console = make_console()
     store.refuse_other(config)
@@ -80,9 +83,14 @@ def run_ablation(config: RunConfig, only: Sequence[str], out: Path | None) -> di
     for seed in seeds:
         failed += _run_seed(config, seed, arms, console)
     ablation = _collect(config, seeds)
-    for folder in (store.root / "reports", *([out] if out else ())):
-        path = write_reports(ablation, folder)
-        console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    for name, text in reports(ablation).items():
+        with store.writing(f"reports/{name}") as temporary:
+            temporary.write_text(text, "utf-8")
+        if out is not None:
+            with writing(out / name) as temporary:
+                temporary.write_text(text, "utf-8")
+    for place in (store.called("reports"), *([out] if out else ())):
+        console.print(f"report: {place}/{TABLE}", soft_wrap=True, highlight=False)
     _print(console, ablation)
     if failed:
         raise UserError("; ".join(failed) + "; the same command tries them again")
@@ -97,7 +105,7 @@ def _run_seed(config: RunConfig, seed: int, arms: Sequence[Arm], console: Consol
     failed of.
     """
     shared = seed_config(config, seed)
-    common = RunStore(Path(shared.run_dir).resolve())
+    common = RunStore(absolute(shared.run_dir))
     todo = [arm for arm in arms if not _finished(arm_config(config, arm, seed))]
     if not todo and common.read_metrics(RESULT):
         console.print(f"seed {seed}: already done, kept")
@@ -151,7 +159,7 @@ def _run_arm(
     own = STAGES[STAGES.index(arm.own_stage) :]
     for stage in STAGES[: STAGES.index(arm.own_stage)]:
         for part in PARTS[stage]:
-            _take_over(common.root / part, session.store.root / part)
+            _take_over(common, session.store, part)
     session.start(own)
     _run(session, own)
     name, kind = (
@@ -174,8 +182,13 @@ def _run(session: Session, stages: Sequence[str]) -> None:
         run_stage(session, stage)
 
 
-def _take_over(source: Path, target: Path) -> None:
-    """Link a file or a folder; nothing that is there is ever changed, only replaced."""
+def _take_over(common: RunStore, arm: RunStore, part: str) -> None:
+    """Link a file or a folder, or copy it in a bucket; nothing that is there is ever changed, only
+    replaced."""
+    if common.remote:
+        _copy(common.storage, arm.storage, part)
+        return
+    source, target = common.root / part, arm.root / part
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
     elif source.is_file():
@@ -189,6 +202,18 @@ def _link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
+
+
+def _copy(source: Storage, target: Storage, part: str) -> None:
+    def copy(name: str) -> None:
+        target.put(name, source.read(name))
+
+    names = [part] if source.exists(part) else source.names(part)
+    with ThreadPoolExecutor(FETCHES) as threads:
+        list(threads.map(copy, (name for name in names if not name.endswith(LIST))))
+    for name in names:
+        if name.endswith(LIST):
+            copy(name)  # says what there is, which is there by now
 
 
 def _score(session: Session, spec: JudgeSpec, items: list[StepItem]) -> dict[str, Any]:
@@ -214,7 +239,7 @@ def _score(session: Session, spec: JudgeSpec, items: list[StepItem]) -> dict[str
 
 def _finished(config: RunConfig) -> bool:
     """Whether an arm has its result; refuses one that another configuration made."""
-    store = RunStore(Path(config.run_dir).resolve())
+    store = RunStore(absolute(config.run_dir))
     if store.read_metrics(RESULT) is None:
         return False
     store.open(config)
@@ -229,10 +254,11 @@ def _collect(config: RunConfig, seeds: Sequence[int]) -> Ablation:
     for seed in seeds:
         for name in (*(arm.name for arm in arms), START):
             folder = SHARED if name == START else name
-            found = RunStore(seed_dir(config, seed).resolve() / folder).read_metrics(RESULT)
+            found = RunStore(absolute(f"{seed_dir(config, seed)}/{folder}")).read_metrics(RESULT)
             if found:
                 results.setdefault(name, {})[seed] = found
-        counts |= _items(seed_dir(config, seed) / SHARED, config.evaluate.name)
+        shared = RunStore(absolute(f"{seed_dir(config, seed)}/{SHARED}"))
+        counts |= _items(shared, config.evaluate.name)
     words = ", ".join(f"{count} {side}" for side, count in counts.items())
     return Ablation(
         config.name,
@@ -247,14 +273,13 @@ def _collect(config: RunConfig, seeds: Sequence[int]) -> Ablation:
     )
 
 
-def _items(folder: Path, name: str) -> dict[str, int]:
+def _items(store: RunStore, name: str) -> dict[str, int]:
     """How many wrong and right solutions are judged, where they were made for the run."""
-    with contextlib.suppress(FileNotFoundError):
-        labels = [
-            item["label"] for item in json.loads((folder / f"evaluation/{name}.json").read_text())
-        ]
-        return {"wrong": sum(y != -1 for y in labels), "right": sum(y == -1 for y in labels)}
-    return {}
+    file = store.file(f"evaluation/{name}.json")
+    if not file.is_file():
+        return {}
+    labels = [item["label"] for item in read_json(file)]
+    return {"wrong": sum(y != -1 for y in labels), "right": sum(y == -1 for y in labels)}
 
 
 def _print(console: Console, ablation: Ablation) -> None:

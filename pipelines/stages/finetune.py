@@ -29,7 +29,7 @@ def run(session: Session) -> dict[str, Any]:
             name: _solve(session, model, problems)
             for name, model in (
                 ("policy", policy),
-                *((pick, str(session.store.model_dir(f"policy-{pick}"))) for pick in PICKS),
+                *((pick, session.store.model(f"policy-{pick}")) for pick in PICKS),
             )
         }
         metrics = {
@@ -55,11 +55,10 @@ def _job(session: Session, policy: str, pick: str, rows: list[dict[str, Any]]) -
             prompt = prompts.policy_ids(row["question"])
             response = row["response_ids"]
             examples.append(response_example(prompt, response))
-    output = session.store.model_dir(f"policy-{pick}")
     return SFTJob.from_config(
         f"policy-{pick}",
         policy,
-        str(output),
+        session.store.model(f"policy-{pick}"),
         write_examples(session, f"pick-{pick}", examples),
         session.config.finetune.sft,
         session.config.seed,

@@ -20,6 +20,7 @@ from stepwiser.prompting.hub.folders import model_folder, resolve_model
 from stepwiser.prompting.hub.reference import hub_model
 from stepwiser.run.model_card import read_judge_settings, rule_in_words
 from stepwiser.run.store import RunStore
+from stepwiser.storage.places import absolute
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def application(arguments: dict[str, str]) -> Application:
     config = load_config(Path(arguments["config"]) if "config" in arguments else None, overrides)
     model = config.serve.model
     if model is None:
-        judge = RunStore(Path(config.run_dir).resolve()).find_model(JUDGE, "train")
+        judge = RunStore(absolute(config.run_dir)).find_model(JUDGE, "train")
     else:
         judge = resolve_model(model)
     policy = None if config.serve.policy is None else resolve_model(config.serve.policy)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isnan, nan
-from pathlib import Path
 from typing import Any
 
 from actors.learner.train import TrainResult, train_grpo
@@ -59,8 +58,7 @@ def run(session: Session) -> dict[str, Any]:
     figures = {JUDGE: "steps", DISCRIMINATIVE: "discriminative"}
     missing = []
     for name in (name for name, asked in wanted.items() if asked):
-        made = (session.store.model_dir(name) / "config.json").is_file()
-        if not made or figures[name] not in metrics:
+        if not session.store.has_model(name) or figures[name] not in metrics:
             missing.append(name)
     settled = not config.train.live or session.store.read_metrics("label") is not None
     if not missing and settled:
@@ -197,7 +195,7 @@ def _run_grpo(
             collector,
             on_metrics,
             reviewer,
-            lambda directory, version: write_card(session, JUDGE, directory, version, prompts),
+            lambda place, version: write_card(session, JUDGE, place, version, prompts),
         )
 
 
@@ -226,7 +224,7 @@ def _figures(result: TrainResult, warm: Sequence[Mapping[str, Any]]) -> dict[str
         ),
         "steps_lost": lost,
         "kept": result.kept,
-        "best": read_evaluation(Path(f"{result.model_dir}-best")),
+        "best": read_evaluation(f"{result.model_dir}-best"),
         "evaluations": len(result.evaluations),
     }
 

@@ -15,6 +15,8 @@ from stepwiser.data.records import JudgePrompt, Trajectory, group_by
 from stepwiser.errors import UserError
 from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.run.model_exports import has_model_file, read_model_file
+from stepwiser.run.store import read_object
 from stepwiser.run.tables import load_judge_prompts
 from stepwiser.training.rejection_sampling import choose_prompts, round_figures, select_right
 from stepwiser.training.rewards import outcome_prompts
@@ -45,7 +47,7 @@ def train_discriminative(session: Session) -> dict[str, Any]:
     job = SFTJob.from_config(
         DISCRIMINATIVE,
         start,
-        str(session.store.model_dir(DISCRIMINATIVE)),
+        session.store.model(DISCRIMINATIVE),
         paths[0],
         config.discriminative.sft,
         config.seed,
@@ -131,7 +133,7 @@ def train_rejection(session: Session) -> dict[str, Any]:
 def warm_start(session: Session) -> tuple[str, list[dict[str, Any]]]:
     """The judge that GRPO begins with where `train.warm_start` says so, fine-tuned as by
     `train_rejection`; its model, and the figures of each round."""
-    return str(session.store.model_dir(WARM)), _rejection_rounds(session, WARM)
+    return session.store.model(WARM), _rejection_rounds(session, WARM)
 
 
 def _rejection_rounds(session: Session, final: str) -> list[dict[str, Any]]:
@@ -142,18 +144,18 @@ def _rejection_rounds(session: Session, final: str) -> list[dict[str, Any]]:
     for number in range(config.rejection.rounds):
         last = number + 1 == config.rejection.rounds
         name = final if last else f"{final}-round-{number + 1}"
-        output = session.store.model_dir(name)
-        figures = session.store.root / "sft" / f"rejection-{number + 1}.json"
-        if not (output / RESULT_FILE).is_file():
+        output = session.store.model(name)
+        figures = f"sft/rejection-{number + 1}.json"
+        if not has_model_file(output, RESULT_FILE):
             examples, sampled = _right_judgements(session, model, number)
-            session.store.write_json(f"sft/{figures.name}", sampled)
+            session.store.write_json(figures, sampled)
             job = SFTJob.from_config(
-                name, model, str(output), examples, config.rejection.sft, config.seed + number
+                name, model, output, examples, config.rejection.sft, config.seed + number
             )
             run_sft_jobs(session, [job])
-        result = json.loads((output / RESULT_FILE).read_text())
-        rounds.append(json.loads(figures.read_text()) | result)
-        model = str(output)
+        result = json.loads(read_model_file(output, RESULT_FILE))
+        rounds.append(read_object(session.store.file(figures)) | result)
+        model = output
     return rounds
 
 

@@ -22,7 +22,6 @@ def refuse_impossible(config: RunConfig, where: str, stages: Sequence[str] = ())
     """
     found = [words for check in CHECKS for words in check(config)]
     found += [words for stage in stages for words in STAGE_CHECKS.get(stage, _nothing)(config)]
-    found += [words for stage in stages for words in _wants_a_folder(stage, config)]
     if found:
         raise UserError(f"{where}: " + "; ".join(dict.fromkeys(found)))
 
@@ -51,25 +50,6 @@ def _addresses(config: RunConfig) -> Iterator[str]:
             yield problem
         if value is not None and not value.strip():
             yield f"{key} is empty: name a folder, a file or a known name"
-
-
-AT_ADDRESSES = frozenset({"segment", "annotate", "label", "report"})
-"""Stages whose run directory may lie in a bucket."""
-
-
-def _wants_a_folder(stage: str, config: RunConfig) -> Iterator[str]:
-    if object_address(config.run_dir) and stage == "label" and config.label.critic.model:
-        yield (
-            f"run_dir={config.run_dir} is an address, and what label.critic.model="
-            f"{config.label.critic.model} says is kept in a folder: give run_dir a folder that all "
-            "nodes have, or leave the critic out"
-        )
-    if object_address(config.run_dir) and stage not in AT_ADDRESSES:
-        yield (
-            f"run_dir={config.run_dir} is an address, and {stage} works in a folder: give run_dir "
-            "a folder that all nodes have (a shared file system); at an address run "
-            + ", ".join(sorted(AT_ADDRESSES))
-        )
 
 
 def _groups(config: RunConfig) -> Iterator[str]:

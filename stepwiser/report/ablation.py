@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -15,7 +14,6 @@ from stepwiser.report.blocks import ABSENT, Note, Section, Table
 from stepwiser.report.build import Page
 from stepwiser.report.drawing.charts import marker, nice_ticks, reach, tick_texts
 from stepwiser.report.drawing.figures import Figure, Figures
-from stepwiser.storage.folder import writing
 from stepwiser.training.ablation import START, Difference, Results, as_dict, difference, summarize
 
 MAIN = "f1"
@@ -222,9 +220,13 @@ def html(ablation: Ablation) -> str:
     return Page(f"Ablation: {ablation.name}", [("seeds", seeds)], [section]).html()
 
 
-def write_reports(ablation: Ablation, folder: Path) -> Path:
-    """Write `ablation.md`, `.html`, `.json` and the pictures into a folder; returns the table's
-    path. Same results, same files."""
+TABLE = "ablation.md"
+"""What `reports` calls the table."""
+
+
+def reports(ablation: Ablation) -> dict[str, str]:
+    """Texts of `ablation.md`, `.html`, `.json` and the pictures, by file name. Same results, same
+    texts."""
     seeds = [str(seed) for seed in ablation.seeds]
     data = {
         "name": ablation.name,
@@ -240,13 +242,9 @@ def write_reports(ablation: Ablation, folder: Path) -> Path:
             for figure in FIGURES
         },
     }
-    texts = {
-        "ablation.md": markdown(ablation),
+    return {
+        TABLE: markdown(ablation),
         "ablation.html": html(ablation),
         "ablation.json": json.dumps(data, indent=1) + "\n",
         **{f"ablation-{k}.svg": standalone(v) for k, v in pictures(ablation).items()},
     }
-    for name, text in texts.items():
-        with writing(folder / name) as temporary:
-            temporary.write_text(text, "utf-8")
-    return folder / "ablation.md"

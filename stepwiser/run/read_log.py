@@ -9,23 +9,18 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.annotation.prefixes import PrefixTable
 from stepwiser.data.records import content_id, group_by
-from stepwiser.run.store import RunStore, json_lines
+from stepwiser.run.store import RunStore, objects_of
 from stepwiser.run.units import read_unit
+from stepwiser.storage.lines import add_line, line_bytes
+from stepwiser.storage.places import open_storage
 
 READ_LOG = "train/prompt_reads.jsonl"
 OLD_READ_LOG = "train/draws.jsonl"
 """Its name before 0.2; a run that has it goes on with it."""
-
-
-def read_log_path(store: RunStore) -> Path:
-    """The file of a run."""
-    old = store.root / OLD_READ_LOG
-    return old if old.is_file() else store.root / READ_LOG
 
 
 @dataclass(frozen=True)
@@ -40,13 +35,15 @@ class PromptRead:
 class PromptReadLog:
     """The file of prompts read; one process writes it."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+    def __init__(self, run: str) -> None:
+        """``run``: path or address of a run directory."""
+        self._storage = open_storage("run_dir", run)
+        self._name = OLD_READ_LOG if self._storage.exists(OLD_READ_LOG) else READ_LOG
 
     def read(self) -> list[PromptRead]:
-        """Oldest first; nothing if there is no file yet. A line that is not whole is left out, as
-        `repair` leaves it out."""
-        rows = json_lines(self._path)
+        """Oldest first; nothing if there is no file yet. A line that was not written whole is left
+        out: nobody has read what it says."""
+        rows = objects_of(line_bytes(self._storage, self._name).splitlines())
         return [
             # Before 0.2 a round was called a draw.
             PromptRead(
@@ -55,19 +52,9 @@ class PromptReadLog:
             for row in rows
         ]
 
-    def repair(self) -> None:
-        """Cut off a last line that was not written whole: nobody has read what it says."""
-        if self._path.is_file():
-            text = self._path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if len(whole) < len(text):
-                self._path.write_bytes(whole)
-
     def add(self, read: PromptRead) -> None:
         row = {"step": read.step, "round": read.number, "prompts": read.prompts}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_line(self._storage, self._name, json.dumps(row))
 
 
 def count_reads(reads: Iterable[PromptRead]) -> Counter[str]:

@@ -14,7 +14,7 @@ import platform
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -28,10 +28,10 @@ from stepwiser.config.loading import flatten, set_key
 from stepwiser.data.records import Row
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.reference import HubModel
+from stepwiser.run.model_exports import is_model
 from stepwiser.storage.folder import Folder, writing
 from stepwiser.storage.lines import read_lines
 from stepwiser.storage.places import open_storage, working_copy
-from stepwiser.storage.trees import LIST
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,11 +111,16 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    yield row
+        yield from objects_of(file)
+
+
+def objects_of(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """`json_lines` of lines that were read."""
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
 
 
 def changes_between(old: RunConfig, new: RunConfig, word: str) -> str:
@@ -324,8 +329,8 @@ class RunStore:
         return self.called(f"models/{name}")
 
     def has_model(self, name: str) -> bool:
-        """Whether an earlier stage has exported it; its last file says so."""
-        return self.has(f"models/{name}/{LIST if self.remote else 'config.json'}")
+        """Whether an earlier stage has exported it."""
+        return is_model(self.model(name))
 
     def find_model(self, name: str, what_makes_it: str) -> str:
         """`model` of one that an earlier stage exported."""

@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from stepwiser.storage.folder import Folder
+from stepwiser.storage.folder import Folder, writing
 from stepwiser.storage.interface import Storage
 
 PART = 2**20
@@ -45,16 +45,24 @@ def read_lines(storage: Storage, name: str, target: Path) -> bool:
     parts = storage.names(name)
     if not parts:
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as file, ThreadPoolExecutor(AT_ONCE) as threads:
-            for data in threads.map(storage.read, parts):
-                file.write(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        writing(target) as temporary,
+        temporary.open("wb") as file,
+        ThreadPoolExecutor(AT_ONCE) as threads,
+    ):
+        for data in threads.map(storage.read, parts):
+            file.write(data)
     return True
+
+
+def line_bytes(storage: Storage, name: str) -> bytes:
+    """What a growing file holds now, the lines of each writer in their order; empty where there is
+    none. The last line may not be whole."""
+    if isinstance(storage, Folder):
+        file = storage.root / name
+        return file.read_bytes() if file.is_file() else b""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return b"".join(threads.map(storage.read, storage.names(name)))
 
 
 def _add_to_file(path: Path, line: str) -> None:

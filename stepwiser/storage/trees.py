@@ -3,6 +3,8 @@
 Every version of a folder has files of its own, below a name that is used once; `files.json` says
 which version counts. It is put last, so that a reader finds all files of the version it has read
 of, or, where that has just been replaced, reads `files.json` again.
+
+A folder may lie below another one's place, and be made what that one holds: nothing is copied.
 """
 
 from __future__ import annotations
@@ -43,34 +45,78 @@ def fingerprint(file: Path, sample: int = 2**20) -> str:
     return digest.hexdigest()
 
 
-def read_version(storage: Storage) -> Version | None:
-    """What the folder at a storage's place holds now; None where there is none.
+def read_version(storage: Storage, below: str = "") -> Version | None:
+    """What the folder at a storage's place, or at one below it, holds now; None where there is
+    none.
 
     Raises UserError, naming it, for a list that cannot be read.
     """
+    name = f"{below}/{LIST}" if below else LIST
     try:
-        found = json.loads(storage.read(LIST))
+        found = json.loads(storage.read(name))
         return Version(str(found["version"]), {str(k): str(v) for k, v in found["files"].items()})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{storage.place}/{LIST} cannot be read: {error}; delete it and run the stage that "
+            f"{storage.place}/{name} cannot be read: {error}; delete it and run the stage that "
             "makes this folder again"
         ) from error
 
 
 def publish(folder: Path, storage: Storage) -> None:
     """Make a folder of this machine what lies at the storage's place, in place of what did."""
-    before = read_version(storage)
     name = secrets.token_hex(6)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
         list(threads.map(lambda file: storage.put(f"{name}/{file}", folder / file), files))
-    prints = {file: fingerprint(folder / file) for file in files}
-    storage.put(LIST, json.dumps({"version": name, "files": prints}, indent=1).encode())
-    for file in before.files if before else ():
-        storage.remove(f"{before.name}/{file}" if before else file)
+    _replace(storage, Version(name, {file: fingerprint(folder / file) for file in files}))
+
+
+def add_file(storage: Storage, name: str, file: Path) -> None:
+    """Put a file into the folder that lies at the storage's place; one process does so at a time.
+
+    Raises FileNotFoundError where there is no folder.
+    """
+    version = read_version(storage)
+    if version is None:
+        raise FileNotFoundError(f"{storage.place} holds no folder to put {name} into")
+    storage.put(f"{version.name}/{name}", file)
+    _put_list(storage, Version(version.name, {**version.files, name: fingerprint(file)}))
+
+
+def adopt(storage: Storage, below: str) -> None:
+    """Make what lies at a place below the storage's own what lies there, in place of what did.
+
+    Raises FileNotFoundError where nothing lies below.
+    """
+    version = read_version(storage, below)
+    if version is None:
+        raise FileNotFoundError(f"{storage.place}/{below} holds no folder")
+    _replace(storage, Version(f"{below}/{version.name}", version.files))
+    storage.remove(f"{below}/{LIST}")
+
+
+def clear(storage: Storage, below: str) -> None:
+    """Take away what lies below a name, but for what the storage's own folder consists of."""
+    version = read_version(storage)
+    mine = f"{version.name}/" if version else None
+    names = [name for name in storage.names(below) if mine is None or not name.startswith(mine)]
+    for name in sorted(names, key=lambda name: not name.endswith(f"/{LIST}")):
+        storage.remove(name)
+
+
+def _replace(storage: Storage, version: Version) -> None:
+    before = read_version(storage)
+    _put_list(storage, version)
+    if before is not None and before.name != version.name:
+        for file in before.files:
+            storage.remove(f"{before.name}/{file}")
+
+
+def _put_list(storage: Storage, version: Version) -> None:
+    text = json.dumps({"version": version.name, "files": version.files}, indent=1)
+    storage.put(LIST, text.encode())
 
 
 def bring(storage: Storage, here: Path, *, without: Sequence[str] = ()) -> Path | None:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from pathlib import Path
 from typing import Any
 
 from stepwiser.annotation.statistics import Z95, mean_and_error
@@ -128,7 +127,7 @@ def seed_config(config: RunConfig, seed: int) -> RunConfig:
     return config.model_copy(
         update={
             "seed": seed,
-            "run_dir": str(seed_dir(config, seed) / SHARED),
+            "run_dir": f"{seed_dir(config, seed)}/{SHARED}",
             "data": config.data.model_copy(update={"seed": config.data.seed + shift}),
             "evaluation_data": config.evaluation_data.model_copy(
                 update={"seed": config.evaluation_data.seed + shift}
@@ -152,12 +151,12 @@ def arm_config(config: RunConfig, arm: Arm, seed: int) -> RunConfig:
         set_key(raw, key, value, f"{where}: {key}")
     made = parse_config(raw, where=where)
     refuse_impossible(made, where)
-    return made.model_copy(update={"run_dir": str(seed_dir(config, seed) / arm.name)})
+    return made.model_copy(update={"run_dir": f"{seed_dir(config, seed)}/{arm.name}"})
 
 
-def seed_dir(config: RunConfig, seed: int) -> Path:
-    """Folder of all run directories of a seed."""
-    return Path(config.run_dir) / f"seed-{seed}"
+def seed_dir(config: RunConfig, seed: int) -> str:
+    """Path or address of the folder of all run directories of a seed."""
+    return f"{config.run_dir.rstrip('/')}/seed-{seed}"
 
 
 # --- what came of it ------------------------------------------------------------------------------

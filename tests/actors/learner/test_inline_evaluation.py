@@ -39,7 +39,7 @@ from stepwiser.evaluation.embedded_edits import RANGES, written
 from stepwiser.prompting.generation import Sample, Sampling
 from stepwiser.prompting.prompt_format import PromptFormat
 from stepwiser.run.metrics_file import append_metrics, read_metrics
-from stepwiser.run.model_exports import read_evaluation
+from stepwiser.run.model_exports import candidates_of, read_evaluation
 from stepwiser.tasks import load_base_model_dir, make_problems
 from stepwiser.tasks.arithmetic import solution_chunks
 from stepwiser.training.schedule import LearningRate
@@ -255,7 +255,7 @@ def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
     ours = _Status(pool, tmp_path, items=6, items_too_long=2)
     _publish(pool, MODEL, 3)
     assert ours.evaluate(3, ours.candidate(MODEL, 3)) == EvaluationStatus(known=True, stop=False)
-    line, best = ours.lines()[3], read_evaluation(ours.best)
+    line, best = ours.lines()[3], read_evaluation(str(ours.best))
     assert line["step"] == 2  # whose weights these are
     assert best is not None and best.items() <= line.items()
     assert line["heldout_prompts"] == 16
@@ -270,7 +270,7 @@ def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
         _publish(pool, mute, version)
         assert ours.evaluate(version, ours.candidate(mute, version)) == EvaluationStatus(True, stop)
         assert ours.lines()[version]["heldout_balanced"] == 0
-        assert read_evaluation(ours.best) == best
+        assert read_evaluation(str(ours.best)) == best
     assert _same_weights(ours.best, MODEL)
 
     # A restarted one knows the best so far and what has come since.
@@ -282,7 +282,7 @@ def test_shared_engines_score_the_version_they_have(pool, mute, tmp_path):
     late = ours.candidate(MODEL, 6)
     with pytest.raises(RuntimeError, match="weight version 6 was answered with version 5:"):
         ours.evaluate(6, late)
-    assert late.is_dir() and read_evaluation(late) is None
+    assert late.is_dir() and read_evaluation(str(late)) is None
     assert not ours.known(6).known
     assert sorted(ours.lines()) == [3, 4, 5]
     ours.end()
@@ -309,7 +309,7 @@ def test_engines_of_its_own_get_the_judge_and_have_it_again_after_a_death(pool, 
     assert answer[0].weight_version == 1
 
     ours.evaluate(2, ours.candidate(MODEL, 2))
-    best = read_evaluation(ours.best)
+    best = read_evaluation(str(ours.best))
     assert best is not None and best["version"] == 2 and best["processbench_f1"] > 0
     assert best.items() <= ours.lines()[2].items()
     assert _same_weights(ours.best, MODEL)
@@ -321,7 +321,7 @@ def test_engines_of_its_own_get_the_judge_and_have_it_again_after_a_death(pool, 
     (third / "evaluation.json").write_text(scores)
     ours.evaluate(3, third)
     assert ours.lines()[3]["heldout_balanced"] == 1
-    assert read_evaluation(ours.best) == best
+    assert read_evaluation(str(ours.best)) == best
     ours.end()
 
 
@@ -340,7 +340,7 @@ def test_training_ends_without_a_new_best_and_keeps_the_best(pool, mute, tmp_pat
         collector,
         seen.append,
         ours.actor,
-        lambda directory, version: described.append((directory.name, version)),
+        lambda place, version: described.append((Path(place).name, version)),
     )
     # No judge is better than the first. That the third is not may be known a step later.
     assert result.steps in (3, 4)
@@ -350,8 +350,8 @@ def test_training_ends_without_a_new_best_and_keeps_the_best(pool, mute, tmp_pat
     published = [v for kind, v in ray.get(collector.calls.remote()) if kind == "publish"]
     assert published == [0, 1, 2, *range(2, result.steps + 1)]
     assert result.kept == "best"
-    assert read_evaluation(Path(result.model_dir)) == read_evaluation(ours.best)
-    assert (read_evaluation(ours.best) or {})["version"] == 1
+    assert read_evaluation(result.model_dir) == read_evaluation(str(ours.best))
+    assert (read_evaluation(str(ours.best)) or {})["version"] == 1
     assert described == [(f"{NAME}-last", result.steps), (f"{NAME}-best", 1)]
-    assert not Path(options.candidates_dir).exists()
+    assert not Path(candidates_of(options.best_dir)).exists()
     ours.end()

@@ -14,7 +14,7 @@ from actors.rollout.prompt_source import (
 )
 from stepwiser.data.records import group_by
 from stepwiser.errors import UserError
-from stepwiser.run.read_log import PromptReadLog, count_reads
+from stepwiser.run.read_log import READ_LOG, PromptReadLog, count_reads
 from stepwiser.training.prompt_buffer import Reading
 from tests.stepwiser.training.test_prompt_buffer import prompt
 
@@ -22,9 +22,7 @@ READING = Reading(steps=6, per_step=4, ahead=2, most_reads=4)
 
 
 def _source(folder: Path) -> LivePrompts:
-    return LivePrompts(
-        LiveOptions(READING, str(folder / "prompt_reads.jsonl"), remembered=3), seed=0
-    )
+    return LivePrompts(LiveOptions(READING, str(folder), remembered=3), seed=0)
 
 
 def _rows(*numbers: int):
@@ -52,7 +50,7 @@ async def test_a_restart_reads_the_same_again_and_then_goes_on(tmp_path: Path) -
     before = [_ids(await source.sample(step, 0)) for step in range(3)]
     further = _ids(await source.sample(2, 1))
     # Killed while it wrote: that step has been given to nobody.
-    with (tmp_path / "prompt_reads.jsonl").open("a") as file:
+    with (tmp_path / READ_LOG).open("a") as file:
         file.write('{"step": 3, "dra')
     again = _source(tmp_path)
     second = asyncio.ensure_future(again.sample(1, 0))
@@ -63,7 +61,7 @@ async def test_a_restart_reads_the_same_again_and_then_goes_on(tmp_path: Path) -
     assert _ids(await again.sample(2, 0)) == before[2]
     assert _ids(await again.sample(2, 1)) == further
     fourth = _ids(await again.sample(3, 0))
-    reads = PromptReadLog(tmp_path / "prompt_reads.jsonl").read()
+    reads = PromptReadLog(str(tmp_path)).read()
     assert [(d.step, d.number) for d in reads] == [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0)]
     assert list(reads[-1].prompts) == fourth
     read = count_reads(reads[:-1])

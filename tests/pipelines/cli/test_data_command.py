@@ -107,7 +107,7 @@ def test_it_starts_neither_ray_nor_an_engine(tmp_path: Path) -> None:
         ["export", "RUN", "--format", "trl", "--out", "s3://bucket/out.jsonl"],
         ["merge", "RUN", "--out", "gs://bucket/out"],
         ["merge", "s3://bucket/run", "--out", "x"],
-        ["plan", "annotate", "--run", "s3://bucket/run"],
+        ["plan", "annotate", "--run", "hdfs://host/run"],
         ["report", "run_dir=hdfs://host/run"],
         ["annotate", "--plan", "run_dir=hdfs://host/run"],
         ["annotate", "--config", "https://host/a.yaml"],
@@ -126,16 +126,6 @@ def test_an_address_is_never_a_folder(
     assert result.exit_code == 2, result.output
     assert "is an address of the scheme" in " ".join(result.output.replace("│", " ").split())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
-
-
-@pytest.mark.parametrize("command", ["train", "serve", "ablate"])
-def test_what_works_in_a_folder_refuses_the_address_of_a_bucket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    output = run(command, "run_dir=s3://bucket/run", code=2)
-    assert f"run_dir=s3://bucket/run is an address, and {command} works in a folder" in output
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_address_is_a_run_directory(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from stepwiser.annotation.joining import UNIT_LEASES
-from stepwiser.run.model_exports import publish_model
+from stepwiser.prompting.hub.folders import model_folder
+from stepwiser.run.model_card import read_judge_settings
+from stepwiser.run.model_exports import publish_model, read_evaluation
 from stepwiser.run.status import read_status
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import BY, finished_units, read_plan, read_summary, read_unit
@@ -32,7 +34,14 @@ SMALLEST = (
     "segment.evaluation_problems=8",
     "engine.count=1",
     "data.limit=48",
+    "train.steps=6",
+    "train.checkpoint_every=1",
+    "evaluate.beyond=0",
+    "evaluate.faithfulness=0",
+    "solve.methods=[chunk_reset]",
+    "select.problems=8",
 )
+AFTER = ("train", "evaluate", "solve", "select", "finetune", "report")
 ADDRESS = f"s3://{BUCKET}/the run"
 
 
@@ -80,16 +89,50 @@ def test_two_join_a_run_in_a_bucket_and_the_second_outlives_the_first(
         status = json.loads(CliRunner().invoke(app, ["status", ADDRESS, "--json"]).output)
         assert (status["state"], status["problems"], status["free_units"]) == ("done", 48, 0)
         assert status["owners"] == [] and not store.storage.names(UNIT_LEASES)
-        # Another machine goes on: it has nothing of the run, and nothing is done again.
+        # Training is lost with all of its machine; another one, that has nothing of the run, goes
+        # on from its last checkpoint, and nothing is done again.
+        with Family("quickstart", *SMALLEST, place, "--stages", "label,train") as trained:
+            trained.wait_for(lambda: len(_steps(store)) >= 3)
+        trained.process.wait()
+        lost, before = _steps(store), store.storage.names()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
-        before = store.storage.names()
-        said = run("quickstart", *SMALLEST, place, "--stages", "annotate,report")
+        said = run("quickstart", *SMALLEST, place, "--stages", f"annotate,{','.join(AFTER)}")
         assert "every unit is already done, kept" in said
         kept = [name for name in before if name.startswith(("values/", "trajectories/", "units/"))]
         assert set(kept) <= set(store.storage.names())
-        assert b"Annotation" in store.storage.read("reports/report.html")
+        steps = _steps(store)
+        assert sorted(set(steps)) == list(range(6)), "every step is trained"
+        assert steps[: len(lost)] == lost and steps[len(lost)] >= lost[-1] - 1, "not from the start"
+        assert sorted(_evaluated(store)) == [2, 4, 6]
+        best = read_evaluation(store.model("judge-best"))
+        assert best is not None and best["version"] in (2, 4, 6)
+        for model in ("judge", "judge-last", "judge-best"):
+            settings = read_judge_settings(model_folder(store.model(model), weights=False))
+            assert settings is not None and settings.version in (2, 4, 6)
+        left = [name for name in store.storage.names("models/judge-best") if "candidates" in name]
+        assert all(f"/step-{best['version']:06d}-" in name for name in left), "others went away"
+        for stage in AFTER[:-1]:
+            assert store.read_metrics(stage), stage
+        page = store.storage.read("reports/report.html").decode()
+        for title in (
+            "Finding the first wrong step",
+            "Solving with the judge",
+            "Choosing training",
+        ):
+            assert title in page, title
+        assert b"judge" in store.storage.read("reports/benchmarks.csv")
         assert read_status(store).state == "done"
+        assert "already done, kept" in run("train", *SMALLEST, place)
     assert not list(ROOT.glob("s3:*"))
+
+
+def _steps(store: RunStore) -> list[int]:
+    """Of the judge's training, in the order in which they were trained."""
+    return [row["step"] for row in store.read_curve("judge") if row["kind"] == "train"]
+
+
+def _evaluated(store: RunStore) -> set[int]:
+    return {r["version"] for r in store.read_curve("judge") if r["kind"] == "evaluation"}
 
 
 def test_a_store_that_holds_no_conditions_serves_one_start_at_a_time(

@@ -14,7 +14,7 @@ from stepwiser.config.aliases import RENAMED
 from stepwiser.report import build_report
 from stepwiser.run.export import Format, export
 from stepwiser.run.metrics_file import Metrics, read_metrics
-from stepwiser.run.read_log import PromptRead, PromptReadLog, read_log_path
+from stepwiser.run.read_log import PromptRead, PromptReadLog
 from stepwiser.run.status import read_status
 from stepwiser.run.store import RunStore
 from stepwiser.run.units import finished_units
@@ -82,7 +82,7 @@ def test_reads_of_an_old_live_training_go_on_in_their_file(tmp_path: Path) -> No
     file = tmp_path / "train" / "draws.jsonl"
     file.parent.mkdir()
     file.write_text(json.dumps({"step": 0, "draw": 1, "prompts": ["a", "b"]}) + "\n")
-    log = PromptReadLog(read_log_path(RunStore(tmp_path)))
+    log = PromptReadLog(str(tmp_path))
     log.add(PromptRead(1, 0, ("c",)))
     assert log.read() == [PromptRead(0, 1, ("a", "b")), PromptRead(1, 0, ("c",))]
     assert len(file.read_text().splitlines()) == 2

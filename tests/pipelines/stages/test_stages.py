@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stepwiser.data.records import ChunkValue, JudgePrompt, Trajectory
-from stepwiser.run.read_log import PromptReadLog, read_log_path
+from stepwiser.run.read_log import PromptReadLog
 from stepwiser.run.status import read_status
 from stepwiser.run.store import RunStore
 from stepwiser.tasks import segment_plain
@@ -279,7 +279,7 @@ def test_live_training_survives_sigkill(quickstart: tuple[Path, str], tmp_path: 
         "discriminative.enabled=false",
     )
     process = start("train", *arguments)
-    log = PromptReadLog(read_log_path(RunStore(folder)))
+    log = PromptReadLog(str(folder))
     wait_for(lambda: any(read.step == 4 for read in log.read()), process)
     # With the driver all of Ray but its workers, which nobody is left to end.
     os.killpg(process.pid, signal.SIGKILL)

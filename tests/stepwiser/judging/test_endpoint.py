@@ -16,6 +16,7 @@ from stepwiser.config import PromptConfig
 from stepwiser.errors import UserError
 from stepwiser.judging.endpoint import EndpointClient, EndpointCritic
 from stepwiser.prompting.prompt_format import PromptFormat
+from stepwiser.storage.folder import Folder
 from tests.support.chat_server import ChatServer as Server
 from tests.support.chat_server import Reply, chat_server, refused, said
 from tests.support.tiny import make_tiny_model
@@ -163,15 +164,16 @@ def test_a_model_that_calls_the_limit_otherwise_is_asked_so(
 def test_answers_are_paid_for_once(server: Server, prompts: PromptFormat, tmp_path: Path) -> None:
     """Another start, in another event loop, after a line was cut off."""
     file = tmp_path / "answers" / "critic.jsonl"
-    first = critic(server, prompts, kept=AnswersFile(file))
+    kept = lambda: AnswersFile(Folder(tmp_path), "answers/critic.jsonl")  # noqa: E731
+    first = critic(server, prompts, kept=kept())
     before = asyncio.run(first.judge_steps("p", ["a", "b"]))
     asyncio.run(first.judge("p", ["a", "b"], "c"))
     assert len(server.asked) == 3
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
-    again = critic(server, prompts, kept=AnswersFile(file))
+    again = critic(server, prompts, kept=kept())
     assert asyncio.run(again.judge_steps("p", ["a", "b", "c"]))[:2] == before
     assert len(server.asked) == 4
-    assert len(AnswersFile(file)) == 3
-    asyncio.run(critic(server, prompts, kept=AnswersFile(file), votes=2).judge("p", [], "a"))
+    assert len(kept()) == 3
+    asyncio.run(critic(server, prompts, kept=kept(), votes=2).judge("p", [], "a"))
     assert len(server.asked) == 5

@@ -20,23 +20,23 @@ from stepwiser.run.model_exports import (
 KEY = "heldout_balanced"
 
 
-def _model(directory: Path, version: int, score: float) -> Path:
+def _model(directory: Path, version: int, score: float) -> str:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_text(str(version))
     evaluation = {"version": version, KEY: score}
     (directory / EVALUATION_FILE).write_text(json.dumps(evaluation))
-    return directory
+    return str(directory)
 
 
 def test_the_best_is_kept_and_the_earlier_one_of_equals(tmp_path):
     best = tmp_path / "judge-best"
     scores = [float("nan"), 0.5, 0.7, 0.7, 0.6, 0.9]
     kept = [
-        keep_if_best(_model(tmp_path / "candidates" / str(v), v, score), best, KEY)
+        keep_if_best(_model(tmp_path / "candidates" / str(v), v, score), str(best), KEY)
         for v, score in enumerate(scores, 1)
     ]
     assert kept == [False, True, True, False, False, True]
-    assert best_of(best, KEY) == Best(6, 0.9)
+    assert best_of(str(best), KEY) == Best(6, 0.9)
     assert (best / "model.safetensors").read_text() == "6"
     assert not list((tmp_path / "candidates").iterdir())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["candidates", "judge-best"]
@@ -45,7 +45,7 @@ def test_the_best_is_kept_and_the_earlier_one_of_equals(tmp_path):
 def test_a_crash_between_the_renames_is_made_good(tmp_path):
     best = tmp_path / "judge-best"
     _model(tmp_path / "judge-best.old", 1, 0.5)  # the new one was not in its place yet
-    assert keep_if_best(_model(tmp_path / "candidate", 2, 0.6), best, KEY)
+    assert keep_if_best(_model(tmp_path / "candidate", 2, 0.6), str(best), KEY)
     assert [p.name for p in tmp_path.iterdir()] == ["judge-best"]
 
 
@@ -58,18 +58,20 @@ def test_patience_counts_evaluations_after_the_best_up_to_now():
 
 
 def test_the_used_model_is_one_of_the_two_without_a_copy(tmp_path):
-    last, used = _model(tmp_path / "judge-last", 9, 0.1), tmp_path / "judge"
+    last, used = tmp_path / "judge-last", tmp_path / "judge"
+    _model(last, 9, 0.1)
     (tmp_path / "judge.partial").mkdir()  # of a start that was killed
-    link_model(last, used)
-    link_model(last, used)
+    link_model(str(last), str(used))
+    link_model(str(last), str(used))
     assert os.path.samefile(used / "model.safetensors", last / "model.safetensors")
-    link_model(_model(tmp_path / "judge-best", 4, 0.8), used)
+    link_model(_model(tmp_path / "judge-best", 4, 0.8), str(used))
     assert (used / "model.safetensors").read_text() == "4"
     assert (last / "model.safetensors").read_text() == "9"
 
 
 @pytest.mark.parametrize("value", [None, "0.5", float("nan")])
 def test_what_is_no_score_makes_no_best(tmp_path, value):
-    directory = _model(tmp_path / "judge-best", 3, 0.0)
+    directory = tmp_path / "judge-best"
+    _model(directory, 3, 0.0)
     (directory / EVALUATION_FILE).write_text(json.dumps({"version": 3, KEY: value}))
-    assert best_of(directory, KEY) is None
+    assert best_of(str(directory), KEY) is None

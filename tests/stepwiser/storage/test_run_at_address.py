@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -16,15 +17,28 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from pipelines.evaluation.answers_file import AnswersFile
 from stepwiser.config import RunConfig
 from stepwiser.config.annotation import Shard
-from stepwiser.config.impossible import refuse_impossible
 from stepwiser.data.records import ChunkValue, Trajectory
 from stepwiser.errors import UserError
 from stepwiser.prompting.hub.folders import model_folder, resolve_model
 from stepwiser.report import build_report
 from stepwiser.run.metrics_file import MetricsTail, append_metrics, read_metrics
-from stepwiser.run.model_exports import publish_model
+from stepwiser.run.model_exports import (
+    EVALUATION_FILE,
+    Best,
+    best_of,
+    candidates_of,
+    drop_candidates,
+    has_model_file,
+    keep_if_best,
+    link_model,
+    publish_model,
+    read_model_file,
+    write_model_file,
+)
+from stepwiser.run.read_log import PromptRead, PromptReadLog
 from stepwiser.run.status import read_status
 from stepwiser.run.store import CURVE, RunStore
 from stepwiser.run.units import (
@@ -284,8 +298,51 @@ def test_a_model_that_is_replaced_meanwhile_is_read_whole(
     assert {p.read_text() for p in found.iterdir()} == {"2"}
 
 
-def test_stages_that_want_a_folder_say_so(address: str) -> None:
-    config = RunConfig(run_dir=address)
-    refuse_impossible(config, "test", ["segment", "annotate", "label", "report"])
-    with pytest.raises(UserError, match="train works in a folder: give run_dir a folder"):
-        refuse_impossible(config, "test", ["annotate", "train"])
+def _judge(folder: Path, version: int, score: float) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text(str(version))
+    (folder / EVALUATION_FILE).write_text(json.dumps({"version": version, "f1": score}))
+    return folder
+
+
+def test_the_best_judge_of_a_bucket_is_one_of_its_candidates(address: str, tmp_path: Path) -> None:
+    """As in a folder: tests/stepwiser/run/test_model_exports.py."""
+    best, last, used = (f"{address}/models/judge{name}" for name in ("-best", "-last", ""))
+    kept, candidate = [], ""
+    for version, score in enumerate([float("nan"), 0.5, 0.7, 0.7, 0.6, 0.9], 1):
+        candidate = f"{candidates_of(best)}/step-{version}"
+        publish_model(_judge(tmp_path / str(version), version, score), candidate)
+        kept.append(keep_if_best(candidate, best, "f1"))
+    assert kept == [False, True, True, False, False, True]
+    assert not keep_if_best(candidate, best, "f1"), "repeated after a crash"
+    assert best_of(best, "f1") == Best(6, 0.9)
+    storage = open_storage("model", best)
+    assert len(storage.names()) == 4, "three files of the best, and what says so"
+    # Of a learner that died on the way.
+    publish_model(_judge(tmp_path / "7", 7, 1.0), f"{candidates_of(best)}/step-7")
+    drop_candidates(best)
+    assert len(storage.names()) == 4 and (model_folder(best) / "config.json").is_file()
+    publish_model(_judge(tmp_path / "8", 8, 0.1), last)
+    write_model_file(last, "README.md", "the last one")
+    for source, version in ((last, "8"), (best, "6")):
+        link_model(source, used)
+        assert (model_folder(used) / "model.safetensors").read_text() == version
+        assert has_model_file(used, "README.md") == (source == last)
+    assert read_model_file(last, "README.md") == b"the last one"
+    with pytest.raises(FileNotFoundError):
+        read_model_file(best, "README.md")
+    with pytest.raises(FileNotFoundError):
+        write_model_file(f"{address}/models/none", "README.md", "of nothing")
+
+
+def test_lines_that_later_starts_read_are_there_at_once(address: str) -> None:
+    log = PromptReadLog(address)
+    for step in range(3):
+        log.add(PromptRead(step, 0, (f"p{step}",)))
+    assert [read.prompts for read in PromptReadLog(address).read()] == [("p0",), ("p1",), ("p2",)]
+    storage = open_storage("run_dir", address)
+    answers = AnswersFile(storage, "answers/critic.jsonl")
+    answers["a"] = {"text": "one"}
+    answers["b"] = {"text": "two\u2028"}
+    assert dict(AnswersFile(storage, "answers/critic.jsonl")) == dict(answers)
