@@ -23,19 +23,23 @@ from stepwiser.tasks import make_problems
 from tests.chaos import given
 from tests.chaos.killing import Family
 from tests.stepwiser.storage.servers import BUCKET, rclone_server, s3_server, use_endpoint
-from tests.support.commands import finish, run, start
+from tests.support.commands import finish, run, start, wait_for
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALLEST = (
-    "segment.problems=32",
-    "segment.sft.steps=30",
+    "segment.problems=64",
+    "segment.sft.steps=60",
     "segment.evaluation_problems=8",
     "engine.count=1",
+    "engine.max_num_seqs=8",  # units are done one after the other
     "data.limit=48",
     "train.steps=6",
     "train.checkpoint_every=1",
+    "label.heldout_share=0.3",  # by which the best judge is told
+    "evaluate.wrong=4",
+    "evaluate.right=4",
     "evaluate.beyond=0",
     "evaluate.faithfulness=0",
     "solve.methods=[chunk_reset]",
@@ -66,11 +70,13 @@ def test_two_join_a_run_in_a_bucket_and_the_second_outlives_the_first(
         run("segment", *SMALLEST, place)
         store = RunStore(ADDRESS)
         with Family("annotate", *SMALLEST, place) as first:
-            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-            second = start("annotate", "--join", ADDRESS, *SMALLEST, forked=True)
             first.wait_for(lambda: owner_of(store, first.process.pid) is not None)
             one = owner_of(store, first.process.pid)
-            first.wait_for(lambda: one in writers(store).values())
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+            second = start("annotate", "--join", ADDRESS, *SMALLEST, forked=True)
+            wait_for(lambda: len(Leases(store.storage, UNIT_LEASES, "").others()) > 1, second)
+            alone = Counter(writers(store).values())[one]
+            first.wait_for(lambda: Counter(writers(store).values())[one] > alone)
         first.process.wait()  # with all that it had started
         output = finish(second)
         assert second.returncode == 0, output

@@ -32,6 +32,8 @@ MODULES = (
     "transformers",
     "vllm.v1.engine.llm_engine",
     "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.layers.quantization.online.base",
+    "vllm.model_executor.models.llama",
     "deepspeed",
     "datasets",
     "pandas",
@@ -54,6 +56,7 @@ INDIFFERENT = {
     "RAY_TMPDIR",
     "TMPDIR",  # each worker of xdist has its own; see `become`
     "TORCHINDUCTOR_CACHE_DIR",
+    "XDG_CACHE_HOME",  # vLLM and the Hub's library have folders by other variables, see conftest
 }
 """Variables that imports read, and by which they become no other."""
 PR_SET_PDEATHSIG = 1
@@ -272,11 +275,16 @@ def _others(read: dict[str, str | None], written: dict[str, str]) -> list[str]:
     What they set themselves they may find set: a driver that has imported the same hands it on.
     """
     names = {name for name in os.environ if READ_BY_LIBRARIES.match(name)} - INDIFFERENT
-    return [
+    others = [
         name
         for name in sorted(names | read.keys())
         if os.environ.get(name) not in (read.get(name), written.get(name))
     ]
+    if "PATH" in others and (known := read["PATH"]):
+        # With more folders, imports would have found the same programs.
+        if set(known.split(os.pathsep)) <= set(os.environ["PATH"].split(os.pathsep)):
+            others.remove("PATH")
+    return others
 
 
 if __name__ == "__main__":
