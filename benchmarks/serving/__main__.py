@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving            about an hour on two cores
     python -m benchmarks.serving --quick    about eight minutes
+    python -m benchmarks.serving --only load --model FOLDER
 
-One judge (the packaged base model), one replica. The bare engine is asked in the same process that
+One judge (the packaged base model, or any by --model), one replica. The bare engine is asked in the same process that
 then asks over HTTP, so both pay for their client; on a machine of few cores the client, the proxy,
 the ingress and the engine share them. The last line is one JSON object:
 
@@ -51,10 +52,18 @@ PARTS = ("load", "parallel", "disconnects", "soak", "faults")
 def main() -> None:
     parser = arguments(__doc__, "a part of the seconds, no 1,000 clients", None)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    parser.add_argument("--model", help="a judge of real size, asked as configs/real-0.5b-cpu.yaml")
     args = parser.parse_args()
     wanted, quick, console = set(args.only), args.quick, Console()
     seconds = 20.0 if quick else 60.0
-    config = load_config(CONFIG, ["engine.kv_cache_mb=256", "serve.max_queued_requests=128"])
+    settings = ["serve.max_queued_requests=128"]
+    if args.model is None:
+        config = load_config(CONFIG, [*settings, "engine.kv_cache_mb=256"])
+    else:
+        # An answer takes seconds there, and one that is asked for at the end is not counted.
+        seconds *= 6
+        settings += [f"policy_model={args.model}", "judge_max_tokens=48", "serve.deadline_s=600"]
+        config = load_config(CONFIG.with_name("real-0.5b-cpu.yaml"), settings)
     figures: dict[str, Any] = {}
     raw: dict[int, Load] = {}
     if "load" in wanted:

@@ -17,6 +17,7 @@ from serve.judging.service import Event, JudgeService
 from serve.protocols.chat import ChatChoice, ChatRequest, ChatResult
 from serve.schema import JudgeCard, JudgeRequest, JudgeResponse, ModelInfo, Solution
 from stepwiser.config import PromptConfig
+from stepwiser.config.addresses import object_address
 from stepwiser.errors import UserError
 from stepwiser.judging.judges import GenerativeJudge, JudgeVerdict
 from stepwiser.prompting.generation import Generator, Sample, Sampling
@@ -231,7 +232,9 @@ class JudgeReplica:
 
 
 def served_name(model: str) -> str:
-    """Of a name on the Hub without its commit, of a folder without the machine's path."""
+    """Of a name on the Hub without its commit, of a folder or an address the last part alone."""
+    if object_address(model):
+        return model.rpartition("/")[2]
     return Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
 
 
