@@ -4,9 +4,9 @@
     python -m benchmarks.serving --quick    about eight minutes
     python -m benchmarks.serving --only load --model FOLDER
 
-One judge (the packaged base model, or any by --model), one replica. The bare engine is asked in the same process that
-then asks over HTTP, so both pay for their client; on a machine of few cores the client, the proxy,
-the ingress and the engine share them. The last line is one JSON object:
+One judge (the packaged base model, or any by --model), one replica. The bare engine is asked in the
+same process that then asks over HTTP, so both pay for their client; on a machine of few cores the
+client, the proxy, the ingress and the engine share them. The last line is one JSON object:
 
 vs_raw: solutions/s over HTTP by those of the bare engine, both with 64 in flight; p50_added_ms,
 p99_added_ms: latency over HTTP less that of the bare engine, one in flight; parallel_vs_sequential:

@@ -280,10 +280,9 @@ def _others(read: dict[str, str | None], written: dict[str, str]) -> list[str]:
         for name in sorted(names | read.keys())
         if os.environ.get(name) not in (read.get(name), written.get(name))
     ]
-    if "PATH" in others and (known := read["PATH"]):
-        # With more folders, imports would have found the same programs.
-        if set(known.split(os.pathsep)) <= set(os.environ["PATH"].split(os.pathsep)):
-            others.remove("PATH")
+    known, now = ((of.get("PATH") or "").split(os.pathsep) for of in (read, os.environ))
+    if "PATH" in others and set(known) <= set(now):
+        others.remove("PATH")  # with more folders, imports would have found the same programs
     return others
 
 
