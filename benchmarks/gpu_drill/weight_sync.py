@@ -15,14 +15,18 @@ from actors.pool.client import PoolClient
 from actors.weight_sync.sender import StreamSender, make_sender
 from actors.weight_sync.transfer import TransferBackend
 from benchmarks.gpu_drill.figures import Record
+from benchmarks.gpu_drill.layers import layer_gaps
 from benchmarks.gpu_drill.settings import Drill
 from benchmarks.training.torch_arm import TorchTask, our_worker
 from pipelines.session.session import Session
 from stepwiser.config import RunConfig
 from stepwiser.prompting.generation import Sample, Sampling
+from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.training.experience import Experience, ExperienceBatch
 
 TIMEOUT_S = 60.0
+GAP = 0.02
+"""Of log-probs, above which the layers are looked at one by one."""
 BUCKET_BYTES = 512 << 20
 LEARNER_SHARE = 0.3
 """Of the card's memory and of its Ray GPU."""
@@ -138,7 +142,8 @@ def config_of(drill: Drill) -> RunConfig:
 def measure_weight_sync(drill: Drill, record: Record) -> None:
     """`update_ms` of 1 GB by memory of the card, the same by the object store, sleep and wake.
 
-    After every change the log-probs of both are compared, before and after it is published.
+    After every change the log-probs of both are compared, before and after it is published. Where
+    they are further apart than rounding, `layers` says after which layer that begins.
     """
     config = config_of(drill)
     with Session(config) as session:
@@ -201,6 +206,8 @@ def measure_weight_sync(drill: Drill, record: Record) -> None:
                 record(logprob_gap=max(gaps["start"], gaps["cuda_ipc, after"]))
         _sleep(session, pool, learner, version + 1, record)
         record(gaps=gaps | {"awake again": compare()})
+    if drill.dry or max(gaps["start"], gaps["cuda_ipc, after"]) > GAP:
+        record(layers=layer_gaps(str(model_folder(model)), drill.precision))
 
 
 def _sleep(session: Session, pool: Any, learner: Any, version: int, record: Record) -> None:

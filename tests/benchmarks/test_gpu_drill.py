@@ -204,6 +204,8 @@ def test_a_rehearsal_measures_learner_and_weights(tmp_path: Path) -> None:
         # Weights that the engine does not have show, and are gone once it has them.
         assert gaps[f"{way}, after"] < 1e-5 < 1e-4 < gaps[f"{way}, before"]
     assert gaps["awake again"] < 1e-5
+    layers = read_figures(tmp_path, "weight_sync")["layers"]["gaps"]
+    assert list(layers) == ["0", "1", "2", "3"] and all(0 < gap < 1e-4 for gap in layers.values())
     found = read_figures(tmp_path, "learner")
     assert found["320 tokens"]["tokens_per_s"] > 0 and found["peak_gb_16k"] > 0
     assert "No card was used" in (tmp_path / "page.md").read_text()
