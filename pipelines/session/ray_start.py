@@ -48,11 +48,12 @@ def start_ray(config: RunConfig) -> bool:
         environment = {"env_vars": {n: value for n, value in variables.items() if n not in own}}
         ray.init(address=address, log_to_driver=False, runtime_env=environment)
         return False
-    # Handed down, and not by a runtime environment: that is another process for each worker, and
-    # none for those that Ray starts ahead.
-    os.environ.update(ENVIRONMENT)
     # One process less for each training: nobody takes this machine away with a notice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Inherited, and not by a runtime environment: that is another process for each worker, and no
+    # use of those that Ray starts ahead.
+    handed_down = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(handed_down)
     try:
         ray.init(
             address="local",
@@ -72,6 +73,9 @@ def start_ray(config: RunConfig) -> bool:
             f"{os.getloadavg()[0]:.0f}: start the same command again when the machine is less "
             "busy"
         ) from error
+    finally:
+        for name in handed_down:
+            del os.environ[name]  # of what this process starts, and not of itself
     return True
 
 
