@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -206,7 +207,9 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 def _copy(source: Storage, target: Storage, part: str) -> None:
     def copy(name: str) -> None:
-        target.put(name, source.read(name))
+        with tempfile.TemporaryDirectory(prefix="stepwiser-") as folder:
+            source.fetch(name, Path(folder) / "file")
+            target.put(name, Path(folder) / "file")
 
     names = [part] if source.exists(part) else source.names(part)
     with ThreadPoolExecutor(FETCHES) as threads:

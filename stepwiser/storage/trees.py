@@ -53,10 +53,15 @@ def read_version(storage: Storage, below: str = "") -> Version | None:
     """
     name = f"{below}/{LIST}" if below else LIST
     try:
-        found = json.loads(storage.read(name))
-        return Version(str(found["version"]), {str(k): str(v) for k, v in found["files"].items()})
+        return _parsed(storage, name, storage.read(name))
     except FileNotFoundError:
         return None
+
+
+def _parsed(storage: Storage, name: str, data: bytes) -> Version:
+    try:
+        found = json.loads(data)
+        return Version(str(found["version"]), {str(k): str(v) for k, v in found["files"].items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{storage.place}/{name} cannot be read: {error}; delete it and run the stage that "
@@ -74,49 +79,70 @@ def publish(folder: Path, storage: Storage) -> None:
 
 
 def add_file(storage: Storage, name: str, file: Path) -> None:
-    """Put a file into the folder that lies at the storage's place; one process does so at a time.
+    """Put a file into the folder that lies at the storage's place.
 
-    Raises FileNotFoundError where there is no folder.
+    Raises FileNotFoundError where there is none, or another takes its place meanwhile.
     """
-    version = read_version(storage)
-    if version is None:
-        raise FileNotFoundError(f"{storage.place} holds no folder to put {name} into")
+    data, now = storage.read_version(LIST)
+    version = _parsed(storage, LIST, data)
     storage.put(f"{version.name}/{name}", file)
-    _put_list(storage, Version(version.name, {**version.files, name: fingerprint(file)}))
+    whole = Version(version.name, {**version.files, name: fingerprint(file)})
+    if whole != version and storage.swap(LIST, _list_of(whole), now) is None:
+        raise FileNotFoundError(f"{storage.place} was replaced while {name} was put into it")
 
 
 def adopt(storage: Storage, below: str) -> None:
     """Make what lies at a place below the storage's own what lies there, in place of what did.
 
-    Raises FileNotFoundError where nothing lies below.
+    Raises FileNotFoundError where nothing lies below, or `clear` takes it away meanwhile.
     """
-    version = read_version(storage, below)
+    version, before = read_version(storage, below), read_version(storage)
     if version is None:
         raise FileNotFoundError(f"{storage.place}/{below} holds no folder")
-    _replace(storage, Version(f"{below}/{version.name}", version.files))
+    adopted = Version(f"{below}/{version.name}", version.files)
+    _put_list(storage, adopted)
+    if not storage.exists(f"{below}/{LIST}"):
+        # Whoever clears has not seen that these files are in use.
+        if before is None:
+            storage.remove(LIST)
+        else:
+            _put_list(storage, before)
+        raise FileNotFoundError(f"{storage.place}/{below} was taken away")
+    _remove_files(storage, before, adopted)
     storage.remove(f"{below}/{LIST}")
 
 
 def clear(storage: Storage, below: str) -> None:
     """Take away what lies below a name, but for what the storage's own folder consists of."""
-    version = read_version(storage)
-    mine = f"{version.name}/" if version else None
-    names = [name for name in storage.names(below) if mine is None or not name.startswith(mine)]
-    for name in sorted(names, key=lambda name: not name.endswith(f"/{LIST}")):
+    names = storage.names(below)
+    lists = {name for name in names if name.endswith(f"/{LIST}")}
+    for name in lists:
         storage.remove(name)
+    # Looked at after that: what is adopted from now on is given back by who adopts it.
+    version = read_version(storage)
+    for name in names:
+        if name not in lists and not (version and name.startswith(f"{version.name}/")):
+            storage.remove(name)
 
 
 def _replace(storage: Storage, version: Version) -> None:
     before = read_version(storage)
     _put_list(storage, version)
-    if before is not None and before.name != version.name:
+    _remove_files(storage, before, version)
+
+
+def _remove_files(storage: Storage, before: Version | None, now: Version) -> None:
+    if before is not None and before.name != now.name:
         for file in before.files:
             storage.remove(f"{before.name}/{file}")
 
 
 def _put_list(storage: Storage, version: Version) -> None:
-    text = json.dumps({"version": version.name, "files": version.files}, indent=1)
-    storage.put(LIST, text.encode())
+    storage.put(LIST, _list_of(version))
+
+
+def _list_of(version: Version) -> bytes:
+    return json.dumps({"version": version.name, "files": version.files}, indent=1).encode()
 
 
 def bring(storage: Storage, here: Path, *, without: Sequence[str] = ()) -> Path | None:

@@ -336,6 +336,30 @@ def test_the_best_judge_of_a_bucket_is_one_of_its_candidates(address: str, tmp_p
         write_model_file(f"{address}/models/none", "README.md", "of nothing")
 
 
+def test_a_candidate_that_is_taken_away_meanwhile_is_no_best(
+    address: str, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    """By a learner that starts again, while the evaluator of the one before still works."""
+    best = f"{address}/models/judge-best"
+    for version in (1, 2, 3):
+        candidate = f"{candidates_of(best)}/step-{version}"
+        publish_model(_judge(tmp_path / str(version), version, version / 10), candidate)
+        if version == 2:
+            proxy.fault("PUT", "judge-best/files.json", before=lambda: drop_candidates(best))
+            with pytest.raises(FileNotFoundError, match="was taken away"):
+                keep_if_best(candidate, best, "f1")
+        elif version == 3:
+            proxy.fault("PUT", "step-3/files.json", before=lambda: drop_candidates(best))
+            with pytest.raises(FileNotFoundError):
+                write_model_file(candidate, "README.md", "the third")
+        else:
+            assert keep_if_best(candidate, best, "f1")
+        assert best_of(best, "f1") == Best(1, 0.1)
+        assert (model_folder(best) / "model.safetensors").read_text() == "1"
+    drop_candidates(best)
+    assert len(open_storage("model", best).names()) == 4
+
+
 def test_lines_that_later_starts_read_are_there_at_once(address: str) -> None:
     log = PromptReadLog(address)
     for step in range(3):
