@@ -108,10 +108,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     A process that was killed, or a full disk, leaves such lines, and whoever goes on writes what
     they said again. The last line of a process that still writes it is one too.
     """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        yield from objects_of(file)
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from objects_of(file)
 
 
 def objects_of(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
