@@ -47,7 +47,27 @@ with local_cluster(1) as cluster:
 """
 
 
-def test_a_timeout_tells_what_was_waited_for_and_leftovers_are_errors(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def killed() -> Path:
+    """Folder of a run whose process was killed. The rest of it takes a minute to end, in which
+    other tests may run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": os.environ["PYTEST_DEBUG_TEMPROOT"]},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        assert len(processes_of(folder)) > 5
+        process.kill()
+    return folder
+
+
+def test_a_timeout_tells_what_was_waited_for_and_leftovers_are_errors(
+    tmp_path: Path, killed: Path
+) -> None:
     (tmp_path / "test_of_a_run.py").write_text(HANGS)
     run = subprocess.run(
         [
@@ -73,21 +93,10 @@ def test_a_timeout_tells_what_was_waited_for_and_leftovers_are_errors(tmp_path: 
         assert re.search(words, said), f"{words}\n{said}"
 
 
-def test_a_cluster_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": os.environ["PYTEST_DEBUG_TEMPROOT"]},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        folder = Path(process.stdout.readline().strip())
-        assert len(processes_of(folder)) > 5
-        process.kill()
+def test_a_cluster_ends_with_the_process_that_started_it(killed: Path) -> None:
     # Most end at once; agents when they have tried for a minute to tell a cluster that is gone.
     deadline = time.monotonic() + 120.0
-    while left := processes_of(folder):
+    while left := processes_of(killed):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
-    shutil.rmtree(folder)  # of a process that had no time for it
+    shutil.rmtree(killed)  # of a process that had no time for it
