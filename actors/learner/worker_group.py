@@ -133,7 +133,16 @@ def run_worker_group(
         storage = str(Path(storage).absolute())
         config = {**config, _UNLISTED: mend(Path(storage) / group.name)}
     fewest = group.min_workers or group.num_workers
-    trainer = TorchTrainer(
+
+    class WithoutDatasets(TorchTrainer):
+        """Starts no process that deals out Ray Data, of which workers here read nothing: a second
+        and more of each start, and of its CPU time. Of another Ray the plain trainer."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
+
+    trainer = WithoutDatasets(
         functools.partial(_settling, train_fn),
         train_loop_config=config,
         scaling_config=ScalingConfig(
