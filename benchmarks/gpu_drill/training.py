@@ -76,7 +76,7 @@ def measure_training(drill: Drill, record: Record) -> None:
     config = training_config(drill, "rl", steps, checkpoint_every=steps)
     with Session(config) as session:
         session.start(["train", "evaluate"])
-        record(labels=_label(session, drill.seed))
+        record(labels=_label(session, drill))
         run_stage(session, "train")
         rows = read_metrics(str(session.store.curve), KIND, JUDGE)
         record(
@@ -95,21 +95,24 @@ def measure_training(drill: Drill, record: Record) -> None:
         )
 
 
-def _label(session: Session, seed: int) -> str:
-    """Label what is annotated; where that is nothing, or of one kind, the packaged task's."""
+def _label(session: Session, drill: Drill) -> str:
+    """Label what is annotated; where that is nothing, or of one kind, the packaged task's.
+
+    So in a rehearsal, whose model writes no steps that its judge has a verdict on.
+    """
     problem = "there is none"
     if (session.store.root / "units").is_dir():
         try:
             found = run_stage(session, "label")
             rows = session.store.read_table("judge_prompts", "label").to_pylist()
             kinds = {row["label"] for row in rows if row["split"] == "train"}
-            if len(kinds) == 2:
+            if len(kinds) == 2 and not drill.dry:
                 return f"of {found['chunks']} annotated chunks"
-            problem = "all labels are the same"
+            problem = f"{found['chunks']} have labels of {len(kinds)} kinds"
         except UserError as error:
             problem = str(error)
         shutil.rmtree(session.store.table_dir("judge_prompts"), ignore_errors=True)
-    write_oracle_prompts(session.store.root, seed)
+    write_oracle_prompts(session.store.root, drill.seed)
     return f"of the packaged task, not of annotated chunks: {problem}"
 
 
