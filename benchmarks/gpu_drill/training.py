@@ -108,7 +108,9 @@ def _label(session: Session, drill: Drill) -> str:
             kinds = {row["label"] for row in rows if row["split"] == "train"}
             if len(kinds) == 2 and not drill.dry:
                 return f"of {found['chunks']} annotated chunks"
-            problem = f"{found['chunks']} have labels of {len(kinds)} kinds"
+            problem = "all labels are the same"
+            if drill.dry:
+                problem = f"the judge has no verdict on the {found['chunks']} of the packaged model"
         except UserError as error:
             problem = str(error)
         shutil.rmtree(session.store.table_dir("judge_prompts"), ignore_errors=True)

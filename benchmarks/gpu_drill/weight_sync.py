@@ -16,6 +16,7 @@ from actors.weight_sync.sender import StreamSender, make_sender
 from actors.weight_sync.transfer import TransferBackend
 from benchmarks.gpu_drill.figures import Record
 from benchmarks.gpu_drill.layers import layer_gaps
+from benchmarks.gpu_drill.page import BARS
 from benchmarks.gpu_drill.settings import Drill
 from benchmarks.training.torch_arm import TorchTask, our_worker
 from pipelines.session.session import Session
@@ -25,8 +26,6 @@ from stepwiser.prompting.hub.folders import model_folder
 from stepwiser.training.experience import Experience, ExperienceBatch
 
 TIMEOUT_S = 60.0
-GAP = 0.02
-"""Of log-probs, above which the layers are looked at one by one."""
 BUCKET_BYTES = 512 << 20
 LEARNER_SHARE = 0.3
 """Of the card's memory and of its Ray GPU."""
@@ -206,7 +205,8 @@ def measure_weight_sync(drill: Drill, record: Record) -> None:
                 record(logprob_gap=max(gaps["start"], gaps["cuda_ipc, after"]))
         _sleep(session, pool, learner, version + 1, record)
         record(gaps=gaps | {"awake again": compare()})
-    if drill.dry or max(gaps["start"], gaps["cuda_ipc, after"]) > GAP:
+    *_, bar = BARS["logprob_gap"]
+    if drill.dry or max(gaps["start"], gaps["cuda_ipc, after"]) > bar:
         record(layers=layer_gaps(str(model_folder(model)), drill.precision))
 
 
