@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make setup       install everything into .venv (about 2 minutes, again: at once)"
 	@echo "make quickstart  train and use a judge on the embedded task, end with a report"
-	@echo "make test        the whole test suite; two files at a time; ARGS='-k grpo' goes to pytest"
+	@echo "make test        the whole test suite; three files at a time; ARGS='-k grpo' goes to pytest"
 	@echo "make test-fast   three minutes of it: what to run before each commit"
 	@echo "make lint        ruff, mypy and the order of imports"
 	@echo "make clean       remove caches and build output, keep .venv and runs/"
@@ -24,8 +24,9 @@ setup:
 quickstart: setup
 	.venv/bin/stepwiser quickstart
 
-# Files go to as many workers; two starts of Ray and their engines need 16 GB and two cores.
-WORKERS ?= 2
+# Files go to as many workers. Three keep two cores busy, for tests that kill processes wait at
+# times; each needs 3 GB.
+WORKERS ?= 3
 PYTEST = .venv/bin/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: setup

@@ -42,8 +42,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Workers of xdist share their parent's.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_HOME"] = str(SCRATCH / "huggingface")
-    # What vLLM finds out of an architecture in a process of its own, it keeps there.
+    # What vLLM finds out of an architecture in a process of its own, it keeps there, and torch
+    # what it compiles for it.
     os.environ["VLLM_CACHE_ROOT"] = str(SCRATCH / "vllm")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(SCRATCH / "inductor")
 PRELOADED = None if "PYTEST_XDIST_WORKER" in os.environ else preload.start(SCRATCH)
 # What is told to end cleans up as after Ctrl-C.
 signal.signal(signal.SIGTERM, signal.default_int_handler)

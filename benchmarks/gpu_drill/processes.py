@@ -37,15 +37,13 @@ def adopt_orphans() -> None:
 
 
 def environment(out: Path, scratch: Path, dry: bool) -> dict[str, str]:
-    """Variables of every part: no network, and all that libraries keep in folders of the drill.
+    """Variables of every part: no network, and all that libraries keep in folders of the drill,
+    where the user has named no others.
 
     ``scratch`` has to be short: Ray's sockets lie in it.
     """
     cache = out / "cache"
-    own = {
-        "PYTHONPATH": str(CONFIG.parent.parent),
-        "TMPDIR": str(scratch),
-        "RAY_TMPDIR": str(scratch),
+    kept = {
         "XDG_CACHE_HOME": str(cache),
         "XDG_CONFIG_HOME": str(cache / "config"),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
@@ -56,6 +54,11 @@ def environment(out: Path, scratch: Path, dry: bool) -> dict[str, str]:
         "FLASHINFER_WORKSPACE_BASE": str(cache),
         "CUDA_CACHE_PATH": str(cache / "nv"),
         "HF_HOME": str(cache / "huggingface"),
+    }
+    own = {
+        "PYTHONPATH": str(CONFIG.parent.parent),
+        "TMPDIR": str(scratch),
+        "RAY_TMPDIR": str(scratch),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -85,7 +88,7 @@ def environment(out: Path, scratch: Path, dry: bool) -> dict[str, str]:
     # A library that the box has elsewhere is found by the user's own path.
     if "PYTHONPATH" in inherited:
         own["PYTHONPATH"] += os.pathsep + inherited["PYTHONPATH"]
-    return inherited | own
+    return kept | inherited | own
 
 
 def run_part(

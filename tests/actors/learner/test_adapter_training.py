@@ -15,6 +15,7 @@ from actors.learner.adapters import check_start, merged
 from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
 from stepwiser.run.model_exports import adapter_of
+from tests.support.preload import spawn_ranks
 from tests.support.tiny import make_tiny_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -82,7 +83,7 @@ def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("adapters")
     # Wide enough for ZeRO-3 to cut the base weights into shares.
     make_tiny_model(directory / "model", hidden_size=256)
-    torch.multiprocessing.spawn(_rank, args=(2, str(directory)), nprocs=2)
+    spawn_ranks(_rank, 2, 2, str(directory))
     return directory
 
 

@@ -15,6 +15,7 @@ import torch
 from actors.learner import checkpoints
 from stepwiser.config.training import LoraConfig
 from stepwiser.errors import UserError
+from tests.support.preload import spawn_ranks
 from tests.support.tiny import make_tiny_model
 from tests.support.train_options import lone_worker
 
@@ -149,7 +150,7 @@ def test_another_number_of_ranks_goes_on_in_the_same_way(tmp_path):
     before, after = 2, 1
     make_tiny_model(tmp_path / "model", hidden_size=256)
     for ranks, first in ((before, True), (after, False)):
-        torch.multiprocessing.spawn(_rank, args=(ranks, str(tmp_path), first), nprocs=ranks)
+        spawn_ranks(_rank, ranks, ranks, str(tmp_path), first)
     whole = torch.load(tmp_path / f"results-{before}-True.pt")
     continued = torch.load(tmp_path / f"results-{after}-False.pt")
     assert whole.keys() == continued.keys() and len(whole) == len(VARIANTS)

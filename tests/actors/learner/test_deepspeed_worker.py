@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from tests.support.preload import spawn_ranks
 from tests.support.tiny import make_tiny_model
 
 UPDATES = 2
@@ -50,7 +51,7 @@ def results(tmp_path_factory):
     make_tiny_model(directory / "model", hidden_size=256)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(directory / "compiled"))
-        torch.multiprocessing.spawn(_rank, args=(2, str(directory)), nprocs=2)
+        spawn_ranks(_rank, 2, 2, str(directory))
     # DeepSpeed would like to compile kernels: a minute, and a C++ compiler, that nobody needs.
     assert not (directory / "compiled").exists()
     return torch.load(directory / "results.pt")

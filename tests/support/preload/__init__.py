@@ -1,9 +1,11 @@
-"""Workers of Ray, and commands, as forks of one process that has imported vLLM and the like.
+"""Workers of Ray, and commands, as forks of one process that has imported vLLM and the like, and
+Ray's own daemons as forks of another that has imported theirs.
 
-Of the CPU time of a small training two thirds are imports, 11 s in each engine and each rank; a
-fork takes one. What is tested is the same: a fork becomes a worker by Ray's own script, and one for
-whom a variable differs that imports have read starts by itself. `start` is all that a run of the
-tests needs; tests of what a process takes by itself remove the variable `SOCKET`.
+Of the CPU time of a small training two thirds are imports, 11 s in each engine and each rank and
+2.6 s in the daemons of a start of Ray; forks take one, and nothing. What is tested is the same: a
+fork becomes a worker by Ray's own script, and one for whom a variable differs that imports have
+read starts by itself. `start` is all that a run of the tests needs; tests of what a process takes
+by itself remove the variable `SOCKET`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.support.paths import ROOT
 
@@ -76,3 +80,14 @@ def forks() -> dict[int, int]:
     told = Path(f"{os.environ.get(SOCKET, '')}.forks")
     rows = told.read_text().splitlines() if told.is_file() else []
     return dict(map(int, row.split()) for row in rows)  # type: ignore[misc]
+
+
+def spawn_ranks(function: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Run ``function(rank, *arguments)`` in as many processes, forks with the imports; waits."""
+    from torch import multiprocessing
+
+    os.environ[FORKED_COMMAND] = "1"
+    try:
+        multiprocessing.spawn(function, args=arguments, nprocs=ranks)
+    finally:
+        del os.environ[FORKED_COMMAND]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -23,10 +24,14 @@ import socket
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from pathlib import Path
+from pkgutil import walk_packages
+from types import ModuleType
 from typing import Any
 
-MODULES = (
+WORKERS = (
     "torch",
     "torch.distributed",
     "transformers",
@@ -42,33 +47,60 @@ MODULES = (
 )
 """None of the project's own, of which two trees may be tested, nor Ray, whose library reads the
 variables of a worker when it is loaded."""
-READ_BY_LIBRARIES = re.compile(r"(CUDA|GOMP|KMP|LD|MALLOC|MKL|OMP|OPENBLAS)_|PYTHON(?!PATH$)")
+DAEMONS = (
+    "ray.dashboard.agent",
+    "ray.dashboard.dashboard",
+    "ray.dashboard.head",
+    "ray.dashboard.modules.*",
+    "ray._private.log_monitor",
+    "ray.autoscaler._private.monitor",
+    "ray.autoscaler.v2.monitor",
+    "ray._private.runtime_env.agent.runtime_env_agent",
+)
+"""Of Ray's own programs, of which a start of Ray has five; they are no workers."""
+READ_BY_LIBRARIES = re.compile(r"(GOMP|KMP|LD|MALLOC|MKL|OMP|OPENBLAS)_|PYTHON(?!PATH$)")
 """Variables that shared libraries and the interpreter read; what modules read is seen."""
+READ_BY_RAY = re.compile(r"RAY_([a-z]\w+|AUTH_MODE)")
+"""Variables that Ray's library reads when it is loaded; a fork tells it its own."""
+OF_AGENTS = "RAY_enable_pipe_based_agent_to_parent_health_check"
+"""Variable of those daemons that have a raylet for their parent; no other one asks for it."""
 INDIFFERENT = {
     "COLUMNS",
+    "CUDA_CACHE_PATH",
+    "CUDA_VISIBLE_DEVICES",  # there is no such device, see `_preload`
     "DO_NOT_TRACK",
     "DS_ACCELERATOR",  # there is but one, see `_preload`
     "HYPOTHESIS_STORAGE_DIRECTORY",
+    "LD_PRELOAD",  # an allocator, of two of Ray's daemons
     "LINES",
+    OF_AGENTS,
+    "PYTHONPATH",  # see `become`
     "PYTEST_CURRENT_TEST",
     "PYTHONBREAKPOINT",  # of Ray, in every process that has been a driver once
     "PYTHONWARNINGS",  # applied when it starts; Ray asks for none in some workers
+    "RAY_AUTH_TOKEN",
     "RAY_TMPDIR",
     "TMPDIR",  # each worker of xdist has its own; see `become`
     "TORCHINDUCTOR_CACHE_DIR",
+    "TORCH_EXTENSIONS_DIR",  # read when it is used
+    "VLLM_CONFIG_ROOT",  # read when it is used
     "XDG_CACHE_HOME",  # vLLM and the Hub's library have folders by other variables, see conftest
+    "XDG_CONFIG_HOME",
 }
 """Variables that imports read, and by which they become no other."""
 PR_SET_PDEATHSIG = 1
 GO = b"G"
 ANSWER_S = 5.0
+FILES = 64
+"""At most, of a process that asks."""
 CONTEXT = "--serialized-runtime-env-context="
 
 
 class Server:
     """Takes requests, forks, and tells whoever asked how the fork has ended."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, modules: Sequence[str]) -> None:
+        self._modules = modules
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(name)
         self._listener.listen(64)
@@ -87,6 +119,10 @@ class Server:
         """Variables that imports have read, as they were; PATH at least once they are done."""
         self._written: dict[str, str] = {}
         """Variables that imports have set."""
+        self._of_ray: dict[str, str] = {}
+        """Variables of Ray's library."""
+        self._added: list[str] = []
+        """Where Ray has its own copies of packages."""
 
     def serve(self) -> dict[str, Any]:
         """Returns in a fork alone, with what it was asked for."""
@@ -106,7 +142,7 @@ class Server:
 
     def _accept(self) -> dict[str, Any] | None:
         line, _ = self._listener.accept()
-        header, ancillary, _, _ = line.recvmsg(4, socket.CMSG_SPACE(3 * 4))
+        header, ancillary, _, _ = line.recvmsg(4, socket.CMSG_SPACE(FILES * 4))
         files = array.array("i")
         for _, _, data in ancillary:
             files.frombytes(data)
@@ -143,13 +179,15 @@ class Server:
         self._selector.close()
         for end in (self._listener, self._wake, self._waker, line, *self._lines.values()):
             end.close()
-        for number, file in enumerate(files):
+        above = max(request["files"]) + 1
+        for number, file in zip(request["files"], _moved(files, above), strict=True):
             os.dup2(file, number)
             os.close(file)
-        return request | {"read": self._read, "written": self._written}
+        preloaded = {"read": self._read, "written": self._written}
+        return request | preloaded | {"of_ray": self._of_ray, "added": self._added}
 
     def _preload(self) -> None:
-        before = dict(os.environ)
+        before, path = dict(os.environ), list(sys.path)
         read = {name for name in before if READ_BY_LIBRARIES.match(name)}
         ask = os._Environ.__getitem__
 
@@ -159,8 +197,9 @@ class Server:
             return ask(environment, name)
 
         os._Environ.__getitem__ = noted  # type: ignore[method-assign, assignment]
-        sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM asks whether it is there
-        for module in MODULES:
+        if self._modules is WORKERS:
+            sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM asks whether it is there
+        for module in _named(self._modules):
             try:
                 importlib.import_module(module)
             except ImportError as error:  # a worker that needs it says so itself
@@ -169,7 +208,8 @@ class Server:
                 # A fork could not use the devices: every worker starts by itself.
                 read, before = set(), {}
                 break
-        del sys.modules["ray"]
+        if self._modules is WORKERS:
+            del sys.modules["ray"]
         for name, found in list(sys.modules.items()):
             if getattr(found, "__dict__", {}).get("ray", found) is None:
                 # It has noted that there is no Ray, and is imported again by the fork.
@@ -178,6 +218,8 @@ class Server:
                 delattr(sys.modules[package], own)
         os._Environ.__getitem__ = ask  # type: ignore[method-assign]
         self._read = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
+        self._of_ray = {name: before[name] for name in before if READ_BY_RAY.fullmatch(name)}
+        self._added = [entry for entry in sys.path if entry not in path]
         self._written = {name: os.environ[name] for name in os.environ.keys() - before.keys()}
         gc.collect()
         gc.freeze()  # else every fork writes to all that it shares
@@ -202,6 +244,23 @@ class Server:
                 self._forget(pid)
 
 
+def _moved(files: Sequence[int], above: int) -> list[int]:
+    """The files under numbers that are not below."""
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
+    for file in files:
+        os.close(file)
+    return moved
+
+
+def _named(modules: Sequence[str]) -> Iterator[str]:
+    for module in modules:
+        if module.endswith(".*"):
+            package = importlib.import_module(module[:-2])
+            yield from (found.name for found in walk_packages(package.__path__, module[:-1]))
+        else:
+            yield module
+
+
 def end_with_parent() -> None:
     """The kernel kills this process when the thread that started it has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -209,7 +268,7 @@ def end_with_parent() -> None:
 
 def become(request: dict[str, Any]) -> list[str]:
     """Turn this fork into the process that asked; returns what to run as the main program, with
-    its arguments: a script, or `-m` and a module."""
+    its arguments: a script, or `-m` and a module, or `-c` and code."""
     end_with_parent()
     os.setpgid(0, 0)  # Ray ends a worker's group with it
     os.chdir(request["folder"])
@@ -219,35 +278,58 @@ def become(request: dict[str, Any]) -> list[str]:
     os.environ.clear()
     os.environ.update(request["environment"])
     command = request["command"]
-    words = command[1:]
-    if words[0].endswith("setup_worker.py"):
-        words = _set_up(words[1:])
+    started = list(dropwhile(("-B", "-u").__contains__, command[1:]))
+    words: list[str] | None = started
+    if started[0].endswith("setup_worker.py"):
+        words = _set_up(started[1:])
     others = _others(request["read"], request["written"])
     if words is None or others:
         with Path(f"{sys.argv[1]}.log").open("a") as log:
             print(f"starts by itself, for {others} differ: {command}", file=log)
-        if command[1] != "-m":  # a command's own workers may yet be forks
+        if started[0] not in ("-c", "-m"):  # a command's own workers may yet be forks
             del os.environ["STEPWISER_TESTS_PRELOADED"]
         os.execv(command[0], command)
     os.environ.update(request["written"])
+    _configure_ray(request["of_ray"])
     random.seed()
     tempfile.tempdir = None
+    if "-u" in command[: -len(started)]:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)  # type: ignore[union-attr]
     old = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     new = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     rest = [entry for entry in request["path"] if entry not in old]
-    own = os.getcwd() if words[0] == "-m" else str(Path(words[0]).parent)
-    sys.path[:] = dict.fromkeys([own, *filter(None, new), *rest])
+    own = os.getcwd() if words[0] in ("-c", "-m") else str(Path(words[0]).parent)
+    sys.path[:] = dict.fromkeys([own, *request["added"], *filter(None, new), *rest])
     return [str(word) for word in words]
 
 
 def run(words: list[str]) -> None:
-    """As the interpreter runs a script, or `-m` and a module."""
-    if words[0] == "-m":
+    """As the interpreter runs a script, `-m` and a module, or `-c` and code."""
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(words[1], main.__dict__)
+    elif words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _configure_ray(before: dict[str, str]) -> None:
+    """Tell Ray's library what it would have read if it were loaded now."""
+    now = {name: os.environ[name] for name in os.environ if READ_BY_RAY.fullmatch(name)}
+    changed = {}
+    for name, value in now.items():
+        if before.get(name) != value:
+            known = name.removeprefix("RAY_")
+            changed[known] = value if known.isupper() else json.loads(value)
+    if changed and "ray" in sys.modules:
+        from ray._raylet import Config
+
+        Config.initialize(json.dumps(changed))
 
 
 def _set_up(words: list[str]) -> list[str] | None:
@@ -256,8 +338,12 @@ def _set_up(words: list[str]) -> list[str] | None:
     for word in words:
         if word.startswith(CONTEXT):
             context = json.loads(word.removeprefix(CONTEXT))
+            prefix = context["command_prefix"]
+            if prefix[:1] == ["cd"] and prefix[2:] == ["&&"]:
+                os.chdir(prefix[1])
+                prefix = []
             if (
-                context["command_prefix"]
+                prefix
                 or context["override_worker_entrypoint"]
                 or context["py_executable"] != sys.executable
                 or any("$" in value for value in context["env_vars"].values())
@@ -288,4 +374,10 @@ def _others(read: dict[str, str | None], written: dict[str, str]) -> list[str]:
 
 if __name__ == "__main__":
     end_with_parent()
-    run(become(Server(sys.argv[1]).serve()))
+    if os.fork():
+        server = Server(sys.argv[1], WORKERS)
+    else:
+        end_with_parent()
+        os.environ[OF_AGENTS] = "1"
+        server = Server(f"{sys.argv[1]}.daemons", DAEMONS)
+    run(become(server.serve()))

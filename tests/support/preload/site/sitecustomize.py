@@ -1,6 +1,7 @@
-"""Run by every Python that starts with the tests' `PYTHONPATH`: a worker of Ray asks `server.py`
-for a fork, and ends as that ends; so does a command that is only waited for (`FORKED_COMMAND`).
-Anything else starts as always.
+"""Run by every Python that starts with the tests' `PYTHONPATH`: a worker or daemon of Ray asks
+`server.py` for a fork, and ends as that ends; so does a command that is only waited for
+(`FORKED_COMMAND`), and a process that `multiprocessing` spawns with that variable. Anything else
+starts as always.
 """
 
 import os
@@ -15,6 +16,10 @@ def _become_fork(socket_name: str) -> None:
     import struct
     import time
 
+    files = array.array("i", [0, 1, 2])
+    if _IS_SPAWNED:  # is handed connections by their numbers
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+        files.extend(n for n in numbers if n > 2 and os.path.exists(f"/proc/self/fd/{n}"))
     request = {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "environment": dict(os.environ),
@@ -26,11 +31,11 @@ def _become_fork(socket_name: str) -> None:
             for number in signal.valid_signals()
             if signal.getsignal(number) is signal.SIG_IGN
         ],
+        "files": files.tolist(),
     }
     sent = json.dumps(request).encode()
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     line.settimeout(_PATIENCE_S)
-    files = array.array("i", [0, 1, 2])
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
     try:
         line.connect(socket_name)
@@ -69,8 +74,22 @@ _WORKERS = tuple(f"/ray/_private/workers/{name}_worker.py" for name in ("setup",
 _SOCKET = os.environ.get("STEPWISER_TESTS_PRELOADED")
 # Only of the command itself: what it starts is no such one.
 _IS_COMMAND = os.environ.pop("STEPWISER_TESTS_FORKED_COMMAND", None) is not None
-_IS_WORKER = len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith(_WORKERS)
-if _SOCKET and (_IS_COMMAND or _IS_WORKER):
-    _become_fork(_SOCKET)
+_WORDS = [word for word in sys.orig_argv[1:4] if word not in ("-B", "-u")] + ["", ""]
+_CODE = _WORDS[1] if _WORDS[0] == "-c" else ""
+_IS_SPAWNED = _IS_COMMAND and "multiprocessing.spawn " in _CODE
+if "multiprocessing.resource_tracker " in _CODE:  # is started before what is spawned
+    _IS_COMMAND = False
+_IS_WORKER = _WORDS[0].endswith(_WORKERS)
+# Ray's own programs, of which each start of Ray has five.
+_DAEMONS = (
+    "/ray/autoscaler/_private/monitor.py",
+    "/ray/dashboard/agent.py",
+    "/ray/dashboard/dashboard.py",
+    "/ray/_private/log_monitor.py",
+    "/ray/_private/runtime_env/agent/main.py",
+)
+_IS_DAEMON = _WORDS[0].endswith(_DAEMONS)
+if _SOCKET and (_IS_COMMAND or _IS_WORKER or _IS_DAEMON):
+    _become_fork(f"{_SOCKET}.daemons" if _IS_DAEMON else _SOCKET)
     if _IS_WORKER:  # and nothing that it starts asks again; the workers of a command do
         del os.environ["STEPWISER_TESTS_PRELOADED"]
