@@ -38,6 +38,8 @@ class TextDecoder:
         It cannot be when no token ends with a proper beginning of it.
         """
         if stop not in self._stop_tokens:
+            if len(self._stop_tokens) > 1000:  # clients of a service choose them
+                self._stop_tokens.clear()
             beginnings = tuple(stop[:length] for length in range(1, len(stop)))
             # An unfinished character (a byte of a byte-level vocabulary) may grow into anything.
             composable = any(

@@ -113,6 +113,9 @@ class Leftovers:
         deadline = time.monotonic() + LINGER_S
         while (processes := processes_of(self._folder)) and time.monotonic() < deadline:
             time.sleep(0.2)
+        # What another worker's processes were killed with, their resource tracker removes.
+        while (new := self._new()) and time.monotonic() < deadline:
+            time.sleep(0.2)
         found = []
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -124,10 +127,11 @@ class Leftovers:
                 )
                 process.kill()
         found += [str(path) for path in self._folder.glob("sw-*")]
-        for path in self._entries() - self._here:
-            if path.parent != SHARED_MEMORY or self._is_ours(path):
-                found.append(str(path))
-        return found
+        return found + new
+
+    def _new(self) -> list[str]:
+        new = self._entries() - self._here
+        return [str(path) for path in new if path.parent != SHARED_MEMORY or self._is_ours(path)]
 
     def _is_ours(self, path: Path) -> bool:
         """Whether a segment may be of this run: it is new, and of nobody who lives."""

@@ -25,7 +25,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import dropwhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
@@ -79,6 +79,8 @@ INDIFFERENT = {
     "PYTHONBREAKPOINT",  # of Ray, in every process that has been a driver once
     "PYTHONWARNINGS",  # applied when it starts; Ray asks for none in some workers
     "RAY_AUTH_TOKEN",
+    "RAY_DEDUP_LOGS",  # of drivers, which are no forks of the daemons'
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # of whoever starts Ray: daemons are told their address
     "RAY_TMPDIR",
     "TMPDIR",  # each worker of xdist has its own; see `become`
     "TORCHINDUCTOR_CACHE_DIR",
@@ -122,7 +124,7 @@ class Server:
         self._of_ray: dict[str, str] = {}
         """Variables of Ray's library."""
         self._added: list[str] = []
-        """Where Ray has its own copies of packages."""
+        """Where Ray has its own copies of packages, which go before all others."""
 
     def serve(self) -> dict[str, Any]:
         """Returns in a fork alone, with what it was asked for."""
@@ -219,7 +221,7 @@ class Server:
         os._Environ.__getitem__ = ask  # type: ignore[method-assign]
         self._read = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
         self._of_ray = {name: before[name] for name in before if READ_BY_RAY.fullmatch(name)}
-        self._added = [entry for entry in sys.path if entry not in path]
+        self._added = list(takewhile(lambda entry: entry not in path, sys.path))
         self._written = {name: os.environ[name] for name in os.environ.keys() - before.keys()}
         gc.collect()
         gc.freeze()  # else every fork writes to all that it shares
