@@ -212,6 +212,7 @@ class Server:
                 break
         if self._modules is WORKERS:
             del sys.modules["ray"]
+            _find_out()
         for name, found in list(sys.modules.items()):
             if getattr(found, "__dict__", {}).get("ray", found) is None:
                 # It has noted that there is no Ray, and is imported again by the fork.
@@ -244,6 +245,16 @@ class Server:
                 with contextlib.suppress(OSError):  # it has ended as well
                     self._lines[pid].sendall(struct.pack("<i", code))
                 self._forget(pid)
+
+
+def _find_out() -> None:
+    """Have the forks know what each would find out with processes of its own."""
+    from torch._inductor import cpu_vec_isa
+    from vllm.model_executor.models import registry
+
+    cpu_vec_isa.valid_vec_isa_list()  # compiles, and loads, a program for each; kept
+    # A process that is not to see a GPU before it forks looks at models in another: none is here.
+    registry._run_in_subprocess = lambda look: look()
 
 
 def _moved(files: Sequence[int], above: int) -> list[int]:
