@@ -14,6 +14,7 @@ from actors.engine import vllm_internals
 from actors.engine.adapter_versions import AdapterVersions, check_adapter, check_kind, slots
 from actors.engine.engine_options import EngineOptions
 from actors.engine.gpu_memory import MemoryNote
+from actors.engine.log_handlers import log_targets_kept
 from actors.engine.logprobs import read_logprobs
 from actors.engine.text_decoder import TextDecoder
 from actors.engine.worker_extension import Payload, adapter_config, loaded_shapes, tensor_shapes
@@ -65,11 +66,12 @@ class VllmCore:
             # Asked for log-probs, vLLM compiles a helper even in eager mode: a minute, and a C++
             # compiler that a laptop may not have.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.inputs.engine import tokens_input
-        from vllm.platforms import current_platform
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with log_targets_kept():  # 0.23 configures logs here, 0.32 where it makes the engine
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.inputs.engine import tokens_input
+            from vllm.platforms import current_platform
+            from vllm.sampling_params import RequestOutputKind, SamplingParams
+            from vllm.v1.engine.llm_engine import LLMEngine
 
         self.options = options
         self.asleep: tuple[str, ...] = ()
@@ -117,7 +119,8 @@ class VllmCore:
             worker_extension_cls="actors.engine.worker_extension.WeightUpdater",
             **{name: value for name, value in sizes.items() if value is not None},
         )
-        self._llm = LLMEngine.from_engine_args(arguments)
+        with log_targets_kept():
+            self._llm = LLMEngine.from_engine_args(arguments)
         self._memory = MemoryNote()
         self._llm.collective_rpc("stepwiser_note_memory", args=(self._memory.file,))
         self._figures = vllm_internals.SchedulerFigures(self._llm)

@@ -129,6 +129,21 @@ def _shape(reply: httpx.Response) -> dict[str, Any]:
     return dict(error)
 
 
+def test_replicas_log_under_the_id_that_the_client_gets(client: httpx.Client) -> None:
+    solution = {"problem": "1 + 1", "steps": ["1 + 1 = 2"]}
+    number = client.post("/v1/judge", json=solution).headers["x-request-id"]
+    logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
+
+    def told(deployment: str) -> bool:
+        texts = [file.read_text() for file in logs.glob(f"replica_*_{deployment}_*.log")]
+        return any(number in line for text in texts for line in text.splitlines())
+
+    deadline = time.monotonic() + 20
+    while not (told("ingress") and told("judge")):
+        assert time.monotonic() < deadline, [told("ingress"), told("judge")]
+        time.sleep(0.2)
+
+
 def test_health_and_models_name_the_model(client: httpx.Client) -> None:
     for route in ("/health", "/ready"):
         health = client.get(route, headers={"Authorization": ""})
