@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import json
+import math
 import os
 import shutil
 import signal
@@ -196,11 +198,24 @@ def pool(ray_local: None) -> Iterator[EnginePool]:
 
 @pytest.fixture(scope="module")
 def mute(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that finds every token equally likely and so never gives a verdict."""
+    """A model that ends every answer at once, and so never gives a verdict.
+
+    Every token is one and the same direction, twice as long for the end's: nothing else is likelier
+    than e^-20. (Were all tokens equally likely, one answer of some hundred would be a verdict.)
+    """
     directory = tmp_path_factory.mktemp("models") / "mute"
     shutil.copytree(MODEL, directory)
-    state = load_file(directory / "model.safetensors")
-    state["model.norm.weight"] = torch.zeros_like(state["model.norm.weight"])
+    state = {
+        # Layers add nothing to the tokens' direction.
+        name: torch.zeros_like(value)
+        if name.endswith(("o_proj.weight", "down_proj.weight"))
+        else value
+        for name, value in load_file(directory / "model.safetensors").items()
+    }
+    embedding, norm = state["model.embed_tokens.weight"], state["model.norm.weight"]
+    embedding.zero_()[:, 0] = 1.0
+    embedding[json.loads((MODEL / "config.json").read_text())["eos_token_id"], 0] = 2.0
+    norm.zero_()[0] = 20 / math.sqrt(len(norm))
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

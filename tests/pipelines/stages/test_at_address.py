@@ -33,7 +33,6 @@ SMALLEST = (
     "segment.sft.steps=60",
     "segment.evaluation_problems=8",
     "engine.count=1",
-    "engine.max_num_seqs=8",  # units are done one after the other
     "data.limit=48",
     "train.steps=6",
     "train.checkpoint_every=1",
@@ -45,6 +44,8 @@ SMALLEST = (
     "solve.methods=[chunk_reset]",
     "select.problems=8",
 )
+SLOWLY = "engine.max_num_seqs=8"
+"""Units are done one after the other."""
 AFTER = ("train", "evaluate", "solve", "select", "finetune", "report")
 ADDRESS = f"s3://{BUCKET}/the run"
 
@@ -69,11 +70,11 @@ def test_two_join_a_run_in_a_bucket_and_the_second_outlives_the_first(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         run("segment", *SMALLEST, place)
         store = RunStore(ADDRESS)
-        with Family("annotate", *SMALLEST, place) as first:
+        with Family("annotate", *SMALLEST, SLOWLY, place) as first:
             first.wait_for(lambda: owner_of(store, first.process.pid) is not None)
             one = owner_of(store, first.process.pid)
             monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-            second = start("annotate", "--join", ADDRESS, *SMALLEST, forked=True)
+            second = start("annotate", "--join", ADDRESS, *SMALLEST, SLOWLY, forked=True)
             wait_for(lambda: len(Leases(store.storage, UNIT_LEASES, "").others()) > 1, second)
             alone = Counter(writers(store).values())[one]
             first.wait_for(lambda: Counter(writers(store).values())[one] > alone)
