@@ -11,12 +11,14 @@ Finished stages are kept, and a stage that was interrupted goes on: the same com
 
 The last line is one JSON object. real_f1_start, real_f1_warm, real_f1_rl, real_f1_classifier: macro
 F1 over held-out labelled chunks of the model that the judge starts as (same prompt), of the warm
-start, of the judge, and of the discriminative baseline, means over seeds; real_f1_rl_se and
-real_gain_se: standard errors of the judge's F1 and of its gain over the start (of problems, or of
-seeds where that is more); verdict_rate_start, verdict_rate_warm, verdict_rate_rl: share of answers
-with a verdict; label_repeat_agreement: share of chunks that two annotations label alike; oom_kills:
-processes that the kernel or Ray killed for memory; train_vs_torch, lora_sync_ratio and
-lora_memory_ratio: of `python -m benchmarks.training`, with this model where it takes one.
+start, of the judge, and of the discriminative baseline, means over seeds; a chunk without a verdict
+is a miss of its class. real_answered_start and so on: over answers with a verdict alone.
+real_f1_rl_se and real_gain_se: standard errors of the judge's F1 and of its gain over the start (of
+problems, or of seeds where that is more); verdict_rate_start, verdict_rate_warm, verdict_rate_rl:
+share of answers with a verdict; label_repeat_agreement: share of chunks that two annotations label
+alike; oom_kills: processes that the kernel or Ray killed for memory; train_vs_torch,
+lora_sync_ratio and lora_memory_ratio: of `python -m benchmarks.training`, with this model where it
+takes one.
 """
 
 from __future__ import annotations
@@ -108,6 +110,7 @@ def figures_of(stages: dict[str, Any], store: RunStore) -> dict[str, Any]:
         bounded = row["low"] is not None and row["high"] is not None
         figures["judges"][name] = {
             "f1": row["value"],
+            "answered": row["answered"],
             "se": (row["high"] - row["low"]) / (2 * Z95) if bounded else nan,
             "verdict_rate": 1 - row["no_verdict"],
             "solutions": row["solutions"],
@@ -124,6 +127,8 @@ def summarize(seeds: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     for name in JUDGES:
         rows = [seed["judges"][name] for seed in seeds]
         found[f"real_f1_{name}"] = fmean(row["f1"] for row in rows)
+        answered = [row["answered"] for row in rows if row["answered"] is not None]
+        found[f"real_answered_{name}"] = fmean(answered) if answered else None
         if name != "classifier":
             found[f"verdict_rate_{name}"] = fmean(row["verdict_rate"] for row in rows)
     judged = [seed["judges"] for seed in seeds]

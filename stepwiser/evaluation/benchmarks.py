@@ -4,7 +4,10 @@
 |---|---|
 | first wrong steps (ProcessBench, PRM800K, Math-Shepherd ...) | official F1 of ProcessBench |
 | PRMBench | PRMScore |
-| own held-out chunks with Monte-Carlo labels | PRMScore's formula, over the labelled chunks |
+| own held-out chunks with Monte-Carlo labels | macro F1 over the labelled chunks |
+
+PRMScore is taken over steps with a verdict, as published; macro F1 over all, where a chunk without
+one is a miss of its class.
 """
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ import numpy as np
 from stepwiser.data.records import Judgement, StepItem, group_by
 from stepwiser.evaluation.bootstrap import Bootstrapped, bootstrap
 from stepwiser.evaluation.processbench import first_negative
-from stepwiser.evaluation.step_scores import prm_score, step_counts
+from stepwiser.evaluation.step_scores import (
+    macro_f1,
+    mean_or_none,
+    prm_score,
+    step_counts,
+)
 
 F1 = "F1, first wrong step"
 PRM_SCORE = "PRMScore"
@@ -57,6 +65,8 @@ class BenchmarkScore:
     votes: int
     problems: int
     solutions: int
+    answered: float | None
+    """The figure of PRMBench or of own chunks over steps with a verdict alone; None elsewhere."""
     no_verdict: float
     """Share of votes without a verdict."""
     failed: int
@@ -78,19 +88,24 @@ def benchmark_score(
     """The figure that the set has; ``truth`` labels single steps, by item and step."""
     problems = [item.problem for item in items]
     votes = max((len(row.votes) for row in judgements), default=1)
-    found: list[Bootstrapped] = []
-    for majority in (False, True):
-        if truth is not None or any(item.category for item in items):
-            counts = step_counts(items, judgements, truth, majority=majority)
-            found.append(bootstrap(counts, problems, prm_score))
-        else:
-            counts = _first_error_counts(items, judgements, majority=majority)
-            found.append(bootstrap(counts, problems, _harmonic))
-    single, most = found
-    if votes == 1:
-        most = Bootstrapped(None, None, None, 0)
+    if truth is not None:
+        metric, score = MACRO_F1, macro_f1
+    elif any(item.category for item in items):
+        metric, score = PRM_SCORE, prm_score
+    else:
+        metric, score = F1, _harmonic
+
+    def count(majority: bool) -> np.ndarray:
+        if metric == F1:
+            return _first_error_counts(items, judgements, majority=majority)
+        return step_counts(items, judgements, truth, majority=majority)
+
+    counts = count(majority=False)
+    single, most = bootstrap(counts, problems, score), Bootstrapped(None, None, None, 0)
+    if votes > 1:
+        most = bootstrap(count(majority=True), problems, score)
+    answered = None if metric == F1 else mean_or_none(prm_score(counts.sum(0)))
     codes = [code for row in judgements for code in row.votes]
-    metric = MACRO_F1 if truth is not None else PRM_SCORE if counts.shape[-1] == 5 else F1
     return BenchmarkScore(
         judge=judge,
         benchmark=benchmark,
@@ -104,6 +119,7 @@ def benchmark_score(
         votes=votes,
         problems=single.problems,
         solutions=len(items),
+        answered=answered,
         no_verdict=codes.count(-1) / max(1, len(codes)),
         failed=sum(row.failed for row in judgements),
         seconds=cost.seconds,

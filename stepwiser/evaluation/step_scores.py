@@ -25,8 +25,9 @@ DIMENSIONS = {
 """PRMBench's kinds of mistake, in its own spelling."""
 ALL_RIGHT = "multi_solutions"
 
-TP, FP, TN, FN, MISSING = range(5)
-"""Places in a row of counts. Positive is a right step; a step without a verdict is only missing."""
+TP, FP, TN, FN, SILENT_RIGHT, SILENT_WRONG, FAILED = range(7)
+"""Places in a row of counts. Positive is a right step; silent is a judge that was asked about a
+right or a wrong step and gave no verdict, failed a request that no judge has answered."""
 
 
 def step_counts(
@@ -36,7 +37,7 @@ def step_counts(
     *,
     majority: bool = False,
 ) -> np.ndarray:
-    """Counts of every item and vote: [items, votes, 5], or one vote, the majority's verdict.
+    """Counts of every item and vote: [items, votes, 7], or one vote, the majority's verdict.
 
     Args:
         truth: whether a step is right, by item and step; steps that it lacks are not counted. Else
@@ -46,7 +47,7 @@ def step_counts(
     """
     by_item = group_by(judgements, "item_id")
     votes = 1 if majority else max((len(row.votes) for row in judgements), default=1)
-    counts = np.zeros((len(items), votes, 5))
+    counts = np.zeros((len(items), votes, FAILED + 1))
     for i, item in enumerate(items):
         for row in by_item.get(item.id, []):
             if truth is not None:
@@ -57,15 +58,23 @@ def step_counts(
                 raise UserError(f"item {item.id} has no label of every step: its steps have none")
             else:
                 right = row.step_index not in item.wrong_steps
-            codes = [_code(row.verdict)] if majority else row.votes
-            for vote, code in enumerate(codes):
-                counts[i, vote, _place(code, right)] += 1
+            for vote, place in enumerate(_places(row, right, majority)):
+                counts[i, vote, place] += 1
     return counts
 
 
 def prm_score(counts: np.ndarray) -> np.ndarray:
-    """0.5 F1 + 0.5 F1neg of counts [..., 5]: [...]; nan where one class has no step."""
+    """0.5 F1 + 0.5 F1neg of counts [..., 7], over steps with a verdict: [...]; nan where one class
+    has none."""
     return 0.5 * f1(counts) + 0.5 * f1_negative(counts)
+
+
+def macro_f1(counts: np.ndarray) -> np.ndarray:
+    """The same over all steps that a judge was asked about: one without a verdict is a miss of its
+    class, so that no judge gains by silence. [...]; nan where one class has no step."""
+    right = _ratio(counts[..., TP], counts[..., FP], counts[..., FN] + counts[..., SILENT_RIGHT])
+    wrong = _ratio(counts[..., TN], counts[..., FN], counts[..., FP] + counts[..., SILENT_WRONG])
+    return 0.5 * right + 0.5 * wrong
 
 
 def f1(counts: np.ndarray) -> np.ndarray:
@@ -93,10 +102,10 @@ def score_prmbench(items: Sequence[StepItem], judgements: Sequence[Judgement]) -
             part = counts[mine].sum(0)
             score = f1(part) if name == ALL_RIGHT else prm_score(part)
             categories[name] = {
-                "prm_score": _mean(score),
+                "prm_score": mean_or_none(score),
                 "solutions": sum(mine),
-                "right_steps": _mean(part[:, TP] + part[:, FN]),
-                "wrong_steps": _mean(part[:, TN] + part[:, FP]),
+                "right_steps": mean_or_none(part[:, TP] + part[:, FN]),
+                "wrong_steps": mean_or_none(part[:, TN] + part[:, FP]),
             }
     dimensions = {
         name: [categories[kind]["prm_score"] for kind in kinds if kind in categories]
@@ -105,16 +114,16 @@ def score_prmbench(items: Sequence[StepItem], judgements: Sequence[Judgement]) -
     asked = whole.sum()
     return {
         "solutions": len(items),
-        "prm_score": _mean(prm_score(whole)),
-        "f1": _mean(f1(whole)),
-        "f1_negative": _mean(f1_negative(whole)),
-        "majority": _mean(prm_score(step_counts(items, judgements, majority=True).sum(0))),
+        "prm_score": mean_or_none(prm_score(whole)),
+        "f1": mean_or_none(f1(whole)),
+        "f1_negative": mean_or_none(f1_negative(whole)),
+        "majority": mean_or_none(prm_score(step_counts(items, judgements, majority=True).sum(0))),
         "categories": categories,
         "dimensions": {
             name: sum(values) / len(values) if values and None not in values else None
             for name, values in dimensions.items()
         },
-        "missing_share": float(whole[:, MISSING].sum() / asked) if asked else 0.0,
+        "missing_share": float(whole[:, SILENT_RIGHT:].sum() / asked) if asked else 0.0,
     }
 
 
@@ -125,15 +134,24 @@ def _ratio(hits: np.ndarray, wrongly: np.ndarray, lost: np.ndarray) -> np.ndarra
     return np.where(hits + lost > 0, value, np.nan)
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_or_none(values: np.ndarray) -> float | None:
+    """Of a figure of each vote; None where one of them is undefined (nan)."""
     return None if np.isnan(values).any() else float(values.mean())
 
 
-def _code(verdict: bool | None) -> int:
-    return -1 if verdict is None else int(verdict)
-
-
-def _place(code: int, right: bool) -> int:
-    if code == -1:
-        return MISSING
-    return (TP if right else FP) if code == 1 else (FN if right else TN)
+def _places(row: Judgement, right: bool, majority: bool) -> list[int]:
+    """Where each vote counts. Which of the votes without a verdict have failed is not known, only
+    how many; a majority has failed with all of its votes."""
+    silent = SILENT_RIGHT if right else SILENT_WRONG
+    named = {1: TP if right else FP, 0: FN if right else TN}
+    if majority:
+        lost = FAILED if row.failed == len(row.votes) else silent
+        return [lost if row.verdict is None else named[int(row.verdict)]]
+    failed, places = row.failed, []
+    for code in row.votes:
+        if code == -1:
+            places.append(FAILED if failed > 0 else silent)
+            failed -= 1
+        else:
+            places.append(named[code])
+    return places

@@ -21,6 +21,7 @@ def _stages(values: dict[str, float]) -> dict[str, Any]:
             "judge": JUDGES[name],
             "benchmark": benchmark,
             "value": value,
+            "answered": value + 0.1 if name != "start" else None,
             "low": value - 0.1 * Z95,
             "high": value + 0.1 * Z95,
             "no_verdict": 0.25,
@@ -50,6 +51,7 @@ def test_figures_of_a_run_and_of_several(tmp_path: Path) -> None:
     found = summarize([first, second])
     assert found["real_f1_rl"] == pytest.approx(0.75)
     assert found["real_f1_rl_se"] == pytest.approx(0.15), "what seeds differ, which is more"
+    assert found["real_answered_rl"] == pytest.approx(0.85) and found["real_answered_start"] is None
     alone = summarize([first])
     assert alone["real_f1_rl_se"] == pytest.approx(0.1)
     assert alone["real_gain_se"] == pytest.approx(0.1 * sqrt(2))

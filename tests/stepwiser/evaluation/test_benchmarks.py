@@ -157,6 +157,27 @@ def test_monte_carlo_labels_count_where_there_is_one() -> None:
     assert flipped.value == pytest.approx(0.5 * 2 / 3 + 0.5 * 2 / 3)
 
 
+def test_a_judge_gains_nothing_by_silence_on_own_chunks() -> None:
+    """Of two right and two wrong chunks one of each is answered, and that rightly."""
+    items = [item("a", -1, steps=4)]
+    truth = {("a", 0): True, ("a", 1): True, ("a", 2): False, ("a", 3): False}
+    said = rows("a", 1, -1, 0, -1)
+    silent = benchmark_score("j", "own", items, [replace(r, failed=0) for r in said], FREE, truth)
+    # Either class: one hit, one lost, nothing wrongly: 2 / (2 + 1).
+    assert silent.value == pytest.approx(2 / 3)
+    assert (silent.answered, silent.no_verdict, silent.failed) == (1.0, 0.5, 0)
+    # A request that nobody has answered says nothing of the judge.
+    failed = benchmark_score("j", "own", items, said, FREE, truth)
+    assert (failed.value, failed.failed) == (1.0, 2)
+    # Of the last chunk two votes have failed and the third is silent.
+    votes = rows("a", [1, 1, 1], [-1, -1, -1], [0, 0, 0], [-1, -1, -1])
+    votes[3] = replace(votes[3], failed=2)
+    three = benchmark_score("j", "own", items, votes, FREE, truth)
+    last = 0.5 * 1.0 + 0.5 * 2 / 3
+    assert three.value == pytest.approx((1.0 + 1.0 + last) / 3)
+    assert three.majority == pytest.approx(last)
+
+
 # --- thresholds -----------------------------------------------------------------------------------
 
 
