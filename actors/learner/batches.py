@@ -194,15 +194,27 @@ def response_batch(batch: ExperienceBatch, units: Sequence[Sequence[int]]) -> Re
     )
 
 
-def example_tokens(examples: TokenExamples, indices: Sequence[int]) -> FlatTokens:
-    """Tensors of the chosen examples; ``positions`` are those whose next token is learned."""
+def example_tokens(examples: TokenExamples, indices: Sequence[int], shared: int = 0) -> FlatTokens:
+    """Tensors of the chosen examples; ``positions`` are those whose next token is learned.
+
+    ``shared``: as many leading tokens all of them have in common and none learns (`packing`); they
+    are computed once.
+    """
     chosen = [examples.example(index) for index in indices]
-    # The mask of the token behind each; the last one of an example has none.
-    learned = np.concatenate([np.r_[mask[1:] != 0, False] for _, mask in chosen])
-    ids = _int64([ids for ids, _ in chosen])
-    positions = torch.from_numpy(np.flatnonzero(learned))
-    layout = Layout.of([len(ids) for ids, _ in chosen])
-    return FlatTokens(ids[None], layout, positions, ids[positions + 1])
+    own = [ids[shared:] for ids, _ in chosen]
+    lengths = [len(ids) for ids in own]
+    starts = shared + np.cumsum(lengths) - lengths
+    positions, targets = [], []
+    for (ids, mask), start in zip(chosen, starts, strict=True):
+        learned = 1 + np.flatnonzero(mask[1:])
+        # Predicted by the token before it: of the first behind the shared ones that is their last.
+        before = start + learned - shared - 1
+        positions.append(np.where(learned == shared, shared - 1, before) if shared else before)
+        targets.append(ids[learned])
+    layout = Layout.of([shared], lengths, [0] * len(own)) if shared else Layout.of(lengths)
+    return FlatTokens(
+        _int64([chosen[0][0][:shared], *own])[None], layout, _int64(positions), _int64(targets)
+    )
 
 
 def _int64(arrays: Sequence[np.ndarray]) -> Tensor:

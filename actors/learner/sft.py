@@ -36,7 +36,7 @@ from stepwiser.run.metrics_file import Metrics, append_metrics
 from stepwiser.run.model_exports import folder_to_fill, publish_model, read_model_file
 from stepwiser.storage.places import file_here
 from stepwiser.training.experience import TokenExamples
-from stepwiser.training.packing import pack_micro_batches
+from stepwiser.training.packing import pack_micro_batches, shared_prefix
 from stepwiser.training.schedule import LearningRate
 
 KIND = "sft"
@@ -286,13 +286,15 @@ class _Job:
 
     def _plan(self, examples: TokenExamples, indices: list[int]) -> list[FlatTokens | None]:
         """This rank's micro-batches; None keeps step with the other ranks."""
+        shared = shared_prefix(examples, indices)
         shares = pack_micro_batches(
             examples.lengths[indices].tolist(),
             self._worker.world_size,
             self._options.group.max_tokens_per_microbatch,
+            shared,
         )
         return [
-            example_tokens(examples, [indices[i] for i in chosen]).to(self._worker.device)
+            example_tokens(examples, [indices[i] for i in chosen], shared).to(self._worker.device)
             if chosen
             else None
             for chosen in shares[self._worker.rank]

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from stepwiser.errors import UserError
-from stepwiser.training.experience import ExperienceBatch
+from stepwiser.training.experience import ExperienceBatch, TokenExamples
 
 MicroBatch = tuple[int, ...]
 """Indices of the units that share one forward pass; empty = a masked pass."""
@@ -50,14 +52,34 @@ def prompt_units(
     return units
 
 
+WORTH_SHARING = 0.25
+"""Of all tokens: below it, attention to keys that lie elsewhere costs what is saved."""
+
+
+def shared_prefix(examples: TokenExamples, indices: Sequence[int]) -> int:
+    """How many leading tokens, none of them learned, all these examples have in common: the
+    instructions and finished examples of a judge's prompt. 0 where too little would be saved."""
+    chosen = [examples.example(index) for index in indices]
+    if len(chosen) < 2:
+        return 0
+    # The first token is never learned: nothing predicts it.
+    length = min(int(np.flatnonzero(mask[1:])[0]) + 1 for _, mask in chosen)
+    first = chosen[0][0]
+    for ids, _ in chosen[1:]:
+        length = int((first[:length] == ids[:length]).cumprod().sum())
+    saved = length * (len(chosen) - 1)
+    return length if saved >= WORTH_SHARING * sum(len(ids) for ids, _ in chosen) else 0
+
+
 def pack_micro_batches(
-    tokens: Sequence[int], world_size: int, max_tokens: int
+    tokens: Sequence[int], world_size: int, max_tokens: int, shared: int = 0
 ) -> list[list[MicroBatch]]:
     """Share units out over ranks and cut every share into micro-batches.
 
-    tokens: of each unit. Returns one list of micro-batches a rank, all lists equally long, every
-    index exactly once, no micro-batch above ``max_tokens``. Units of like size travel together, so
-    attention has little padding, and ranks carry like numbers of tokens.
+    tokens: of each unit; ``shared`` of them all units have in common, and a micro-batch once.
+    Returns one list of micro-batches a rank, all lists equally long, every index exactly once, no
+    micro-batch above ``max_tokens``. Units of like size travel together, so attention has little
+    padding, and ranks carry like numbers of tokens.
 
     Raises UserError when one unit alone exceeds ``max_tokens``.
     """
@@ -71,6 +93,7 @@ def pack_micro_batches(
         )
     if not tokens:
         return [[] for _ in range(world_size)]
+    tokens, max_tokens = [count - shared for count in tokens], max_tokens - shared
     plans = [_cut(tokens, share, max_tokens) for share in _share(tokens, world_size)]
     count = max(len(plan) for plan in plans)
     return [_stretch(tokens, plan, count) for plan in plans]

@@ -15,6 +15,7 @@ from actors.learner.shared_prompt import NAME, Layout, attention, register
 from stepwiser.errors import UserError
 from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples
 from stepwiser.training.grpo import entropy, token_logprobs
+from stepwiser.training.packing import shared_prefix
 from tests.support.tiny import make_tiny_model
 
 
@@ -133,6 +134,34 @@ def test_only_unmasked_tokens_are_learned(models):
             logits = plain(input_ids=torch.tensor([context])).logits[0, -1]
             torch.testing.assert_close(logprobs[row], token_logprobs(logits, tokens.targets[row]))
             torch.testing.assert_close(entropies[row], entropy(logits))
+
+
+@pytest.mark.usefixtures("layout_of_attention")
+def test_what_examples_have_in_common_is_computed_once(models):
+    """One learns the very token behind it, one several turns, one only its last token."""
+    _, chosen = models
+    common = [30, 31, 32, 33, 34, 35]
+    examples = TokenExamples.from_pairs(
+        [
+            ([*common, 10, 11], [0] * 6 + [1, 1]),
+            ([*common, 20, 21, 22, 23], [0] * 7 + [1, 0, 1]),
+            ([*common, 40, 41, 42], [1] + [0] * 7 + [1]),
+        ]
+    )
+    indices = [2, 0, 1]
+    assert shared_prefix(examples, indices) == 6
+    found = []
+    for shared in (0, 6):
+        tokens = example_tokens(examples, indices, shared)
+        assert tokens.targets.tolist() == [42, 10, 11, 21, 23]
+        assert tokens.input_ids.shape == (1, 27 - 2 * shared)
+        logprobs, entropies = chosen(tokens)
+        (logprobs * torch.arange(1.0, 6.0)).sum().backward()
+        gradients = [parameter.grad.clone() for parameter in chosen.parameters()]
+        chosen.zero_grad()
+        found.append([logprobs.detach(), entropies, *gradients])
+    for whole, once in zip(*found, strict=True):
+        torch.testing.assert_close(once, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 8.0])

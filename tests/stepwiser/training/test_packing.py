@@ -1,10 +1,16 @@
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from stepwiser.errors import UserError
-from stepwiser.training.experience import Experience, ExperienceBatch
-from stepwiser.training.packing import pack_micro_batches, prompt_units, split_groups
+from stepwiser.training.experience import Experience, ExperienceBatch, TokenExamples
+from stepwiser.training.packing import (
+    pack_micro_batches,
+    prompt_units,
+    shared_prefix,
+    split_groups,
+)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -39,6 +45,35 @@ def test_a_rank_with_fewer_micro_batches_splits_its_own_before_it_idles():
     plans = pack_micro_batches([9, 4, 4, 8], 2, 12)
     assert all(len(plan) == 2 for plan in plans)
     assert all(micro_batch for plan in plans for micro_batch in plan)
+
+
+def test_what_is_shared_takes_room_once():
+    lengths = [50, 45, 60, 41, 42, 43]
+    assert len(pack_micro_batches(lengths, 1, 100)[0]) >= 3
+    ((only,),) = pack_micro_batches(lengths, 1, 100, shared=40)
+    assert sorted(only) == list(range(6)) and 40 + sum(n - 40 for n in lengths) <= 100
+    with pytest.raises(UserError, match="a sequence of 101 tokens"):
+        pack_micro_batches([101, 50], 1, 100, shared=40)
+
+
+def _examples(*rows: tuple[Sequence[int], int]) -> TokenExamples:
+    """Token ids, and from which one on they are learned."""
+    return TokenExamples.from_pairs(
+        [(ids, [int(i >= first) for i in range(len(ids))]) for ids, first in rows]
+    )
+
+
+def test_a_prefix_is_shared_as_far_as_nobody_learns_it():
+    same = list(range(10, 30))
+    two = _examples(([*same, 1, 2], 21), ([*same, 3], 20))
+    assert shared_prefix(two, [0, 1]) == 20
+    assert shared_prefix(_examples(([*same, 1, 2], 21), ([*same, 3], 15)), [0, 1]) == 15
+    assert shared_prefix(_examples((same, 19), (same, 19)), [0, 1]) == 19, "its last is learned"
+    assert shared_prefix(two, [0]) == shared_prefix(two, []) == 0
+    # Three tokens of 42 are too few, and so is nothing.
+    few = _examples(([1, 2, 3, *same], 20), ([1, 2, 3, *same[::-1]], 20))
+    assert shared_prefix(few, [0, 1]) == 0
+    assert shared_prefix(_examples(([1, *same], 20), ([2, *same], 20)), [0, 1]) == 0
 
 
 def test_no_sequences_at_all():
