@@ -149,10 +149,11 @@ class Session:
         return missing
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._old_term)
         hush()
         # Whatever fails of these, the others are done: a Ray that is left would keep its engines.
         with contextlib.ExitStack() as ends:
+            # Last: whoever had the signal, Ray's shutdown leaves it with the system's default.
+            ends.callback(signal.signal, signal.SIGTERM, self._old_term)
             if self._owns_ray:
                 ends.callback(ray.shutdown)
             if self._checker is not None:
