@@ -153,7 +153,8 @@ def _label_units(
 
 def _split(rows: list[Any], config: Any) -> tuple[dict[str, str], dict[str, Any]]:
     """Split of every prompt: whole problems are held out, then each split is balanced."""
-    usable = [row for row in rows if row.split == UNSPLIT]
+    # Sorted: Ray Data's blocks come in any order, and what balancing keeps depends on it.
+    usable = sorted((row for row in rows if row.split == UNSPLIT), key=lambda row: row.prompt_id)
     problems = {row.problem_id for row in usable}
     heldout = {p for p in problems if is_held_out(p, config.label.heldout_share, config.seed)}
     splits: dict[str, str] = {}

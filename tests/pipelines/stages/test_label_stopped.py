@@ -1,5 +1,6 @@
-"""The label stage on values whose rollouts were stopped early; it reads files and needs no Ray."""
+"""The label stage without Ray: rollouts that were stopped early, and which prompts are kept."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages.label import _compare_rules, _nothing_to_label, _refuse_unsettled
-from stepwiser.annotation.judge_prompts import label_trajectory
+from pipelines.stages.label import _compare_rules, _nothing_to_label, _refuse_unsettled, _split
+from stepwiser.annotation.judge_prompts import UNSPLIT, label_trajectory
 from stepwiser.annotation.label_rules import LabelRule
 from stepwiser.config import RunConfig, load_config
 from stepwiser.config.annotation import LabelConfig
@@ -117,3 +118,23 @@ def test_without_a_chunk_it_is_said_what_was_annotated(tmp_path: Path) -> None:
     write_unit(store, "bbbb", [])
     said = str(_nothing_to_label(store, ["bbbb"]))
     assert "2 problems are annotated" in said and "data.limit" in said
+
+
+def test_the_same_prompts_are_kept_in_whatever_order_they_come() -> None:
+    """Ray Data's blocks come in another order each time."""
+    config = load_config(ROOT / "configs" / "embedded.yaml", ["label.heldout_share=0.3"])
+    rows = [
+        SimpleNamespace(
+            prompt_id=f"{problem}-{chunk}",
+            problem_id=str(problem),
+            label=(problem + chunk) % 4 > 0,
+            split=UNSPLIT,
+        )
+        for problem in range(40)
+        for chunk in range(5)
+    ]
+    first, metrics = _split(rows, config)
+    assert set(first.values()) == {"train", "heldout", "spare"}
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(rows, len(rows))
+        assert _split(shuffled, config) == (first, metrics)
