@@ -69,7 +69,7 @@ def warm() -> None:
 
 def log() -> str:
     """What the process has written that workers are forked from: which were not, and why."""
-    return Path(f"{os.environ.get(SOCKET, '')}.log").read_text()
+    return "".join(file.read_text() for file in _files("log"))
 
 
 def forks() -> dict[int, int]:
@@ -77,9 +77,13 @@ def forks() -> dict[int, int]:
 
     Each of the two ends with the other; only the first has Ray for its parent.
     """
-    told = Path(f"{os.environ.get(SOCKET, '')}.forks")
-    rows = told.read_text().splitlines() if told.is_file() else []
+    rows = [row for file in _files("forks") for row in file.read_text().splitlines()]
     return dict(map(int, row.split()) for row in rows)  # type: ignore[misc]
+
+
+def _files(kind: str) -> list[Path]:
+    address = Path(os.environ.get(SOCKET, "none"))
+    return sorted(address.parent.glob(f"{address.name}*.{kind}"))
 
 
 def spawn_ranks(function: Callable[..., None], ranks: int, *arguments: Any) -> None:

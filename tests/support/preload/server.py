@@ -9,27 +9,47 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import fcntl
 import gc
 import importlib
 import json
 import os
-import random
-import re
-import runpy
 import selectors
 import signal
 import socket
 import struct
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import dropwhile, takewhile
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import walk_packages
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.support.preload.forked import (
+        INDIFFERENT,
+        OF_AGENTS,
+        READ_BY_LIBRARIES,
+        READ_BY_RAY,
+        become,
+        end_with_parent,
+        ended,
+        leave,
+        made_of,
+    )
+else:  # of two trees that may be tested, neither is to be there for the forks
+    from forked import (
+        INDIFFERENT,
+        OF_AGENTS,
+        READ_BY_LIBRARIES,
+        READ_BY_RAY,
+        become,
+        end_with_parent,
+        ended,
+        leave,
+        made_of,
+    )
 
 WORKERS = (
     "torch",
@@ -44,9 +64,23 @@ WORKERS = (
     "pandas",
     "fastapi",
     "uvicorn",
+    "jsonschema",
+    "typer",
 )
 """None of the project's own, of which two trees may be tested, nor Ray, whose library reads the
-variables of a worker when it is loaded."""
+job of a worker when it is loaded: see `FIRST_JOB`."""
+FIRST_JOB = "01000000"
+"""Of nearly all workers: each module of tests, and each command, has a Ray of its own."""
+WITH_RAY = (
+    "ray.data",
+    "ray.train.torch",
+    "ray.tune",
+    "ray.util.state",
+    "vllm.v1.executor.ray_utils",
+)
+"""Beside the others, of workers of the first job, and of commands, which have none."""
+OF_THOSE = ".with-ray"
+"""Ends the name of their socket."""
 DAEMONS = (
     "ray.dashboard.agent",
     "ray.dashboard.dashboard",
@@ -58,50 +92,17 @@ DAEMONS = (
     "ray._private.runtime_env.agent.runtime_env_agent",
 )
 """Of Ray's own programs, of which a start of Ray has five; they are no workers."""
-READ_BY_LIBRARIES = re.compile(r"(GOMP|KMP|LD|MALLOC|MKL|OMP|OPENBLAS)_|PYTHON(?!PATH$)")
-"""Variables that shared libraries and the interpreter read; what modules read is seen."""
-READ_BY_RAY = re.compile(r"RAY_([a-z]\w+|AUTH_MODE)")
-"""Variables that Ray's library reads when it is loaded; a fork tells it its own."""
-OF_AGENTS = "RAY_enable_pipe_based_agent_to_parent_health_check"
-"""Variable of those daemons that have a raylet for their parent; no other one asks for it."""
-INDIFFERENT = {
-    "COLUMNS",
-    "CUDA_CACHE_PATH",
-    "CUDA_VISIBLE_DEVICES",  # there is no such device, see `_preload`
-    "DO_NOT_TRACK",
-    "DS_ACCELERATOR",  # there is but one, see `_preload`
-    "HYPOTHESIS_STORAGE_DIRECTORY",
-    "LD_PRELOAD",  # an allocator, of two of Ray's daemons
-    "LINES",
-    OF_AGENTS,
-    "PYTHONPATH",  # see `become`
-    "PYTEST_CURRENT_TEST",
-    "PYTHONBREAKPOINT",  # of Ray, in every process that has been a driver once
-    "PYTHONWARNINGS",  # applied when it starts; Ray asks for none in some workers
-    "RAY_AUTH_TOKEN",
-    "RAY_DEDUP_LOGS",  # of drivers, which are no forks of the daemons'
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # of whoever starts Ray: daemons are told their address
-    "RAY_TMPDIR",
-    "TMPDIR",  # each worker of xdist has its own; see `become`
-    "TORCHINDUCTOR_CACHE_DIR",
-    "TORCH_EXTENSIONS_DIR",  # read when it is used
-    "VLLM_CONFIG_ROOT",  # read when it is used
-    "XDG_CACHE_HOME",  # vLLM and the Hub's library have folders by other variables, see conftest
-    "XDG_CONFIG_HOME",
-}
-"""Variables that imports read, and by which they become no other."""
-PR_SET_PDEATHSIG = 1
 GO = b"G"
 ANSWER_S = 5.0
 FILES = 64
 """At most, of a process that asks."""
-CONTEXT = "--serialized-runtime-env-context="
 
 
 class Server:
     """Takes requests, forks, and tells whoever asked how the fork has ended."""
 
     def __init__(self, name: str, modules: Sequence[str]) -> None:
+        self._name = name
         self._modules = modules
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(name)
@@ -117,14 +118,17 @@ class Server:
         self._waker = wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._read: dict[str, str | None] = {}
+        self._read: dict[str, str | None] = dict(made_of.get("read", {}))
         """Variables that imports have read, as they were; PATH at least once they are done."""
-        self._written: dict[str, str] = {}
+        self._written: dict[str, str] = dict(made_of.get("written", {}))
         """Variables that imports have set."""
         self._of_ray: dict[str, str] = {}
         """Variables of Ray's library."""
         self._added: list[str] = []
         """Where Ray has its own copies of packages, which go before all others."""
+        self._ready = False
+        if made_of:  # another such process is what this is a fork of
+            self._preload()
 
     def serve(self) -> dict[str, Any]:
         """Returns in a fork alone, with what it was asked for."""
@@ -152,7 +156,7 @@ class Server:
             size = struct.unpack("<I", header)[0]
             with line.makefile("rb") as reader:
                 request = json.loads(reader.read(size))
-            if not self._read:
+            if not self._ready:
                 self._preload()
             # Whoever did not want to wait so long has started by itself.
             line.settimeout(ANSWER_S)
@@ -210,6 +214,9 @@ class Server:
                 # A fork could not use the devices: every worker starts by itself.
                 read, before = set(), {}
                 break
+        else:
+            if self._modules is WORKERS:
+                self._start_another()
         if self._modules is WORKERS:
             del sys.modules["ray"]
             _find_out()
@@ -220,12 +227,24 @@ class Server:
                 del sys.modules[name]
                 delattr(sys.modules[package], own)
         os._Environ.__getitem__ = ask  # type: ignore[method-assign]
-        self._read = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
+        self._ready = True
+        found = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
+        self._read = found | self._read
         self._of_ray = {name: before[name] for name in before if READ_BY_RAY.fullmatch(name)}
         self._added = list(takewhile(lambda entry: entry not in path, sys.path))
-        self._written = {name: os.environ[name] for name in os.environ.keys() - before.keys()}
+        self._written |= {name: os.environ[name] for name in os.environ.keys() - before.keys()}
         gc.collect()
         gc.freeze()  # else every fork writes to all that it shares
+
+    def _start_another(self) -> None:
+        """A fork of this process with Ray beside the rest, which has forks in its turn."""
+        settings = {
+            "STEPWISER_TESTS_FORKED_COMMAND": "1",
+            "RAY_JOB_ID": FIRST_JOB,
+            "RAY_RAYLET_PID": str(os.getpid()),  # whose end workers look for: see sitecustomize
+        }
+        command = [sys.executable, __file__, f"{self._name}{OF_THOSE}"]
+        subprocess.Popen(command, env=os.environ | settings)
 
     def _forget(self, pid: int) -> None:
         line = self._lines.pop(pid)
@@ -274,123 +293,14 @@ def _named(modules: Sequence[str]) -> Iterator[str]:
             yield module
 
 
-def end_with_parent() -> None:
-    """The kernel kills this process when the thread that started it has ended."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def become(request: dict[str, Any]) -> list[str]:
-    """Turn this fork into the process that asked; returns what to run as the main program, with
-    its arguments: a script, or `-m` and a module, or `-c` and code."""
-    end_with_parent()
-    os.setpgid(0, 0)  # Ray ends a worker's group with it
-    os.chdir(request["folder"])
-    for number in request["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    command = request["command"]
-    started = list(dropwhile(("-B", "-u").__contains__, command[1:]))
-    words: list[str] | None = started
-    if started[0].endswith("setup_worker.py"):
-        words = _set_up(started[1:])
-    others = _others(request["read"], request["written"])
-    if words is None or others:
-        with Path(f"{sys.argv[1]}.log").open("a") as log:
-            print(f"starts by itself, for {others} differ: {command}", file=log)
-        if started[0] not in ("-c", "-m"):  # a command's own workers may yet be forks
-            del os.environ["STEPWISER_TESTS_PRELOADED"]
-        os.execv(command[0], command)
-    os.environ.update(request["written"])
-    _configure_ray(request["of_ray"])
-    random.seed()
-    tempfile.tempdir = None
-    if "-u" in command[: -len(started)]:
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(write_through=True)  # type: ignore[union-attr]
-    old = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
-    new = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    rest = [entry for entry in request["path"] if entry not in old]
-    own = os.getcwd() if words[0] in ("-c", "-m") else str(Path(words[0]).parent)
-    sys.path[:] = dict.fromkeys([own, *request["added"], *filter(None, new), *rest])
-    return [str(word) for word in words]
-
-
-def run(words: list[str]) -> None:
-    """As the interpreter runs a script, `-m` and a module, or `-c` and code."""
-    if words[0] == "-c":
-        sys.argv = ["-c", *words[2:]]
-        main = sys.modules["__main__"] = ModuleType("__main__")
-        exec(words[1], main.__dict__)
-    elif words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
-
-
-def _configure_ray(before: dict[str, str]) -> None:
-    """Tell Ray's library what it would have read if it were loaded now."""
-    now = {name: os.environ[name] for name in os.environ if READ_BY_RAY.fullmatch(name)}
-    changed = {}
-    for name, value in now.items():
-        if before.get(name) != value:
-            known = name.removeprefix("RAY_")
-            changed[known] = value if known.isupper() else json.loads(value)
-    if changed and "ray" in sys.modules:
-        from ray._raylet import Config
-
-        Config.initialize(json.dumps(changed))
-
-
-def _set_up(words: list[str]) -> list[str] | None:
-    """What Ray's `setup_worker` does before it starts the worker; None: it has more to do."""
-    rest = []
-    for word in words:
-        if word.startswith(CONTEXT):
-            context = json.loads(word.removeprefix(CONTEXT))
-            prefix = context["command_prefix"]
-            if prefix[:1] == ["cd"] and prefix[2:] == ["&&"]:
-                os.chdir(prefix[1])
-                prefix = []
-            if (
-                prefix
-                or context["override_worker_entrypoint"]
-                or context["py_executable"] != sys.executable
-                or any("$" in value for value in context["env_vars"].values())
-            ):
-                return None
-            os.environ.update(context["env_vars"])
-        elif not word.startswith("--language="):
-            rest.append(word)
-    return rest if rest and rest[0].endswith("default_worker.py") else None
-
-
-def _others(read: dict[str, str | None], written: dict[str, str]) -> list[str]:
-    """Variables that imports would have found otherwise in this worker.
-
-    What they set themselves they may find set: a driver that has imported the same hands it on.
-    """
-    names = {name for name in os.environ if READ_BY_LIBRARIES.match(name)} - INDIFFERENT
-    others = [
-        name
-        for name in sorted(names | read.keys())
-        if os.environ.get(name) not in (read.get(name), written.get(name))
-    ]
-    known, now = ((of.get("PATH") or "").split(os.pathsep) for of in (read, os.environ))
-    if "PATH" in others and set(known) <= set(now):
-        others.remove("PATH")  # with more folders, imports would have found the same programs
-    return others
-
-
 if __name__ == "__main__":
     end_with_parent()
-    if os.fork():
+    if sys.argv[1].endswith(OF_THOSE):
+        server = Server(sys.argv[1], WITH_RAY)
+    elif os.fork():
         server = Server(sys.argv[1], WORKERS)
     else:
         end_with_parent()
         os.environ[OF_AGENTS] = "1"
         server = Server(f"{sys.argv[1]}.daemons", DAEMONS)
-    run(become(server.serve()))
+    leave(ended(become(server.serve())))

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.support import preload
 
 
 def _looks() -> tuple[bool, bool, bool]:
-    """Whether vLLM was there before it was asked for, who started this, and what vLLM says."""
-    preloaded = "vllm.v1.engine.llm_engine" in sys.modules
+    """Whether vLLM and Ray's libraries were there before they were asked for, who started this, and
+    what vLLM says."""
+    preloaded = {"vllm.v1.engine.llm_engine", "ray.data", "ray.train.torch"} <= sys.modules.keys()
     parent = Path(f"/proc/{os.getppid()}/cmdline").read_text()
     from vllm.v1.executor import ray_utils
 
@@ -29,9 +31,15 @@ def test_a_worker_is_a_fork_unless_its_variables_are_others(ray_local):
 
     if torch.cuda.is_available():
         pytest.skip("where there is a GPU workers start by themselves")
+    with_ray = Path(f"{os.environ[preload.SOCKET]}.with-ray")
+    deadline = time.monotonic() + 60.0
+    while not with_ray.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)  # until then they are forks of the first process
     look = ray.remote(_looks)
-    assert ray.get(look.remote()) == (True, True, True), preload.log()
-    others = {"PYTHONPATH": os.environ["PYTHONPATH"], "HF_HOME": "elsewhere"}
+    variables = {"PYTHONPATH": os.environ["PYTHONPATH"], "ANY": "other, for a new worker"}
+    looked = ray.get(look.options(runtime_env={"env_vars": variables}).remote())
+    assert looked == (True, True, True), preload.log()
+    others = variables | {"HF_HOME": "elsewhere"}
     preloaded, *_ = ray.get(look.options(runtime_env={"env_vars": others}).remote())
     assert not preloaded
 

@@ -8,7 +8,7 @@ import os
 import sys
 
 
-def _become_fork(socket_name: str) -> None:
+def _become_fork(socket_name: str, with_ray: bool = False) -> None:
     import array
     import json
     import signal
@@ -38,7 +38,10 @@ def _become_fork(socket_name: str) -> None:
     line.settimeout(_PATIENCE_S)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
     try:
-        line.connect(socket_name)
+        try:
+            line.connect(f"{socket_name}.with-ray" if with_ray else socket_name)
+        except OSError:  # not yet
+            line.connect(socket_name)
         line.sendmsg([struct.pack("<I", len(sent))], rights)
         line.sendall(sent)
         if line.recv(1) != b"G":
@@ -48,7 +51,8 @@ def _become_fork(socket_name: str) -> None:
         line.close()
         return
     # Ray knows the fork by the number that it tells itself, and this process until then. Workers
-    # end by themselves when their raylet has; a fork whose raylet died with its cluster did not.
+    # end by themselves when their raylet has, but not those that were forked with Ray's library,
+    # which reads who that is when it is loaded.
     raylet, alone_since = os.getppid(), None
     line.settimeout(1.0)
     while True:
@@ -58,7 +62,7 @@ def _become_fork(socket_name: str) -> None:
         except TimeoutError:
             if os.getppid() != raylet:
                 alone_since = alone_since or time.monotonic()
-                if time.monotonic() > alone_since + 10.0:
+                if time.monotonic() > alone_since + _ALONE_S:
                     os._exit(1)  # the fork is killed for it
     code = struct.unpack("<i", status)[0] if len(status) == 4 else -signal.SIGKILL
     if code < 0:  # by a signal
@@ -68,6 +72,7 @@ def _become_fork(socket_name: str) -> None:
     os._exit(code)
 
 
+_ALONE_S = 1.0
 _PATIENCE_S = 20.0
 """Ray gives a worker 60 seconds to start in, and a driver waits for its first ones for ever."""
 _WORKERS = tuple(f"/ray/_private/workers/{name}_worker.py" for name in ("setup", "default"))
@@ -90,6 +95,9 @@ _DAEMONS = (
 )
 _IS_DAEMON = _WORDS[0].endswith(_DAEMONS)
 if _SOCKET and (_IS_COMMAND or _IS_WORKER or _IS_DAEMON):
-    _become_fork(f"{_SOCKET}.daemons" if _IS_DAEMON else _SOCKET)
+    # Ray's library reads the job when it is loaded; all but the first are rare.
+    _with_ray = not _IS_DAEMON and not _WORDS[0].endswith("/preload/server.py")
+    _with_ray = _with_ray and (_IS_COMMAND or os.environ.get("RAY_JOB_ID") == "01000000")
+    _become_fork(f"{_SOCKET}.daemons" if _IS_DAEMON else _SOCKET, _with_ray)
     if _IS_WORKER:  # and nothing that it starts asks again; the workers of a command do
         del os.environ["STEPWISER_TESTS_PRELOADED"]
