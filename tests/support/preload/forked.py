@@ -46,6 +46,8 @@ INDIFFERENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # of whoever starts Ray: daemons are told their address
     "RAY_TMPDIR",
     "TMPDIR",  # each worker of xdist has its own; see `become`
+    "TORCHDYNAMO_DISABLE",  # this and the next an engine sets, to whose process it is the same
+    "TORCHINDUCTOR_CPP_DYNAMIC_THREADS",
     "TORCHINDUCTOR_CACHE_DIR",
     "TORCH_EXTENSIONS_DIR",  # read when it is used
     "VLLM_CONFIG_ROOT",  # read when it is used
