@@ -21,9 +21,11 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 from pkgutil import walk_packages
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -207,7 +209,8 @@ class Server:
             sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM asks whether it is there
         for module in _named(self._modules):
             try:
-                importlib.import_module(module)
+                with _names_of_its_own() if self._modules is WITH_RAY else nullcontext():
+                    importlib.import_module(module)
             except ImportError as error:  # a worker that needs it says so itself
                 print(f"{module}: {error}", file=sys.stderr, flush=True)
             if module == "torch" and sys.modules["torch"].cuda.is_available():
@@ -264,6 +267,21 @@ class Server:
                 with contextlib.suppress(OSError):  # it has ended as well
                     self._lines[pid].sendall(struct.pack("<i", code))
                 self._forget(pid)
+
+
+@contextmanager
+def _names_of_its_own() -> Iterator[None]:
+    """Has classes of actors named without Ray's generator, which is seeded by its first number: all
+    forks would give the same names to what they ask for."""
+    from ray import actor
+
+    names = actor.ActorClassID
+    drawn = SimpleNamespace(from_random=lambda: names(os.urandom(names.size())))
+    actor.ActorClassID = drawn  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        actor.ActorClassID = names  # type: ignore[misc]
 
 
 def _find_out() -> None:

@@ -25,6 +25,13 @@ def _looks() -> tuple[bool, bool, bool]:
     return preloaded, "preload/server.py" in parent, ray_utils.ray is not None
 
 
+def _draws() -> str:
+    """A name that Ray draws at random."""
+    from ray import UniqueID
+
+    return UniqueID.from_random().hex()
+
+
 @pytest.mark.slow
 def test_a_worker_is_a_fork_unless_its_variables_are_others(ray_local):
     import torch
@@ -39,6 +46,11 @@ def test_a_worker_is_a_fork_unless_its_variables_are_others(ray_local):
     variables = {"PYTHONPATH": os.environ["PYTHONPATH"], "ANY": "other, for a new worker"}
     looked = ray.get(look.options(runtime_env={"env_vars": variables}).remote())
     assert looked == (True, True, True), preload.log()
+    # Else requests of several workers have one name, and whom they ask ends.
+    draw = ray.remote(_draws)
+    each = [{"env_vars": variables | {"ANY": other}} for other in ("first", "second")]
+    names = ray.get([draw.options(runtime_env=its_own).remote() for its_own in each])
+    assert names[0] != names[1]
     others = variables | {"HF_HOME": "elsewhere"}
     preloaded, *_ = ray.get(look.options(runtime_env={"env_vars": others}).remote())
     assert not preloaded
