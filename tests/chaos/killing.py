@@ -52,7 +52,8 @@ class Family:
 
     def __exit__(self, *error: object) -> None:
         for process in self.alive():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends with one that was killed
+                process.kill()
 
     def _look_again(self) -> None:
         if time.monotonic() > self._looked + LOOK_S:
