@@ -29,29 +29,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.support.preload.forked import (
-        INDIFFERENT,
-        OF_AGENTS,
-        READ_BY_LIBRARIES,
-        READ_BY_RAY,
-        become,
-        end_with_parent,
-        ended,
-        leave,
-        made_of,
-    )
+    from tests.support.preload import forked
 else:  # of two trees that may be tested, neither is to be there for the forks
-    from forked import (
-        INDIFFERENT,
-        OF_AGENTS,
-        READ_BY_LIBRARIES,
-        READ_BY_RAY,
-        become,
-        end_with_parent,
-        ended,
-        leave,
-        made_of,
-    )
+    import forked
 
 WORKERS = (
     "torch",
@@ -101,7 +81,7 @@ FILES = 64
 
 
 class Server:
-    """Takes requests, forks, and tells whoever asked how the fork has ended."""
+    """Takes requests, forks, and tells whoever asked how the fork has forked.ended."""
 
     def __init__(self, name: str, modules: Sequence[str]) -> None:
         self._name = name
@@ -120,16 +100,16 @@ class Server:
         self._waker = wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._read: dict[str, str | None] = dict(made_of.get("read", {}))
+        self._read: dict[str, str | None] = dict(forked.made_of.get("read", {}))
         """Variables that imports have read, as they were; PATH at least once they are done."""
-        self._written: dict[str, str] = dict(made_of.get("written", {}))
+        self._written: dict[str, str] = dict(forked.made_of.get("written", {}))
         """Variables that imports have set."""
         self._of_ray: dict[str, str] = {}
         """Variables of Ray's library."""
         self._added: list[str] = []
         """Where Ray has its own copies of packages, which go before all others."""
         self._ready = False
-        if made_of:  # another such process is what this is a fork of
+        if forked.made_of:  # another such process is what this is a fork of
             self._preload()
 
     def serve(self) -> dict[str, Any]:
@@ -144,7 +124,7 @@ class Server:
                     self._wake.recv(4096)
                     self._reap()
                 elif key.data in self._lines:
-                    # Who asked says no more than that: it has ended, and its fork has to.
+                    # Who asked says no more than that: it has forked.ended, and its fork has to.
                     self._forget(key.data)
                     os.kill(key.data, signal.SIGKILL)
 
@@ -165,7 +145,7 @@ class Server:
             line.sendall(GO)
             gone = request is None or line.recv(len(GO)) != GO
             line.settimeout(None)
-        except (struct.error, ValueError, OSError):  # it was ended meanwhile
+        except (struct.error, ValueError, OSError):  # it was forked.ended meanwhile
             gone = True
         if gone:
             for file in files:
@@ -196,7 +176,7 @@ class Server:
 
     def _preload(self) -> None:
         before, path = dict(os.environ), list(sys.path)
-        read = {name for name in before if READ_BY_LIBRARIES.match(name)}
+        read = {name for name in before if forked.READ_BY_LIBRARIES.match(name)}
         ask = os._Environ.__getitem__
 
         def noted(environment: Any, name: str) -> str:
@@ -207,19 +187,16 @@ class Server:
         os._Environ.__getitem__ = noted  # type: ignore[method-assign, assignment]
         if self._modules is WORKERS:
             sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM asks whether it is there
-        for module in _named(self._modules):
-            try:
-                with _names_of_its_own() if self._modules is WITH_RAY else nullcontext():
+        with _names_of_its_own() if self._modules is WITH_RAY else nullcontext():
+            for module in _named(self._modules):
+                try:
                     importlib.import_module(module)
-            except ImportError as error:  # a worker that needs it says so itself
-                print(f"{module}: {error}", file=sys.stderr, flush=True)
-            if module == "torch" and sys.modules["torch"].cuda.is_available():
-                # A fork could not use the devices: every worker starts by itself.
-                read, before = set(), {}
-                break
-        else:
-            if self._modules is WORKERS:
-                self._start_another()
+                except ImportError as error:  # a worker that needs it says so itself
+                    print(f"{module}: {error}", file=sys.stderr, flush=True)
+                if module == "torch" and sys.modules["torch"].cuda.is_available():
+                    # A fork could not use the devices: every worker starts by itself.
+                    read, before = set(), {}
+                    break
         if self._modules is WORKERS:
             del sys.modules["ray"]
             _find_out()
@@ -231,13 +208,15 @@ class Server:
                 delattr(sys.modules[package], own)
         os._Environ.__getitem__ = ask  # type: ignore[method-assign]
         self._ready = True
-        found = {name: before.get(name) for name in {*read, "PATH"} - INDIFFERENT}
+        found = {name: before.get(name) for name in {*read, "PATH"} - forked.INDIFFERENT}
         self._read = found | self._read
-        self._of_ray = {name: before[name] for name in before if READ_BY_RAY.fullmatch(name)}
+        self._of_ray = {name: before[name] for name in before if forked.READ_BY_RAY.fullmatch(name)}
         self._added = list(takewhile(lambda entry: entry not in path, sys.path))
         self._written |= {name: os.environ[name] for name in os.environ.keys() - before.keys()}
         gc.collect()
         gc.freeze()  # else every fork writes to all that it shares
+        if self._modules is WORKERS and before:
+            self._start_another()
 
     def _start_another(self) -> None:
         """A fork of this process with Ray beside the rest, which has forks in its turn."""
@@ -264,7 +243,7 @@ class Server:
                 return
             if pid in self._lines:
                 code = os.waitstatus_to_exitcode(status)
-                with contextlib.suppress(OSError):  # it has ended as well
+                with contextlib.suppress(OSError):  # it has forked.ended as well
                     self._lines[pid].sendall(struct.pack("<i", code))
                 self._forget(pid)
 
@@ -312,13 +291,13 @@ def _named(modules: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    end_with_parent()
+    forked.end_with_parent()
     if sys.argv[1].endswith(OF_THOSE):
         server = Server(sys.argv[1], WITH_RAY)
     elif os.fork():
         server = Server(sys.argv[1], WORKERS)
     else:
-        end_with_parent()
-        os.environ[OF_AGENTS] = "1"
+        forked.end_with_parent()
+        os.environ[forked.OF_AGENTS] = "1"
         server = Server(f"{sys.argv[1]}.daemons", DAEMONS)
-    leave(ended(become(server.serve())))
+    forked.leave(forked.ended(forked.become(server.serve())))
